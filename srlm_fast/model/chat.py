@@ -1,0 +1,37 @@
+"""One user turn as the model expects it: its own chat template, or a stated default when it has none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Plain text that any tokenizer can write; saved with M1, so that later users of the model see the same turns.
+DEFAULT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] }}\n\n"
+    "{% elif message['role'] == 'user' %}### Instruction:\n{{ message['content'] }}\n\n"
+    "{% else %}### Response:\n{{ message['content'] }}{{ eos_token }}\n\n{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}### Response:\n{% endif %}"
+)
+
+
+def ensure_chat_template(tokenizer: Any) -> bool:
+    """Give a tokenizer without a chat template the default one. True when it had none."""
+    if tokenizer.chat_template:
+        return False
+    tokenizer.chat_template = DEFAULT_TEMPLATE
+    return True
+
+
+def render(tokenizer: Any, prompt: str) -> str:
+    """The text that the model continues to answer `prompt`."""
+    messages = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def encode(tokenizer: Any, prompt: str) -> list[int]:
+    """Token ids of `render`; the begin token comes from the template, or from the tokenizer where the template has none."""
+    text = render(tokenizer, prompt)
+    begin = tokenizer.bos_token
+    add = bool(begin) and not text.startswith(begin)
+    return tokenizer(text, add_special_tokens=add)["input_ids"]

@@ -1,0 +1,191 @@
+"""The decoder: one class for Llama 2/3, Mistral, Qwen2 and Qwen3, shared by sampler, judge, policy and reference.
+
+It takes a flat stream of tokens and returns hidden rows after the final norm. It holds no logits and no cache: the
+head is applied by whoever needs it, attention is the context's business. Projections are stored fused: qkv, gate_up.
+
+Shape letters: T tokens, D width, H heads, G key/value heads, K head width, F feed-forward width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels.rms_norm import rms_norm
+from ..kernels.rope import rope, rope_angles
+from ..kernels.swiglu import swiglu
+from .config import ModelConfig
+from .context import Context
+from .rope import rope_frequencies
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class Layer(nn.Module):
+    """One block: hidden + attention(norm(hidden)), then + feed-forward(norm(hidden))."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        c = config
+        self.index = index
+        self.heads = (c.num_heads, c.num_kv_heads, c.num_kv_heads)
+        self.head_dim = c.head_dim
+        self.attn_norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.qkv = nn.Linear(c.hidden_size, sum(self.heads) * c.head_dim, bias=c.qkv_bias)
+        self.q_norm = RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else nn.Identity()
+        self.o = nn.Linear(c.num_heads * c.head_dim, c.hidden_size, bias=c.o_bias)
+        self.mlp_norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.gate_up = nn.Linear(c.hidden_size, 2 * c.intermediate_size, bias=c.mlp_bias)
+        self.down = nn.Linear(c.intermediate_size, c.hidden_size, bias=c.mlp_bias)
+
+    def forward(self, hidden_TD: Tensor, cos: Tensor, sin: Tensor, context: Context) -> Tensor:
+        hidden_TD = hidden_TD + self.drop(
+            self.attention(self.attn_norm(hidden_TD), cos, sin, context)
+        )
+        return hidden_TD + self.drop(self.down(swiglu(self.gate_up(self.mlp_norm(hidden_TD)))))
+
+    def attention(self, x_TD: Tensor, cos: Tensor, sin: Tensor, context: Context) -> Tensor:
+        num_tokens = x_TD.shape[0]
+        q, k, v = self.qkv(x_TD).view(num_tokens, -1, self.head_dim).split(self.heads, dim=1)
+        q, k = rope(self.q_norm(q), cos, sin), rope(self.k_norm(k), cos, sin)
+        return self.o(context.attend(self.index, q, k, v).reshape(num_tokens, -1))
+
+    def drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout_p, self.training) if self.dropout_p else x
+
+    dropout_p: float = 0.0
+
+
+class Model(nn.Module):
+    """A decoder with its configuration and tokenizer.
+
+    `weights_version` changes whenever the weights do (`touch`); whatever was computed from them is keyed by it.
+    """
+
+    def __init__(self, config: ModelConfig, tokenizer: Any = None) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.generation_config: dict[str, Any] = {}
+        self.weights_version = 0
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
+        self.rope_frequencies: Tensor
+        self.register_buffer("rope_frequencies", torch.empty(0), persistent=False)
+        self.rope_scale = 1.0
+
+    def forward(self, token_ids: Tensor, positions: Tensor, context: Context) -> Tensor:
+        """token_ids, positions [T] int64 -> hidden [T, D] after the final norm, in the model's dtype."""
+        hidden_TD = self.embed(token_ids)
+        cos, sin = rope_angles(positions, self.rope_frequencies, self.rope_scale)
+        for layer in self.layers:
+            hidden_TD = layer(hidden_TD, cos, sin, context)
+        return self.norm(hidden_TD)
+
+    @property
+    def head(self) -> Tensor:
+        """[V, D]; the embedding itself when tied."""
+        return self.embed.weight if self.lm_head is None else self.lm_head.weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed.weight.dtype
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer: generation_config's, the config's and the tokenizer's, without repeats."""
+        found = self.generation_config.get("eos_token_id")
+        ids = [] if found is None else list(found) if isinstance(found, list) else [found]
+        ids += self.config.eos_token_ids
+        if self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
+            ids.append(self.tokenizer.eos_token_id)
+        return tuple(dict.fromkeys(ids))
+
+    @property
+    def dropout_p(self) -> float:
+        """Dropout on each block's two residual branches, in train mode only."""
+        return self.layers[0].dropout_p  # type: ignore[return-value]
+
+    @dropout_p.setter
+    def dropout_p(self, value: float) -> None:
+        for layer in self.layers:
+            layer.dropout_p = value  # type: ignore[assignment]
+
+    def touch(self) -> None:
+        """Say that the weights have changed."""
+        self.weights_version += 1
+
+    def set_rope(self) -> None:
+        """Compute the rotary frequencies (fp32) on the model's device, whatever the weights' dtype."""
+        frequencies, self.rope_scale = rope_frequencies(self.config)
+        self.rope_frequencies = frequencies.to(self.device)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the Hugging Face layout: config, sharded safetensors with index, tokenizer, chat template."""
+        from .save import save_model
+
+        save_model(self, Path(folder))
+
+    def load_weights(self, folder: str | Path) -> None:
+        """Read another folder's weights of the same shape into these same tensors. Raises ModelError."""
+        from .weights import read_weights
+
+        read_weights(self, Path(folder))
+        self.touch()
+
+
+def empty_model(
+    config: ModelConfig, device: torch.device | str, dtype: torch.dtype, tokenizer: Any = None
+) -> Model:
+    """A model whose weights are allocated, once and in their final dtype and place, but not filled."""
+    with torch.device("meta"):
+        model = Model(config, tokenizer).to(dtype)
+    model.to_empty(device=device)
+    model.set_rope()
+    return model.eval()
+
+
+def random_model(
+    config: ModelConfig,
+    tokenizer: Any = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    std: float | None = None,
+) -> Model:
+    """Weights from a normal distribution of standard deviation `std` (default hidden_size ** -0.5); norms 1, biases 0."""
+    model = empty_model(config, device, dtype, tokenizer)
+    generator = torch.Generator().manual_seed(seed)
+    std = config.hidden_size**-0.5 if std is None else std
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.fill_(1.0)
+            elif name.endswith("bias"):
+                weight.zero_()
+            else:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * std)
+    return model

@@ -1,0 +1,144 @@
+"""`load_model`: a folder, a preset name or a hub id -> a Model on a device."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .chat import ensure_chat_template
+from .config import ModelConfig, ModelError
+from .decoder import Model, empty_model
+from .presets import PRESETS
+from .weights import read_weights, weight_files
+
+TINY = "tiny"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(
+    folder_or_name: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> Model:
+    """Load a Llama, Mistral, Qwen2 or Qwen3 model.
+
+    folder_or_name: a Hugging Face folder, "tiny", a preset ("llama-3-8b"), or a hub id, taken from the local cache and
+    downloaded where there is a network. device: default "cuda" where there is one, else "cpu". dtype: default float32
+    on a CPU, bfloat16 elsewhere. Raises ModelError in one line.
+    """
+    folder = find_folder(folder_or_name)
+    config = read_config(folder)
+    weight_files(folder)
+    tokenizer = read_tokenizer(folder)
+    place = resolve_device(device)
+    model = empty_model(config, place, resolve_dtype(dtype, place), tokenizer)
+    model.generation_config = _read_json(folder / "generation_config.json", {})
+    read_weights(model, folder)
+    return model
+
+
+def find_folder(folder_or_name: str | Path) -> Path:
+    """The folder that holds a model. Raises ModelError saying what was looked for and where."""
+    name = str(folder_or_name)
+    if name == TINY:
+        return Path(__file__).parent.parent / "tiny" / "m0"
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelError(f"{name}: is a file; wanted a model folder with config.json")
+    preset = PRESETS.get(name.lower())
+    if preset is None and (name.count("/") != 1 or name[0] in "./~"):
+        raise ModelError(f"{name}: no such folder{_nearest(name)}")
+    return _hub_folder(preset.hub_id if preset and preset.hub_id else name)
+
+
+def _nearest(name: str) -> str:
+    known = [TINY, *PRESETS]
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    return f"; did you mean {near[0]}?" if near else f", and no preset; presets: {', '.join(known)}"
+
+
+def _hub_folder(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        pass
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(
+            f"{hub_id}: not in the local Hugging Face cache and cannot be downloaded ({reason})"
+        ) from None
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The configuration of a model folder. Raises ModelError."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder}: wanted a model folder; it has no config.json")
+    hf = _read_json(path, None)
+    if not isinstance(hf, dict):
+        raise ModelError(f"{path}: wanted a JSON object")
+    return ModelConfig.from_hf(hf, str(path))
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer with a chat template. Raises ModelError."""
+    files = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    if not any((folder / name).is_file() for name in files):
+        raise ModelError(f"{folder}: no tokenizer; wanted tokenizer.json or tokenizer.model")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the library raises many kinds for a broken file
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"{folder}: the tokenizer cannot be read ({reason})") from None
+    ensure_chat_template(tokenizer)
+    return tokenizer
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """A device that is there. Raises ModelError naming those that are."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = torch.device("meta")
+    name = "cpu" if found.type == "cpu" else f"{found.type}:{found.index or 0}"
+    if name not in there:
+        raise ModelError(f"device {str(device)!r} is not there; this machine has {', '.join(there)}")
+    return found
+
+
+def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """float32 on a CPU and bfloat16 elsewhere unless said otherwise. Raises ModelError."""
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    found = DTYPES.get(str(dtype).removeprefix("torch."))
+    if found is None:
+        raise ModelError(f"dtype {str(dtype)!r} is unknown; wanted {', '.join(DTYPES)}")
+    return found
+
+
+def _read_json(path: Path, default: Any) -> Any:
+    if not path.is_file():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path}: is not JSON ({error})") from None

@@ -1,0 +1,136 @@
+"""Records that cross stages, and their JSONL form. Standard library only.
+
+Rows are appended as they finish, one JSON object per line. A process may die in the middle of a line: `read_jsonl`
+ignores such a torn last line and `reopen_jsonl` cuts it off, so that nothing before it is lost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+
+class InputError(ValueError):
+    """The user's input cannot be used. The message is one line: where, what was found, what was wanted."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An instruction. `source` is "self-made", "file" or "seed"."""
+
+    prompt_id: str
+    text: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One sampled answer. `logprob` is the sum over `token_ids` in nats at temperature 1."""
+
+    prompt_id: str
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprob: float
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One sample of the judge on one candidate. `score` is None unless `status` is "OK"."""
+
+    prompt_id: str
+    candidate: int
+    sample: int
+    text: str
+    score: float | None
+    status: str
+
+
+def to_row(record: Any) -> dict[str, Any]:
+    """The JSON object of a record (a dataclass), or the object itself if it is already a dict."""
+    return record if isinstance(record, dict) else dataclasses.asdict(record)
+
+
+def dump_row(row: Any) -> str:
+    """One line of JSON, without the newline. Text stays readable (no ASCII escapes)."""
+    # Lone surrogates cannot be written as UTF-8, so such text falls back to escapes.
+    text = json.dumps(to_row(row), ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(to_row(row), allow_nan=False)
+    return text
+
+
+class RowWriter:
+    """Appends rows to a JSONL file; each row reaches the operating system before `write` returns."""
+
+    def __init__(self, path: Path) -> None:
+        cut_torn_line(path)
+        self.path = path
+        self._file: TextIO = open(path, "a", encoding="utf-8")
+
+    def write(self, *rows: Any) -> None:
+        self._file.write("".join(dump_row(row) + "\n" for row in rows))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> RowWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cut a last line that has no newline or is not JSON: what a killed process leaves behind."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    keep = len(data)
+    if data and not data.endswith(b"\n"):
+        keep = data.rfind(b"\n") + 1
+    if keep != len(data):
+        with open(path, "r+b") as file:
+            file.truncate(keep)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All whole rows of a file written by `RowWriter`; an empty list when there is no such file."""
+    return list(iter_jsonl(path))
+
+
+def iter_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """Write a whole file at once, atomically."""
+    write_text_atomic(path, "".join(dump_row(row) + "\n" for row in rows))
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Replace `path` by `text` so that a reader or a crash sees the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
