@@ -1,7 +1,7 @@
 """Records that cross stages, and their JSONL form. Standard library only.
 
 Rows are appended as they finish, one JSON object per line. A process may die in the middle of a line: `read_jsonl`
-ignores such a torn last line and `reopen_jsonl` cuts it off, so that nothing before it is lost.
+ignores such a torn last line and `RowWriter` cuts it off, so that nothing before it is lost.
 """
 
 from __future__ import annotations
@@ -91,13 +91,11 @@ class RowWriter:
 
 
 def cut_torn_line(path: Path) -> None:
-    """Cut a last line that has no newline or is not JSON: what a killed process leaves behind."""
+    """Cut a last line that has no newline: what a killed process leaves behind."""
     if not path.exists():
         return
     data = path.read_bytes()
-    keep = len(data)
-    if data and not data.endswith(b"\n"):
-        keep = data.rfind(b"\n") + 1
+    keep = data.rfind(b"\n") + 1
     if keep != len(data):
         with open(path, "r+b") as file:
             file.truncate(keep)
@@ -111,9 +109,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def iter_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for line in file:
-            if line.endswith("\n"):
+            if line.endswith(b"\n"):
                 yield json.loads(line)
 
 
