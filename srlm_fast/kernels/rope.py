@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .native import native, takes
+
 
 def rope_angles(positions: Tensor, frequencies: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """positions [T] int64, frequencies [K/2] fp32 -> cos, sin [T, K/2] fp32, both times `scale`."""
@@ -30,4 +32,22 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     wanted = (x.shape[0], x.shape[-1] // 2)
     if cos.shape != wanted or sin.shape != wanted:
         raise ValueError(f"cos, sin: {tuple(cos.shape)}, {tuple(sin.shape)}, wanted {wanted}")
-    return rope_reference(x, cos, sin)
+    return _rope_native(x, cos, sin) if takes(x) else rope_reference(x, cos, sin)
+
+
+def _rope_native(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    num_rows, heads, head_dim = x.shape
+    if x.stride()[1:] != (head_dim, 1):
+        x = x.contiguous()
+    out = torch.empty(num_rows, heads, head_dim)
+    native().rope(
+        x.data_ptr(),
+        num_rows,
+        heads,
+        head_dim,
+        x.stride(0),
+        cos.contiguous().data_ptr(),
+        sin.contiguous().data_ptr(),
+        out.data_ptr(),
+    )
+    return out

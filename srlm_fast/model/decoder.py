@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.linear import linear
 from ..kernels.rms_norm import rms_norm
 from ..kernels.rope import rope, rope_angles
 from ..kernels.swiglu import swiglu
@@ -33,6 +34,11 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
+class Linear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
 class Layer(nn.Module):
     """One block: hidden + attention(norm(hidden)), then + feed-forward(norm(hidden))."""
 
@@ -43,13 +49,13 @@ class Layer(nn.Module):
         self.heads = (c.num_heads, c.num_kv_heads, c.num_kv_heads)
         self.head_dim = c.head_dim
         self.attn_norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.qkv = nn.Linear(c.hidden_size, sum(self.heads) * c.head_dim, bias=c.qkv_bias)
+        self.qkv = Linear(c.hidden_size, sum(self.heads) * c.head_dim, bias=c.qkv_bias)
         self.q_norm = RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else nn.Identity()
-        self.o = nn.Linear(c.num_heads * c.head_dim, c.hidden_size, bias=c.o_bias)
+        self.o = Linear(c.num_heads * c.head_dim, c.hidden_size, bias=c.o_bias)
         self.mlp_norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.gate_up = nn.Linear(c.hidden_size, 2 * c.intermediate_size, bias=c.mlp_bias)
-        self.down = nn.Linear(c.intermediate_size, c.hidden_size, bias=c.mlp_bias)
+        self.gate_up = Linear(c.hidden_size, 2 * c.intermediate_size, bias=c.mlp_bias)
+        self.down = Linear(c.intermediate_size, c.hidden_size, bias=c.mlp_bias)
 
     def forward(self, hidden_TD: Tensor, cos: Tensor, sin: Tensor, context: Context) -> Tensor:
         hidden_TD = hidden_TD + self.drop(
@@ -87,7 +93,7 @@ class Model(nn.Module):
         self.lm_head = (
             None
             if config.tie_word_embeddings
-            else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            else Linear(config.hidden_size, config.vocab_size, bias=False)
         )
         self.rope_frequencies: Tensor
         self.register_buffer("rope_frequencies", torch.empty(0), persistent=False)

@@ -1,0 +1,65 @@
+# The single door. Every target makes .venv first and installs into it what the target needs.
+#
+#   make run                      the whole loop on the embedded tiny model
+#   make run ARGS="--help"        the same command with options
+#   make test                     the tests            (PYTEST_ARGS="-k sampler")
+#   make check                    format, lint, types
+#   make bench                    the benchmarks that run on this machine
+#
+# PYTHON=python3.12 picks the interpreter; PIP_ARGS goes to every `pip install`.
+
+PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.11 python3.13,\
+  $(shell $(p) -c 'import sys; print("$(p)") if sys.version_info >= (3, 11) else None' 2>/dev/null)))
+ARGS ?=
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml $(wildcard setup.py) $(wildcard csrc/*)
+PIP_INSTALL := @$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+
+.PHONY: run test check bench format clean
+.DELETE_ON_ERROR:
+
+run: $(VENV)/.ready
+	$(BIN)/python -m srlm_fast.run $(ARGS)
+
+test: $(VENV)/.ready-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.ready-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.ready-bench
+	$(BIN)/python -m benchmarks $(ARGS)
+
+format: $(VENV)/.ready-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build *.egg-info srlm_fast/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "srlm_fast: no Python 3.11 or newer found; try: make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@command -v $${CXX:-c++} >/dev/null || { echo "srlm_fast: no C++ compiler found (g++ or clang++; on Debian: apt-get install g++)" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp per set of extras; a newer source or pyproject.toml builds the extension again.
+$(VENV)/.ready: $(SOURCES) | $(BIN)/python
+	@echo "installing into $(VENV) (minutes, the first time)"
+	$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.ready-test: $(SOURCES) | $(BIN)/python
+	@echo "installing into $(VENV) (minutes, the first time)"
+	$(PIP_INSTALL) --editable '.[test]'
+	@touch $@ $(VENV)/.ready
+
+$(VENV)/.ready-bench: $(SOURCES) | $(BIN)/python
+	@echo "installing into $(VENV) (minutes, the first time)"
+	$(PIP_INSTALL) --editable '.[bench]'
+	@touch $@ $(VENV)/.ready

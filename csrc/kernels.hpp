@@ -1,0 +1,61 @@
+// The numeric kernels. Plain addresses of contiguous fp32 data; shapes are checked by the callers
+// in Python. Shape letters: T rows, D width, V vocabulary, H heads, G key/value heads, K head width.
+#pragma once
+
+#include <cstdint>
+
+namespace srlm {
+
+// out[T, N] (+)= x[T, K] w^T (+ bias), with w [N, K] packed in panels of 16 columns.
+int64_t packed_size(int64_t out_width, int64_t in_width);
+void pack_weight(const float* weight, int64_t out_width, int64_t in_width, float* packed);
+void packed_linear(const float* x, int64_t rows, int64_t in_width, const float* packed,
+                   int64_t out_width, const float* bias, float* out);
+
+void rms_norm(const float* x, int64_t rows, int64_t width, int64_t x_stride, const float* weight,
+              float eps, float* out);
+void swiglu(const float* gate_up, int64_t rows, int64_t width, float* out);
+// x [T, N, K] with a row stride; cos, sin [T, K/2].
+void rope(const float* x, int64_t rows, int64_t heads, int64_t head_dim, int64_t x_stride,
+          const float* cosines, const float* sines, float* out);
+
+// One layer's pages: keys [pages, G, K, P] (a page's tokens side by side), values [pages, G, P, Kp]
+// with Kp the head width rounded up to 16.
+struct PageShape {
+  int64_t heads, kv_heads, head_dim, value_width, page_tokens;
+};
+void write_pages(const float* k, int64_t k_stride, const float* v, int64_t v_stride,
+                 const int64_t* slots, int64_t rows, const PageShape& shape, float* keys,
+                 float* values);
+// Sequence s owns rows row_starts[s] .. row_starts[s+1], the last tokens of a context of
+// context_lengths[s] keys that stand in the pages block_table[s, :]. window 0 is full attention.
+struct PagedBatch {
+  const int32_t* row_starts;
+  const int32_t* context_lengths;
+  const int32_t* block_table;
+  int64_t num_sequences, table_width;
+};
+void paged_attention(const float* q, int64_t q_stride, const PagedBatch& batch,
+                     const PageShape& shape, const float* keys, const float* values, float scale,
+                     int64_t window, float* out);
+
+struct SamplingBatch {
+  const float* logits;  // [U, V]
+  int64_t vocab;
+  int64_t num_samples;  // N
+  const int64_t* rows;  // [N] row of logits
+  const float *temperature, *top_p, *min_p, *repetition_penalty;
+  const int32_t* top_k;
+  const uint64_t* noise_keys;
+  const int64_t* positions;
+  const int32_t *history, *history_starts, *banned, *banned_starts;
+};
+// tokens [N] and their raw log-probabilities at temperature 1 [N], NaN where a row has no finite
+// maximum.
+void sample(const SamplingBatch& batch, int32_t* tokens, float* logprobs);
+
+// The largest ROUGE-L F-measure (2 * LCS / (both lengths)) against any sequence of the pool.
+double rouge_l_max(const int32_t* candidate, int64_t length, const int32_t* pool,
+                   const int64_t* starts, int64_t num_sequences);
+
+}  // namespace srlm

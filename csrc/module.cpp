@@ -1,0 +1,271 @@
+// The Python face of the extension. Tensors come as addresses (the Python side has checked dtype,
+// device, shape and contiguity), plans leave as NumPy views on memory that the scheduler owns.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+
+#include "hash.hpp"
+#include "kernels.hpp"
+#include "scheduler.hpp"
+
+namespace py = pybind11;
+using namespace srlm;
+
+namespace {
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+template <typename T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// A view that keeps its owner alive; valid until the next plan.
+template <typename T>
+py::array view(const std::vector<T>& data, py::handle owner, std::vector<py::ssize_t> shape) {
+  return py::array(py::dtype::of<T>(), std::move(shape), {}, data.data(), owner);
+}
+
+template <typename T>
+py::array view(const std::vector<T>& data, py::handle owner) {
+  return view(data, owner, {static_cast<py::ssize_t>(data.size())});
+}
+
+template <auto Field>
+auto plan_view() {
+  return [](py::object self) { return view(self.cast<Scheduler&>().current().*Field, self); };
+}
+
+// What the attention of one step needs beside each layer's tensors; keeps its arrays alive.
+class PagedBatchView {
+ public:
+  PagedBatchView(Array<int64_t> slots, Array<int32_t> row_starts, Array<int32_t> context_lengths,
+                 Array<int32_t> block_table, const PageShape& shape)
+      : slots_(std::move(slots)), row_starts_(std::move(row_starts)),
+        context_lengths_(std::move(context_lengths)), block_table_(std::move(block_table)),
+        shape_(shape) {
+    if (block_table_.ndim() != 2 || row_starts_.size() != block_table_.shape(0) + 1 ||
+        context_lengths_.size() != block_table_.shape(0))
+      throw std::invalid_argument("PagedBatch: wanted row_starts [S+1], lengths [S], table [S, W]");
+    batch_ = {row_starts_.data(), context_lengths_.data(), block_table_.data(),
+              block_table_.shape(0), block_table_.shape(1)};
+  }
+
+  void attend(uintptr_t q, int64_t q_stride, uintptr_t k, int64_t k_stride, uintptr_t v,
+              int64_t v_stride, uintptr_t keys, uintptr_t values, float scale, int64_t window,
+              uintptr_t out) const {
+    py::gil_scoped_release release;
+    write_pages(at<float>(k), k_stride, at<float>(v), v_stride, slots_.data(), slots_.size(),
+                shape_, at<float>(keys), at<float>(values));
+    paged_attention(at<float>(q), q_stride, batch_, shape_, at<float>(keys), at<float>(values),
+                    scale, window, at<float>(out));
+  }
+
+ private:
+  Array<int64_t> slots_;
+  Array<int32_t> row_starts_, context_lengths_, block_table_;
+  PageShape shape_;
+  PagedBatch batch_;
+};
+
+py::tuple sample_tokens(uintptr_t logits, int64_t vocab, Array<int64_t> rows,
+                        Array<float> temperature, Array<int32_t> top_k, Array<float> top_p,
+                        Array<float> min_p, Array<float> repetition_penalty,
+                        Array<uint64_t> noise_keys, Array<int64_t> positions,
+                        Array<int32_t> history, Array<int32_t> history_starts,
+                        Array<int32_t> banned, Array<int32_t> banned_starts) {
+  const py::ssize_t count = rows.size();
+  Array<int32_t> tokens(count);
+  Array<float> logprobs(count);
+  const SamplingBatch batch{at<float>(logits), vocab, count, rows.data(), temperature.data(),
+                            top_p.data(), min_p.data(), repetition_penalty.data(), top_k.data(),
+                            noise_keys.data(), positions.data(), history.data(),
+                            history_starts.data(), banned.data(), banned_starts.data()};
+  int32_t* token_data = tokens.mutable_data();
+  float* logprob_data = logprobs.mutable_data();
+  {
+    py::gil_scoped_release release;
+    sample(batch, token_data, logprob_data);
+  }
+  return py::make_tuple(std::move(tokens), std::move(logprobs));
+}
+
+int64_t add_request(Scheduler& self, Array<int32_t> prompt, int32_t n, float temperature,
+                    int32_t top_k, float top_p, float min_p, float repetition_penalty,
+                    int32_t max_tokens, int32_t min_tokens, bool ignore_eos, uint64_t seed,
+                    std::vector<int32_t> stop_token_ids, std::vector<std::string> stops) {
+  RequestParams params{n, top_k, max_tokens, min_tokens, temperature, top_p, min_p,
+                       repetition_penalty, ignore_eos, seed, std::move(stop_token_ids),
+                       std::move(stops)};
+  return self.add({prompt.data(), prompt.data() + prompt.size()}, std::move(params));
+}
+
+// [(token_ids, logprobs, "stop" or "length", byte of the text where a stop string began or -1)].
+py::list take_results(Scheduler& self, int64_t id) {
+  py::list out;
+  for (const SampleResult& result : self.take_results(id))
+    out.append(py::make_tuple(
+        Array<int32_t>(static_cast<py::ssize_t>(result.token_ids.size()), result.token_ids.data()),
+        Array<float>(static_cast<py::ssize_t>(result.logprobs.size()), result.logprobs.data()),
+        result.finish == Finish::kStop ? "stop" : "length", result.cut));
+  return out;
+}
+
+void accept(Scheduler& self, Array<int32_t> token_ids, Array<float> logprobs) {
+  if (token_ids.size() != logprobs.size())
+    throw std::invalid_argument("accept: wanted as many logprobs as token_ids");
+  const int32_t* ids = token_ids.data();
+  const float* values = logprobs.data();
+  const int64_t count = token_ids.size();
+  py::gil_scoped_release release;
+  self.accept(ids, values, count);
+}
+
+void bind_scheduler(py::module_& m) {
+  py::class_<Scheduler>(m, "Scheduler")
+      .def(py::init([](int32_t num_pages, int32_t page_tokens, int32_t max_batch_tokens,
+                       int32_t max_sequences, int32_t max_positions,
+                       std::vector<int32_t> eos_token_ids) {
+             return std::make_unique<Scheduler>(
+                 SchedulerConfig{num_pages, page_tokens, max_batch_tokens, max_sequences,
+                                 max_positions, std::move(eos_token_ids)});
+           }),
+           py::arg("num_pages"), py::arg("page_tokens"), py::arg("max_batch_tokens"),
+           py::arg("max_sequences"), py::arg("max_positions"), py::arg("eos_token_ids"))
+      .def("set_token_bytes",
+           [](Scheduler& self, const std::vector<py::bytes>& table) {
+             std::string bytes;
+             std::vector<int64_t> starts{0};
+             for (const py::bytes& entry : table) {
+               bytes += static_cast<std::string>(entry);
+               starts.push_back(static_cast<int64_t>(bytes.size()));
+             }
+             self.set_token_bytes(std::move(bytes), std::move(starts));
+           })
+      .def("set_weights_version", &Scheduler::set_weights_version)
+      .def("add", &add_request)
+      .def("plan", &Scheduler::plan, py::call_guard<py::gil_scoped_release>())
+      .def("accept", &accept)
+      .def("take_finished", &Scheduler::take_finished)
+      .def("take_results", &take_results)
+      .def("reset", &Scheduler::reset)
+      .def("page_refs", [](const Scheduler& self, int32_t page) { return self.pool().refs(page); })
+      .def_property_readonly("num_free_pages",
+                             [](const Scheduler& self) { return self.pool().num_free(); })
+      .def_property_readonly("num_cached_pages", &Scheduler::num_cached)
+      .def_property_readonly("num_running", &Scheduler::num_running)
+      .def_property_readonly("num_waiting", &Scheduler::num_waiting)
+      .def_readonly("prefill_tokens", &Scheduler::prefill_tokens)
+      .def_readonly("cached_tokens", &Scheduler::cached_tokens)
+      .def_readonly("generated_tokens", &Scheduler::generated_tokens)
+      .def_readonly("preemptions", &Scheduler::preemptions)
+      .def_property_readonly("token_ids", plan_view<&Plan::token_ids>())
+      .def_property_readonly("positions", plan_view<&Plan::positions>())
+      .def_property_readonly("slots", plan_view<&Plan::slots>())
+      .def_property_readonly("row_starts", plan_view<&Plan::row_starts>())
+      .def_property_readonly("context_lengths", plan_view<&Plan::context_lengths>())
+      .def_property_readonly("block_table",
+                             [](py::object self) {
+                               const Plan& plan = self.cast<Scheduler&>().current();
+                               return view(plan.block_table, self,
+                                           {static_cast<py::ssize_t>(plan.context_lengths.size()),
+                                            static_cast<py::ssize_t>(plan.width)});
+                             })
+      .def_property_readonly("copies",
+                             [](py::object self) {
+                               const Plan& plan = self.cast<Scheduler&>().current();
+                               return view(plan.copies, self,
+                                           {static_cast<py::ssize_t>(plan.copies.size() / 2), 2});
+                             })
+      .def_property_readonly("logit_rows", plan_view<&Plan::logit_rows>())
+      .def_property_readonly("sample_rows", plan_view<&Plan::sample_rows>())
+      .def_property_readonly("temperature", plan_view<&Plan::temperature>())
+      .def_property_readonly("top_k", plan_view<&Plan::top_k>())
+      .def_property_readonly("top_p", plan_view<&Plan::top_p>())
+      .def_property_readonly("min_p", plan_view<&Plan::min_p>())
+      .def_property_readonly("repetition_penalty", plan_view<&Plan::repetition_penalty>())
+      .def_property_readonly("noise_keys", plan_view<&Plan::noise_keys>())
+      .def_property_readonly("sample_positions", plan_view<&Plan::sample_positions>())
+      .def_property_readonly("history", plan_view<&Plan::history>())
+      .def_property_readonly("history_starts", plan_view<&Plan::history_starts>())
+      .def_property_readonly("banned", plan_view<&Plan::banned>())
+      .def_property_readonly("banned_starts", plan_view<&Plan::banned_starts>())
+      .def_property_readonly("hidden_rows", plan_view<&Plan::hidden_rows>())
+      .def_property_readonly("hidden_ids", plan_view<&Plan::hidden_ids>());
+}
+
+void bind_kernels(py::module_& m) {
+  py::class_<PagedBatchView>(m, "PagedBatch")
+      .def(py::init([](Array<int64_t> slots, Array<int32_t> row_starts,
+                       Array<int32_t> context_lengths, Array<int32_t> block_table, int64_t heads,
+                       int64_t kv_heads, int64_t head_dim, int64_t value_width,
+                       int64_t page_tokens) {
+        return std::make_unique<PagedBatchView>(
+            std::move(slots), std::move(row_starts), std::move(context_lengths),
+            std::move(block_table),
+            PageShape{heads, kv_heads, head_dim, value_width, page_tokens});
+      }))
+      .def("attend", &PagedBatchView::attend);
+  m.def("sample", &sample_tokens);
+  m.def("packed_size", &packed_size);
+  m.def("pack_weight", [](uintptr_t weight, int64_t out_width, int64_t in_width, uintptr_t packed) {
+    py::gil_scoped_release release;
+    pack_weight(at<float>(weight), out_width, in_width, at<float>(packed));
+  });
+  m.def("packed_linear", [](uintptr_t x, int64_t rows, int64_t in_width, uintptr_t packed,
+                            int64_t out_width, uintptr_t bias, uintptr_t out) {
+    py::gil_scoped_release release;
+    packed_linear(at<float>(x), rows, in_width, at<float>(packed), out_width, at<float>(bias),
+                  at<float>(out));
+  });
+  m.def("rms_norm", [](uintptr_t x, int64_t rows, int64_t width, int64_t x_stride,
+                       uintptr_t weight, float eps, uintptr_t out) {
+    py::gil_scoped_release release;
+    rms_norm(at<float>(x), rows, width, x_stride, at<float>(weight), eps, at<float>(out));
+  });
+  m.def("swiglu", [](uintptr_t gate_up, int64_t rows, int64_t width, uintptr_t out) {
+    py::gil_scoped_release release;
+    swiglu(at<float>(gate_up), rows, width, at<float>(out));
+  });
+  m.def("rope", [](uintptr_t x, int64_t rows, int64_t heads, int64_t head_dim, int64_t x_stride,
+                   uintptr_t cosines, uintptr_t sines, uintptr_t out) {
+    py::gil_scoped_release release;
+    rope(at<float>(x), rows, heads, head_dim, x_stride, at<float>(cosines), at<float>(sines),
+         at<float>(out));
+  });
+  m.def("noise_uniform", &noise_uniform);
+  m.def("noise_key", &noise_key);
+}
+
+void bind_text(py::module_& m) {
+  m.def(
+      "rouge_l_max",
+      [](Array<int32_t> candidate, Array<int32_t> pool, Array<int64_t> starts) {
+        const int64_t count = std::max<int64_t>(starts.size() - 1, 0);
+        for (int64_t i = 0; i < count; ++i)
+          if (starts.data()[i] < 0 || starts.data()[i] > starts.data()[i + 1])
+            throw std::invalid_argument("starts: wanted offsets that never fall");
+        if (count > 0 && starts.data()[count] > pool.size())
+          throw std::invalid_argument("starts: the last one is beyond the pool");
+        const int32_t *words = candidate.data(), *pool_words = pool.data();
+        const int64_t* offsets = starts.data();
+        const int64_t length = candidate.size();
+        py::gil_scoped_release release;
+        return rouge_l_max(words, length, pool_words, offsets, count);
+      },
+      py::arg("candidate"), py::arg("pool"), py::arg("starts"),
+      "The largest ROUGE-L F-measure of candidate [L] int32 against the sequences\n"
+      "pool[starts[i]:starts[i+1]], i < len(starts) - 1; 0.0 for an empty candidate or pool.");
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "Pages, scheduling, attention and sampling on a CPU; see srlm_fast/sampler.";
+  bind_scheduler(m);
+  bind_kernels(m);
+  bind_text(m);
+}

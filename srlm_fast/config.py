@@ -1,0 +1,349 @@
+"""Everything that makes a run, as one frozen tree of the stages' own dataclasses.
+
+A recipe fills the tree, options override single fields, `config.json` keeps it. No stage reads this
+tree: `loop` hands each stage its own branch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import platform
+from argparse import Namespace
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from srlm_fast import __version__
+from srlm_fast.data import PromptConfig
+from srlm_fast.options import OPTIONS, Option
+from srlm_fast.records import InputError
+from srlm_fast.run_folder import CONFIG_FILE, read_json
+from srlm_fast.sampler import SamplingParams
+from srlm_fast.tiny.settings import SETTINGS
+from srlm_fast.train import DpoConfig, SftConfig
+
+TINY = "tiny"
+FILES = ("prompts_file", "ift_file", "eft_file", "eval_prompts_file")
+# Tokens run at once in training. Activations are kept for backward, some megabytes a token for a
+# model of billions, so a small piece decides whether such a model fits; its rows still fill a GPU.
+MICRO_BATCH = 2048
+# Where a run is written is not what it is.
+NOT_COMPARED = ("out",)
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """mode: "sampled" reads the written score; "expected" is the mean over the score's digits."""
+
+    mode: str = "sampled"
+    sampling: SamplingParams = field(
+        default_factory=lambda: SamplingParams(n=3, temperature=0.7, top_p=0.9, max_tokens=256)
+    )
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """The held-out score of each model: `samples` answers to each of `num_prompts` prompts. The judge
+    table: at most `num_judged` prompts whose answers have a known order."""
+
+    num_prompts: int = 128
+    samples: int = 1
+    num_judged: int = 541
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. Files are absolute paths or None; device and dtype None: the default."""
+
+    model: str = TINY
+    seed: int = 0
+    iterations: int = 2
+    recipe: str = "default"
+    reward: str = "self"
+    device: str | None = None
+    dtype: str | None = None
+    prompts_file: str | None = None
+    ift_file: str | None = None
+    eft_file: str | None = None
+    eval_prompts_file: str | None = None
+    num_ift: int | None = None  # rows taken of each seed; None takes all
+    num_eft: int | None = None
+    num_prompts: int = 1024
+    sft: SftConfig = field(default_factory=lambda: SftConfig(micro_batch_tokens=MICRO_BATCH))
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    prompt_sampling: SamplingParams = field(
+        default_factory=lambda: SamplingParams(
+            temperature=0.6, top_p=0.9, max_tokens=256, stop=("\nTask ",)
+        )
+    )
+    candidates: SamplingParams = field(
+        default_factory=lambda: SamplingParams(n=4, temperature=0.7, top_p=0.9, max_tokens=512)
+    )
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    dpo: DpoConfig = field(default_factory=lambda: DpoConfig(micro_batch_tokens=MICRO_BATCH))
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    inputs: dict[str, str] = field(default_factory=dict)  # SHA-256 of each file's content
+    out: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def recipe(name: str, model: str) -> Config:
+    """The tree before options: the tiny model's own numbers or those for a user's model, and over
+    either the paper's."""
+    base = tiny() if model == TINY else Config()
+    return paper(base) if name == "paper" else base
+
+
+def paper(base: Config) -> Config:
+    """`base` with what arXiv 2401.10020 states in its sections 2 and 3.1.
+
+    Left as they are: the longest texts, the passes over the data and, because the paper gives only
+    the pairs that came of them (3,964 and 6,942), the number of prompts of a round, set to 8,192.
+    """
+    sampling = {"temperature": 0.7, "top_p": 0.9}
+    return dataclasses.replace(
+        base,
+        recipe="paper",
+        num_ift=3200,
+        num_eft=1630,
+        num_prompts=8192,
+        sft=dataclasses.replace(
+            base.sft,
+            learning_rate=5.5e-6,
+            schedule="cosine",
+            final_fraction=0.2,
+            batch_rows=16,
+            dropout=0.1,
+        ),
+        prompts=dataclasses.replace(base.prompts, seed_shots=6, made_shots=2, similarity=0.7),
+        prompt_sampling=dataclasses.replace(base.prompt_sampling, temperature=0.6, top_p=0.9),
+        candidates=dataclasses.replace(base.candidates, n=4, **sampling),
+        judge=JudgeConfig("sampled", dataclasses.replace(base.judge.sampling, n=3, **sampling)),
+        dpo=dataclasses.replace(
+            base.dpo,
+            learning_rate=1e-6,
+            final_fraction=0.1,
+            beta=0.1,
+            batch_pairs=16,
+            dropout=0.1,
+        ),
+    )
+
+
+def tiny() -> Config:
+    """A model of a few million weights needs larger steps and shorter texts."""
+    own = SETTINGS
+    return Config(
+        num_ift=own.num_ift,
+        num_eft=own.num_eft,
+        num_prompts=own.num_prompts,
+        sft=SftConfig(
+            learning_rate=own.sft_learning_rate,
+            epochs=own.sft_epochs,
+            batch_rows=own.sft_batch_rows,
+        ),
+        # Its instructions are short and much alike: at the paper's 0.7 three of four are turned
+        # away, and those that are left are the broken ones.
+        prompts=PromptConfig(
+            header="Here are some tasks.\n",
+            similarity=own.rouge_threshold,
+            keywords=(),
+            min_words=2,
+        ),
+        prompt_sampling=SamplingParams(
+            temperature=own.temperature, top_p=own.top_p, max_tokens=own.max_tokens, stop=("\n",)
+        ),
+        candidates=SamplingParams(
+            n=own.num_candidates,
+            temperature=own.temperature,
+            top_p=own.top_p,
+            max_tokens=own.max_tokens,
+        ),
+        judge=JudgeConfig(
+            sampling=SamplingParams(
+                n=own.num_judgements,
+                temperature=own.judge_temperature,
+                top_p=own.top_p,
+                max_tokens=own.judge_max_tokens,
+            )
+        ),
+        dpo=DpoConfig(
+            learning_rate=own.dpo_learning_rate,
+            beta=own.dpo_beta,
+            epochs=own.dpo_epochs,
+            batch_pairs=own.dpo_batch_pairs,
+        ),
+        evaluation=EvaluationConfig(num_prompts=own.num_held_out),
+    )
+
+
+def from_options(arguments: Namespace) -> Config:
+    """The tree for parsed options (an attribute per option, None where it was not given).
+
+    Raises InputError naming the option.
+    """
+    model = arguments.model if arguments.model is not None else TINY
+    config = recipe(arguments.recipe or "default", model)
+    for option in OPTIONS:
+        value = getattr(arguments, option.key, None)
+        if value is not None:
+            config = put_option(config, option, value)
+    for name in FILES:
+        config = put(config, name, absolute(getattr(config, name)))
+    config = dataclasses.replace(config, inputs=fingerprints(config))
+    check(config)
+    return config
+
+
+def put_option(config: Config, option: Option, value: Any) -> Config:
+    try:
+        return put(config, option.path, value)
+    except ValueError as error:  # the stage's own check
+        raise InputError(f"{option.name}: {error}") from error
+
+
+def put(tree: Any, path: str, value: Any) -> Any:
+    """`tree` with the field at a dotted `path` replaced."""
+    name, _, rest = path.partition(".")
+    if rest:
+        value = put(getattr(tree, name), rest, value)
+    return dataclasses.replace(tree, **{name: value})
+
+
+def get(tree: Any, path: str) -> Any:
+    return reduce(getattr, path.split("."), tree)
+
+
+def absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser().absolute())
+
+
+def fingerprints(config: Config) -> dict[str, str]:
+    """What the given files hold, so that a run is not gone on with after a file has changed."""
+    given = {name: getattr(config, name) for name in FILES if getattr(config, name) is not None}
+    return {name: fingerprint(option_at(name), path) for name, path in given.items()}
+
+
+def fingerprint(option: str, path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except IsADirectoryError:
+        raise InputError(f"{option} {path}: found a folder, wanted a file") from None
+    except OSError as error:
+        raise InputError(f"{option} {path}: {error.strerror}, wanted a readable file") from None
+
+
+def option_at(path: str) -> str:
+    """The option that sets a field, or the field itself."""
+    return next((option.name for option in OPTIONS if option.path == path), path)
+
+
+def check(config: Config) -> None:
+    """Raise InputError for a value out of range, or for values that do not go together."""
+    for option in OPTIONS:
+        check_range(option, get(config, option.path))
+    if config.reward == "gold" and config.model != TINY:
+        raise InputError(
+            f"--reward: found 'gold' with --model {config.model}, wanted --model tiny: only its "
+            "world has a scorer"
+        )
+    if config.candidates.temperature == 0:
+        raise InputError(
+            "--temperature: found 0, wanted a number above 0: greedy answers to one prompt are all "
+            "the same, and equal answers make no pair"
+        )
+
+
+def check_range(option: Option, value: Any) -> None:
+    if value is not None:
+        option.check(value)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One option in which two runs differ, with its value there (on disk) and here (asked for)."""
+
+    option: str
+    there: Any
+    here: Any
+
+
+def differences(there: Config | dict[str, Any], here: Config) -> list[Difference]:
+    """What differs between a run on disk and the one asked for, in the order of the fields."""
+    old = there.to_json() if isinstance(there, Config) else there
+    new = flatten(here.to_json())
+    old = flatten(old)
+    paths = [path for path in [*new, *(old.keys() - new.keys())] if path not in NOT_COMPARED]
+    return [
+        Difference(named(path), old.get(path), new.get(path))
+        for path in paths
+        if plain(old.get(path)) != plain(new.get(path))
+    ]
+
+
+def named(path: str) -> str:
+    if path.startswith("inputs."):
+        return f"{option_at(path.removeprefix('inputs.'))} (the file's content)"
+    return option_at(path)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted path -> leaf."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{path}.")
+        else:
+            flat[path] = value
+    return flat
+
+
+def plain(value: Any) -> Any:
+    """A value as it comes back from JSON."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def from_json(row: dict[str, Any]) -> Config:
+    """The tree that `to_json` wrote. Raises InputError naming a field that is unknown."""
+    return build(Config, row)
+
+
+def build(kind: type, row: dict[str, Any]) -> Any:
+    defaults = kind()
+    fields = {each.name for each in dataclasses.fields(kind)}
+    unknown = sorted(row.keys() - fields)
+    if unknown:
+        raise InputError(f"{CONFIG_FILE}: found the field {unknown[0]!r}, which is not known")
+    return kind(**{name: rebuilt(getattr(defaults, name), value) for name, value in row.items()})
+
+
+def rebuilt(default: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(default):
+        return build(type(default), value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The run part of a folder's `config.json`, as plain values for `differences`."""
+    return read_json(folder / CONFIG_FILE).get("run", {})
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with."""
+    names = ("torch", "triton", "transformers", "numpy")
+    found = {name: installed(name) for name in names}
+    return {"srlm_fast": __version__, "python": platform.python_version(), **found}
+
+
+def installed(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"

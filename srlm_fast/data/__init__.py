@@ -1,0 +1,23 @@
+"""Rows that go in: seeds, the user's prompts, and prompts that the model makes up."""
+
+from srlm_fast.data.prompts import read_prompts
+from srlm_fast.data.rouge import RougePool, rouge_l_max, words
+from srlm_fast.data.seeds import EftEvalRow, EftRow, IftRow, read_eft, read_eft_eval, read_ift
+from srlm_fast.data.selfmade import MadePrompts, Progress, PromptConfig, make_prompts
+
+__all__ = [
+    "EftEvalRow",
+    "EftRow",
+    "IftRow",
+    "MadePrompts",
+    "Progress",
+    "PromptConfig",
+    "RougePool",
+    "make_prompts",
+    "read_eft",
+    "read_eft_eval",
+    "read_ift",
+    "read_prompts",
+    "rouge_l_max",
+    "words",
+]

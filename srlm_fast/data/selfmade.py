@@ -1,0 +1,285 @@
+"""New prompts by the model itself: shown a few tasks, it goes on with another (arXiv 2401.10020,
+2212.10560).
+
+The work is a row of requests. Request i shows demonstrations drawn by (seed, i) from the seed
+prompts and from what the batches before its own brought; its output is taken in the order of i. So
+the prompts depend on the seed alone, not on which request finishes first or where a run was broken
+off.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from srlm_fast.data.rouge import RougePool, words
+from srlm_fast.records import Prompt
+
+# What a text model cannot work with (Self-Instruct's list and its like).
+KEYWORDS = (
+    *("image", "images", "graph", "graphs", "picture", "pictures", "photo", "photos"),
+    *("file", "files", "map", "maps", "draw", "plot", "go to", "video", "audio", "music"),
+    *("flowchart", "diagram"),
+)
+REASONS = (
+    *("truncated", "empty", "surplus", "too_short", "too_long", "keyword"),
+    *("held_out", "duplicate", "similar"),
+)
+
+# (request index, text to go on from) of each request -> what the model wrote; None where the token
+# limit cut it.
+Generate = Callable[[list[tuple[int, str]]], Sequence[str | None]]
+Exclude = Iterable[str] | Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How prompts are asked for and which are kept.
+
+    header, item, tail: the request is header, one item per demonstration, tail. `{n}` is the number
+    of a task, from 1; `{prompt}` its text, in `item` alone.
+    seed_shots, made_shots: demonstrations from the seeds and from earlier self-made prompts; as
+    long as there are too few of the latter, seeds stand in.
+    batch_requests: requests per call of `generate`. per_request: prompts taken at most from one
+    output.
+    requests_per_prompt: how many requests are made in all, per prompt wanted, before giving up.
+    min_words, max_words, keywords: filters. similarity: ROUGE-L F-measure from which on a prompt is
+    too much like one of the pool.
+    """
+
+    header: str = "Come up with a series of tasks:\n\n"
+    item: str = "Task {n}: {prompt}\n"
+    tail: str = "Task {n}:"
+    seed_shots: int = 6
+    made_shots: int = 2
+    batch_requests: int = 64
+    per_request: int = 1
+    requests_per_prompt: int = 10
+    min_words: int = 3
+    max_words: int = 150
+    keywords: tuple[str, ...] = KEYWORDS
+    similarity: float = 0.7
+
+    def __post_init__(self) -> None:
+        if "{prompt}" not in self.item:
+            raise ValueError(f"item: {self.item!r}, wanted a text with {{prompt}}")
+        for name in ("seed_shots", "batch_requests", "per_request", "requests_per_prompt"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}, wanted at least 1")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What has been done: requests whose outputs were taken, rejected prompts by reason."""
+
+    requests: int = 0
+    rejects: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MadePrompts:
+    """The accepted prompts in order, fewer than asked for where the model ran dry, and the final
+    account."""
+
+    prompts: list[Prompt]
+    progress: Progress
+
+
+OnBatch = Callable[[list[Prompt], Progress], None]
+
+
+def make_prompts(
+    generate: Generate,
+    seed_prompts: Sequence[str],
+    count: int,
+    config: PromptConfig,
+    seed: int = 0,
+    exclude: Exclude = (),
+    *,
+    pool: Iterable[str] = (),
+    accepted: Sequence[Prompt] = (),
+    progress: Progress | None = None,
+    on_batch: OnBatch | None = None,
+) -> MadePrompts:
+    """Make `count` new prompts.
+
+    generate: gets the requests of one batch; its results must depend on each request alone. The
+    index is there to key the sampling noise. exclude: held-out prompts, which no new one may equal
+    but for case and white space, or a test for them. pool: further texts that new prompts must
+    differ from, besides the seeds.
+    on_batch: called with the new prompts of each batch and the account so far, to be written down
+    together.
+    accepted, progress: what was written down, to go on from there; rows beyond `progress` are made
+    again alike and are not handed to on_batch a second time. Without `progress` the batch of the
+    last row is done again.
+    Raises ValueError for no seed prompts, or a number of outputs other than that of the requests.
+    """
+    if not seed_prompts:
+        raise ValueError("seed_prompts: none, wanted at least one")
+    done = progress or Progress(_batch_start(accepted, config.batch_requests))
+    maker = _Maker(config, seed, list(seed_prompts), exclude, pool)
+    maker.restore(accepted, done)
+    limit = count * config.requests_per_prompt
+    while len(maker.prompts) < count and maker.requests < limit:
+        first = maker.requests
+        batch = range(first, min(first + config.batch_requests, limit))
+        before = len(maker.prompts)
+        maker.take(batch, generate([(i, maker.request(i)) for i in batch]), count)
+        if on_batch:
+            on_batch(maker.fresh(before, accepted), maker.progress())
+    return MadePrompts(maker.prompts[:count], maker.progress())
+
+
+def split_output(text: str, config: PromptConfig) -> list[str]:
+    """The prompts in what the model wrote: it may go on with further tasks, make a list of them, or
+    answer itself."""
+    text = _ANSWER.split(text, maxsplit=1)[0]
+    marks = [_own_marker(config)]
+    # Numbered lines part a list of prompts only where the output starts as one; else they belong to
+    # the prompt.
+    if _NUMBERED.match(text):
+        marks.append(_NUMBERED.pattern)
+    pieces = re.split("|".join(f"(?:{mark})" for mark in marks if mark), text, flags=re.M)
+    return [clean for piece in pieces if (clean := _clean(piece))]
+
+
+_ANSWER = re.compile(r"^\s*(?:answer|response|output|solution|assistant)\s*:", re.M | re.I)
+_NUMBERED = re.compile(r"^\s*\d{1,3}[.):]\s", re.M)
+_BULLET = re.compile(r"^[-*•]\s+")
+_QUOTES = {'"': '"', "“": "”", "'": "'", "«": "»"}
+_FIELD = re.compile(r"\{(n|prompt)\}")
+
+
+def _own_marker(config: PromptConfig) -> str:
+    """The pattern of what stands before each task in the request; empty where nothing but white
+    space does."""
+    mark = config.item.split("{prompt}")[0].strip()
+    return r"^\s*" + r"\s*\d+".join(map(re.escape, re.split(r"\s*\{n\}", mark))) if mark else ""
+
+
+def _clean(piece: str) -> str:
+    piece = _BULLET.sub("", piece.strip())
+    if len(piece) > 1 and _QUOTES.get(piece[0]) == piece[-1]:
+        piece = piece[1:-1].strip()
+    return piece
+
+
+def _fill(template: str, n: int, prompt: str = "") -> str:
+    """One pass, so that braces in a prompt are left alone."""
+    return _FIELD.sub(lambda match: str(n) if match[1] == "n" else prompt, template)
+
+
+def _same(text: str) -> str:
+    """What two texts share that differ in case and white space only."""
+    return " ".join(text.casefold().split())
+
+
+def _request_of(prompt: Prompt) -> int:
+    """The request that made a prompt; its id is made-SEED-REQUEST-NUMBER."""
+    try:
+        return int(prompt.prompt_id.rsplit("-", 2)[1])
+    except (IndexError, ValueError):
+        raise ValueError(f"accepted: id {prompt.prompt_id!r} is not a self-made prompt's") from None
+
+
+def _batch_start(accepted: Sequence[Prompt], batch_requests: int) -> int:
+    last = max(map(_request_of, accepted), default=0)
+    return last - last % batch_requests
+
+
+class _Maker:
+    """The state: what was accepted, what new prompts are compared with, the counts."""
+
+    def __init__(
+        self,
+        config: PromptConfig,
+        seed: int,
+        seeds: list[str],
+        exclude: Exclude,
+        pool: Iterable[str],
+    ) -> None:
+        self.config, self.seed, self.seeds = config, seed, seeds
+        self.prompts: list[Prompt] = []
+        self.requests = 0
+        self.rejects: Counter[str] = Counter()
+        known = [*seeds, *pool]
+        self.known = {_same(text) for text in known}
+        self.similar = RougePool(known)
+        self.is_held_out = exclude if callable(exclude) else _membership(exclude)
+        keywords = "|".join(re.escape(word) for word in config.keywords)
+        self.keyword = re.compile(rf"(?i)\b(?:{keywords})\b") if keywords else None
+
+    def restore(self, accepted: Sequence[Prompt], done: Progress) -> None:
+        self.requests, self.rejects = done.requests, Counter(done.rejects)
+        for prompt in accepted:
+            if _request_of(prompt) < done.requests:
+                self._accept(prompt)
+
+    def request(self, index: int) -> str:
+        """The text of request `index`; called before its batch is taken."""
+        draw = random.Random(f"{self.seed}/{index}")
+        num_made = min(self.config.made_shots, len(self.prompts))
+        shots = self.config.seed_shots + self.config.made_shots - num_made
+        texts = draw.sample(self.seeds, min(shots, len(self.seeds)))
+        texts += [prompt.text for prompt in draw.sample(self.prompts, num_made)]
+        draw.shuffle(texts)
+        items = [_fill(self.config.item, n, text) for n, text in enumerate(texts, 1)]
+        tail = _fill(self.config.tail, len(texts) + 1)
+        return self.config.header + "".join(items) + tail
+
+    def take(self, batch: range, outputs: Sequence[str | None], count: int) -> None:
+        """Take the outputs in order until there are `count` prompts."""
+        if len(outputs) != len(batch):
+            raise ValueError(f"generate: {len(outputs)} outputs, wanted {len(batch)}")
+        for index, output in zip(batch, outputs, strict=True):
+            if len(self.prompts) >= count:
+                return
+            self._take_one(index, output)
+            self.requests = index + 1
+
+    def _take_one(self, index: int, output: str | None) -> None:
+        pieces = [] if output is None else split_output(output, self.config)
+        if not pieces:
+            self.rejects["truncated" if output is None else "empty"] += 1
+        for number, text in enumerate(pieces):
+            surplus = number >= self.config.per_request
+            if reason := "surplus" if surplus else self._reject(text):
+                self.rejects[reason] += 1
+            else:
+                prompt_id = f"made-{self.seed}-{index:06d}-{number}"
+                self._accept(Prompt(prompt_id, text, "self-made"))
+
+    def _reject(self, text: str) -> str:
+        """Why a prompt is not taken; empty when it is. The dearest test comes last."""
+        length = len(words(text))
+        if length < self.config.min_words or length > self.config.max_words:
+            return "too_short" if length < self.config.min_words else "too_long"
+        if self.keyword and self.keyword.search(text):
+            return "keyword"
+        if self.is_held_out(text):
+            return "held_out"
+        if _same(text) in self.known:
+            return "duplicate"
+        # Native and plain F-measures may round differently in the last bit; the verdict must not.
+        return "similar" if self.similar.best(text) > self.config.similarity - 1e-9 else ""
+
+    def _accept(self, prompt: Prompt) -> None:
+        self.prompts.append(prompt)
+        self.known.add(_same(prompt.text))
+        self.similar.add(prompt.text)
+
+    def fresh(self, before: int, accepted: Sequence[Prompt]) -> list[Prompt]:
+        """The prompts from position `before` on that are not among those already written down."""
+        written = {prompt.prompt_id for prompt in accepted}
+        return [prompt for prompt in self.prompts[before:] if prompt.prompt_id not in written]
+
+    def progress(self) -> Progress:
+        return Progress(self.requests, {reason: self.rejects[reason] for reason in REASONS})
+
+
+def _membership(texts: Iterable[str]) -> Callable[[str], bool]:
+    held_out: Mapping[str, None] = dict.fromkeys(_same(text) for text in texts)
+    return lambda text: _same(text) in held_out

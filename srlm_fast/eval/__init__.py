@@ -1,0 +1,7 @@
+"""Figures: the judge against people, intervals, and what a model's answers have become."""
+
+from srlm_fast.eval.collapse import collapse_figures
+from srlm_fast.eval.interval import mean_interval
+from srlm_fast.eval.judge_table import JudgeRow, judge_table
+
+__all__ = ["JudgeRow", "collapse_figures", "judge_table", "mean_interval"]

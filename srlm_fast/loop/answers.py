@@ -1,0 +1,182 @@
+"""Sampling answers and judging them in one running batch.
+
+A prompt's candidates are written when all of them are there; their judge requests then join the batch that is still
+sampling other prompts. Equal answers to one prompt are judged once: the judge's noise is keyed by what it reads, so
+that a second judgement would be the same.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from srlm_fast.judge import Rubric
+from srlm_fast.model import chat
+from srlm_fast.records import Candidate, Judgement, Prompt, RowWriter, read_jsonl, write_jsonl
+from srlm_fast.sampler import Generation, Progress, Request, Sample, Sampler, SamplingParams
+
+from .readers import Reader
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A text to be judged. `owners` are the (prompt_id, candidate index) that gave this same text."""
+
+    prompt: str
+    response: str
+    owners: tuple[tuple[str, int], ...]
+
+
+@dataclass
+class Tokens:
+    """Tokens a stage generated in this process, by what they were for."""
+
+    answers: int = 0
+    judgements: int = 0
+
+
+class AnswerStage:
+    """Candidates of prompts, and judgements of candidates, into two files; goes on from whatever they hold.
+
+    `reader` None samples answers without judging them. Rows of one prompt (or of one candidate) count only when all
+    of them are there.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        params: SamplingParams,
+        rubric: Rubric,
+        reader: Reader | None,
+        candidates: Path,
+        judgements: Path,
+    ) -> None:
+        self.sampler, self.params, self.rubric, self.reader = sampler, params, rubric, reader
+        self.tokenizer = sampler.model.tokenizer
+        pool = sampler.num_pages * sampler.page_tokens
+        self.longest = min(sampler.model.config.max_position_embeddings, pool)
+        self.candidates = load_candidates(candidates, params.n)
+        self.judgements = load_judgements(judgements, reader.sampling.n) if reader else {}
+        self._paths = (candidates, judgements)
+        self._pending: list[Generation] = []
+        self.too_long: list[str] = []
+        self.tokens = Tokens()
+
+    def run(self, prompts: Sequence[Prompt], progress: OnProgress | None = None) -> None:
+        """Answer `prompts` that have no candidates and judge candidates that have no judgements."""
+        self._texts = {prompt.prompt_id: prompt.text for prompt in prompts}
+        with RowWriter(self._paths[0]) as candidates, RowWriter(self._paths[1]) as judgements:
+            self._write_candidates, self._write_judgements = candidates.write, judgements.write
+            self.sampler.run(self._requests(prompts), self._finished, progress)
+            self._flush()
+
+    def _requests(self, prompts: Sequence[Prompt]) -> Iterable[Request]:
+        # What an earlier process sampled but did not judge goes first, then new prompts.
+        for prompt in prompts:
+            yield from self._judge(self.candidates.get(prompt.prompt_id, []))
+        for prompt in prompts:
+            if prompt.prompt_id not in self.candidates:
+                ids = chat.encode(self.tokenizer, prompt.text)
+                if self._fits(ids, self.params.max_tokens, prompt.prompt_id):
+                    yield Request(ids, self.params, tag=prompt)
+
+    def _finished(self, generation: Generation) -> Iterable[Request]:
+        generated = sum(len(sample.token_ids) for sample in generation.samples)
+        if isinstance(generation.tag, Answer):
+            self.tokens.judgements += generated
+            self._pending.append(generation)
+            if self.reader and len(self._pending) >= self.reader.batch:
+                self._flush()
+            return ()
+        self.tokens.answers += generated
+        found = [_candidate(generation.tag, k, s) for k, s in enumerate(generation.samples)]
+        self._write_candidates(*found)
+        self.candidates[generation.tag.prompt_id] = found
+        return self._judge(found)
+
+    def _judge(self, candidates: Sequence[Candidate]) -> list[Request]:
+        """Judge requests for the candidates of one prompt that have no judgements, one for each different text."""
+        if self.reader is None:
+            return []
+        owners: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        for c in candidates:
+            if (c.prompt_id, c.index) not in self.judgements:
+                owners[c.text].append((c.prompt_id, c.index))
+        requests = []
+        for text, who in owners.items():
+            prompt = self._texts[who[0][0]]
+            ids = chat.encode(self.tokenizer, self.rubric.render(prompt, text))
+            if self._fits(ids, self.reader.sampling.max_tokens, who[0][0]):
+                answer = Answer(prompt, text, tuple(who))
+                requests.append(Request(ids, self.reader.sampling, tag=answer))
+        return requests
+
+    def _fits(self, ids: list[int], max_tokens: int, prompt_id: str) -> bool:
+        fits = len(ids) + max_tokens <= self.longest
+        if not fits:
+            self.too_long.append(prompt_id)
+        return fits
+
+    def _flush(self) -> None:
+        if self.reader is None or not self._pending:
+            return
+        for generation, readings in zip(
+            self._pending, self.reader.read(self._pending), strict=True
+        ):
+            rows = [
+                Judgement(prompt_id, index, k, sample.text, score if score == score else None, name)
+                for prompt_id, index in generation.tag.owners
+                for k, (sample, (score, name)) in enumerate(
+                    zip(generation.samples, readings, strict=True)
+                )
+            ]
+            self._write_judgements(*rows)
+            for row in rows:
+                self.judgements.setdefault((row.prompt_id, row.candidate), []).append(row)
+        self._pending.clear()
+
+
+def _candidate(prompt: Prompt, index: int, sample: Sample) -> Candidate:
+    return Candidate(
+        prompt.prompt_id,
+        index,
+        sample.text,
+        tuple(sample.token_ids),
+        sample.logprob,
+        sample.finish_reason,
+    )
+
+
+def load_candidates(path: Path, n: int) -> dict[str, list[Candidate]]:
+    """prompt_id -> its n candidates in order; groups that are not whole are cut from the file."""
+    groups: dict[str, dict[int, Candidate]] = defaultdict(dict)
+    for row in _whole_rows(path, ("prompt_id",), n):
+        candidate = Candidate(**row | {"token_ids": tuple(row["token_ids"])})
+        groups[candidate.prompt_id][candidate.index] = candidate
+    return {key: [group[k] for k in sorted(group)] for key, group in groups.items()}
+
+
+def load_judgements(path: Path, n: int) -> dict[tuple[str, int], list[Judgement]]:
+    """(prompt_id, candidate) -> its n judgements in order; groups that are not whole are cut from the file."""
+    groups: dict[tuple[str, int], list[Judgement]] = defaultdict(list)
+    for row in _whole_rows(path, ("prompt_id", "candidate"), n):
+        groups[row["prompt_id"], row["candidate"]].append(Judgement(**row))
+    for group in groups.values():
+        group.sort(key=lambda row: row.sample)
+    return dict(groups)
+
+
+def _whole_rows(path: Path, keys: tuple[str, ...], n: int) -> list[dict[str, Any]]:
+    rows = read_jsonl(path)
+    groups: dict[tuple[Any, ...], int] = defaultdict(int)
+    for row in rows:
+        groups[tuple(row[key] for key in keys)] += 1
+    whole = [row for row in rows if groups[tuple(row[key] for key in keys)] == n]
+    if len(whole) != len(rows):
+        write_jsonl(path, whole)
+    return whole

@@ -1,0 +1,86 @@
+"""The two kinds of learning in a run: SFT on the seeds, DPO on the pairs of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from srlm_fast.judge import Rubric
+from srlm_fast.model import Model, chat
+from srlm_fast.records import Candidate, RowWriter, read_jsonl
+from srlm_fast.train import SftRow, TokenPair, pair_logps
+
+from .state import ModelFolder
+
+REFERENCE_ROWS = 64  # pairs whose reference log-probs are written at a time
+
+
+def end_ids(model: Model) -> list[int]:
+    """What closes an answer: the first of the model's end tokens."""
+    return list(model.eos_token_ids[:1])
+
+
+def sft_rows(
+    model: Model, rubric: Rubric, ift: Sequence[dict[str, Any]], eft: Sequence[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[SftRow]]:
+    """(rows as text for the run folder, rows as tokens): instructions with answers, judge prompts with judgements."""
+    texts = [{"kind": "ift", "prompt": r["prompt"], "response": r["response"]} for r in ift]
+    texts += [
+        {
+            "kind": "eft",
+            "prompt": rubric.render(r["prompt"], r["response"]),
+            "response": r["judgement"],
+        }
+        for r in eft
+    ]
+    rows = [SftRow(chat.encode(model.tokenizer, t["prompt"]), answer_ids(model, t["response"])) for t in texts]
+    return texts, rows
+
+
+def answer_ids(model: Model, text: str) -> list[int]:
+    """Token ids of an answer as the model would have written it, its end token included."""
+    return [*model.tokenizer(text, add_special_tokens=False)["input_ids"], *end_ids(model)]
+
+
+def fitting(rows: Sequence[SftRow], longest: int) -> list[SftRow]:
+    """Rows no longer than the model's context."""
+    return [row for row in rows if len(row.prompt_ids) + len(row.response_ids) <= longest]
+
+
+def token_pair(
+    model: Model, row: dict[str, Any], candidates: dict[str, list[Candidate]]
+) -> TokenPair:
+    """A pair row as tokens: exactly those that were sampled, and the end token where the answer ended."""
+    group = {candidate.index: candidate for candidate in candidates[row["prompt_id"]]}
+    prompt_ids = chat.encode(model.tokenizer, row["prompt"])
+    chosen, rejected = group[row["chosen_index"]], group[row["rejected_index"]]
+    return TokenPair(prompt_ids, response_ids(model, chosen), response_ids(model, rejected))
+
+
+def response_ids(model: Model, candidate: Candidate) -> list[int]:
+    ids = list(candidate.token_ids)
+    ended = bool(ids) and ids[-1] in model.eos_token_ids
+    return ids if ended or candidate.finish_reason != "stop" else ids + end_ids(model)
+
+
+def write_reference(
+    model: Model,
+    folder: ModelFolder,
+    rows: Sequence[dict[str, Any]],
+    pairs: Sequence[TokenPair],
+    progress: Callable[[int], None],
+) -> None:
+    """Append the pair rows with the log-probs of the round's starting weights; goes on behind those written."""
+    done = len(read_jsonl(folder.pairs))
+    with RowWriter(folder.pairs) as writer:
+        for start in range(done, len(rows), REFERENCE_ROWS):
+            part = slice(start, start + REFERENCE_ROWS)
+            chosen, rejected = pair_logps(model, pairs[part])
+            logps = zip(chosen.tolist(), rejected.tolist(), strict=True)
+            writer.write(
+                *(
+                    row | {"ref_logps": {"chosen": c, "rejected": r}}
+                    for row, (c, r) in zip(rows[part], logps, strict=True)
+                )
+            )
+            progress(min(start + REFERENCE_ROWS, len(rows)))

@@ -1,0 +1,513 @@
+"""The loop: M0 -> SFT -> M1 -> { prompts -> candidates and judgements -> pairs -> DPO } -> M2 -> M3 (arXiv 2401.10020).
+
+Each stage is a function of the seed, the options and what earlier stages left in the run folder, so a run that was
+broken off goes on where it was and ends with the same rows and the same weights. One set of weight tensors serves
+sampling, judging, reference and policy; the KV pool is given back while training needs the memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from srlm_fast.config import Config
+from srlm_fast.data import make_prompts
+from srlm_fast.data.selfmade import Progress as PromptProgress
+from srlm_fast.eval import collapse_figures, judge_table
+from srlm_fast.judge import (
+    JudgedReward,
+    RandomReward,
+    Reward,
+    ScorerReward,
+    make_pairs,
+    mean_score,
+    score_candidates,
+)
+from srlm_fast.model import Model, load_model
+from srlm_fast.records import (
+    Candidate,
+    InputError,
+    Judgement,
+    Prompt,
+    RowWriter,
+    read_jsonl,
+    write_json_atomic,
+    write_jsonl,
+)
+from srlm_fast.sampler import Progress, Request, Sampler, SamplingParams
+from srlm_fast.train import StepReport, TrainReport, train_dpo, train_sft
+
+from .answers import AnswerStage, load_candidates
+from .learning import fitting, sft_rows, token_pair, write_reference
+from .material import Material, gather, round_prompts
+from .measuring import (
+    evaluation_figures,
+    given_candidates,
+    judge_figures,
+    score_by_judge,
+    score_by_program,
+)
+from .readers import Reader, make_reader
+from .state import ModelFolder, RunState, derive_seed, weights_hash
+from .summary import SUMMARY_FILE, summarize
+
+Stop = Callable[[], bool]
+
+
+class StoppedError(RuntimeError):
+    """The run stopped by itself; the message says why."""
+
+
+class Shown(Protocol):
+    """One stage on screen (`report.display.Stage`)."""
+
+    def __enter__(self) -> Shown: ...
+    def __exit__(self, *exc: Any) -> None: ...
+    def update(self, done: int, total: int | None = None, **figures: Any) -> None: ...
+
+
+class Screen(Protocol):
+    """What the loop shows itself on (`report.display.Display`)."""
+
+    def stage(self, name: str, total: int | None, unit: str, done: int = 0) -> Shown: ...
+    def note(self, text: str) -> None: ...
+
+
+def run(config: Config, display: Screen, stop: Stop = lambda: False) -> dict[str, Any]:
+    """Run, or go on with, the run in `config.out` and return its summary.
+
+    Raises InputError and ModelError for what the user gave, StoppedError when a round gives nothing to learn from,
+    KeyboardInterrupt at the next safe point after `stop()` is true.
+    """
+    return Run(config, display, stop).go()
+
+
+class Run:
+    """One run: its material, its model, its folder."""
+
+    def __init__(self, config: Config, display: Screen, stop: Stop) -> None:
+        self.config, self.display, self.stop = config, display, stop
+        self.out = Path(config.out)
+        self.material: Material = gather(config)
+        self.state = RunState(self.out)
+        self.folders = [ModelFolder(self.out, t) for t in range(1, config.iterations + 2)]
+
+    def go(self) -> dict[str, Any]:
+        try:
+            self.load()
+            self.first_model(self.folders[0])
+            for before, after in zip(self.folders, self.folders[1:], strict=False):
+                self.round(before, after)
+            summary = summarize(self.config, self.state, self.folders)
+            write_json_atomic(self.out / SUMMARY_FILE, summary)
+            return summary
+        finally:
+            self.state.close()
+
+    # --- the model -----------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Load the last model that is finished, or the one the run starts from, and make its sampler."""
+        made = [f for f in self.folders if self.state.finished(f.stage("train"))]
+        source: Any = made[-1].model if made else self.config.model
+        self.model: Model = load_model(source, self.config.device, self.config.dtype)
+        self.sampler = Sampler(self.model)
+
+    def weights_of(self, folder: ModelFolder) -> WeightsOf:
+        return WeightsOf(self, folder)
+
+    def seed(self, *parts: Any) -> int:
+        return derive_seed(self.config.seed, *parts)
+
+    # --- M1 ------------------------------------------------------------------------------------------------------
+
+    def first_model(self, folder: ModelFolder) -> None:
+        """M1: the seeds taught by SFT, or the given model where there are none."""
+        self.stage(folder, "train", self.teach if self.material.has_seeds else self.adopt)
+        self.stage(folder, "measure", self.measure)
+
+    def adopt(self, folder: ModelFolder) -> dict[str, Any]:
+        self.display.note("no --ift and no --eft: the given model is taken as M1")
+        self.model.save(folder.model)
+        return {"model_hash": weights_hash(folder.model)}
+
+    def teach(self, folder: ModelFolder) -> dict[str, Any]:
+        texts, rows = sft_rows(
+            self.model, self.material.rubric, self.material.ift, self.material.eft
+        )
+        write_jsonl(folder.sft, texts)
+        fit = fitting(rows, self.model.config.max_position_embeddings)
+        if not fit:
+            raise InputError(
+                f"--ift, --eft: found {len(rows)} rows, all longer than the model's context of "
+                f"{self.model.config.max_position_embeddings} tokens, wanted at least one that fits"
+            )
+        report = self.train(
+            folder,
+            "SFT",
+            lambda **keep: train_sft(
+                self.model, fit, self.config.sft, seed=self.seed("sft"), **keep
+            ),
+        )
+        return {"rows": len(fit), "too_long": len(rows) - len(fit)} | report
+
+    # --- a round -------------------------------------------------------------------------------------------------
+
+    def round(self, before: ModelFolder, after: ModelFolder) -> None:
+        """M_t -> M_t+1."""
+        self.stage(after, "prompts", self.prompts)
+        self.stage(after, "answers", self.answers)
+        self.stage(after, "pairs", self.pairs)
+        self.stage(after, "train", self.learn)
+        self.stage(after, "measure", self.measure)
+
+    def stage(
+        self, folder: ModelFolder, name: str, work: Callable[[ModelFolder], dict[str, Any]]
+    ) -> None:
+        """Do a stage unless it is finished, and mark it."""
+        if self.state.finished(folder.stage(name)):
+            return
+        self.check_stop()
+        with self.state.timed(folder.stage(name)):
+            figures = work(folder)
+        self.state.finish(folder.stage(name), figures)
+
+    def check_stop(self) -> None:
+        if self.stop():
+            raise KeyboardInterrupt
+
+    def prompts(self, folder: ModelFolder) -> dict[str, Any]:
+        """The round's prompts: dealt from the user's, or made by the live model."""
+        number = folder.number - 2
+        if self.material.prompts:
+            dealt = round_prompts(
+                self.material.prompts, number, self.config.num_prompts, self.seed("prompts")
+            )
+            write_jsonl(folder.prompts, dealt)
+            return {"prompts": len(dealt)}
+        return self.make_prompts(folder)
+
+    def make_prompts(self, folder: ModelFolder) -> dict[str, Any]:
+        account = folder.path / "prompts_progress.json"
+        accepted = [Prompt(**row) for row in read_jsonl(folder.prompts)]
+        progress = _read_progress(account)
+        earlier = [
+            row["text"] for f in self.folders[: folder.number - 1] for row in read_jsonl(f.prompts)
+        ]
+        count, seed = self.config.num_prompts, self.seed(folder.name, "prompts")
+        params = dataclasses.replace(self.config.prompt_sampling, seed=seed)
+        shown = self.display.stage(f"{folder.name} prompts", count, "prompts", len(accepted))
+        with shown, RowWriter(folder.prompts) as writer:
+            done, tokens = len(accepted), 0
+
+            def generate(requests: list[tuple[int, str]]) -> list[str | None]:
+                nonlocal tokens
+                self.check_stop()
+                ids = [_request_ids(self.model, text) for _, text in requests]
+                found = self.sampler.generate(ids, params)
+                tokens += sum(len(g.samples[0].token_ids) for g in found)
+                return [
+                    s.text if s.finish_reason == "stop" else None
+                    for s in (g.samples[0] for g in found)
+                ]
+
+            def on_batch(prompts: list[Prompt], progress: PromptProgress) -> None:
+                nonlocal done
+                writer.write(*prompts)
+                write_json_atomic(account, dataclasses.asdict(progress))
+                done += len(prompts)
+                shown.update(done, tokens=tokens)
+
+            made = make_prompts(
+                generate,
+                self.material.demonstrations,
+                count,
+                self.config.prompts,
+                seed,
+                exclude=[prompt.text for prompt in self.material.held_out],
+                pool=earlier,
+                accepted=accepted,
+                progress=progress,
+                on_batch=on_batch,
+            )
+        if not made.prompts:
+            raise StoppedError(
+                f"{folder.name}: the model made no prompt that passes the filters "
+                f"({_reasons(made.progress.rejects)}); --prompts takes a file of your own"
+            )
+        return {"prompts": len(made.prompts), "rejected": made.progress.rejects}
+
+    def answers(self, folder: ModelFolder) -> dict[str, Any]:
+        """Candidates, and where the reward asks for it, judgements that join the running batch."""
+        prompts = [Prompt(**row) for row in read_jsonl(folder.prompts)]
+        first = self.folders[0]
+        swap = self.config.reward == "frozen" and folder.number > 2
+        judged = self.config.reward in ("self", "frozen")
+        stage = self.answer_stage(folder, self.reader(folder) if judged and not swap else None)
+        start = time.perf_counter()
+        self.show_answers(f"{folder.name} answers", stage, prompts)
+        seconds = time.perf_counter() - start
+        too_long, tokens = set(stage.too_long), stage.tokens
+        if swap:
+            with self.weights_of(first):
+                stage = self.answer_stage(folder, self.reader(folder))
+                self.show_answers(f"{folder.name} frozen judge", stage, prompts)
+            too_long |= set(stage.too_long)
+            tokens.judgements = stage.tokens.judgements
+        if too_long:
+            self.display.note(
+                f"{folder.name}: {len(too_long)} of {len(prompts)} prompts are left out, wholly or in "
+                "part: longer than the model's context with their answers"
+            )
+        return {
+            "candidates": sum(len(group) for group in stage.candidates.values()),
+            "judgements": sum(len(group) for group in stage.judgements.values()),
+            "unparsed": sum(
+                j.score is None for group in stage.judgements.values() for j in group
+            ),
+            "too_long": len(too_long),
+            "tokens": dataclasses.asdict(tokens),
+            "seconds_here": seconds,
+        }
+
+    def answer_stage(self, folder: ModelFolder, reader: Reader | None) -> AnswerStage:
+        params = dataclasses.replace(
+            self.config.candidates, seed=self.seed(folder.name, "candidates")
+        )
+        return AnswerStage(
+            self.sampler,
+            params,
+            self.material.rubric,
+            reader,
+            folder.candidates,
+            folder.judgements,
+        )
+
+    def reader(self, folder: ModelFolder | None = None) -> Reader:
+        name = "measure" if folder is None else folder.name
+        sampling = dataclasses.replace(
+            self.config.judge.sampling, seed=self.seed(name, "judge")
+        )
+        return make_reader(self.model, self.material.rubric, self.config.judge.mode, sampling)
+
+    def show_answers(self, name: str, stage: AnswerStage, prompts: Sequence[Prompt]) -> None:
+        """Run an answer stage on screen, counted in requests: one per prompt and one per judged text."""
+        with self.display.stage(name, len(prompts), "requests") as shown:
+
+            def progress(p: Progress) -> None:
+                self.check_stop()
+                shown.update(
+                    p.requests_done,
+                    p.requests_total,
+                    tokens=p.generated_tokens,
+                    answers=len(stage.candidates),
+                    judged=len(stage.judgements),
+                )
+
+            stage.run(prompts, progress)
+
+    def pairs(self, folder: ModelFolder) -> dict[str, Any]:
+        """Best against worst of each prompt, with the log-probs of the weights that sampled them."""
+        prompts = [Prompt(**row) for row in read_jsonl(folder.prompts)]
+        groups = load_candidates(folder.candidates, self.config.candidates.n)
+        candidates = [c for p in prompts for c in groups.get(p.prompt_id, [])]
+        scores = score_candidates(self.reward(folder), prompts, candidates)
+        found = make_pairs(
+            prompts,
+            candidates,
+            scores,
+            round_name=folder.name,
+            seed=self.config.seed,
+            sampling=_sampling_row(self.config.candidates),
+        )
+        if not found.pairs:
+            raise StoppedError(
+                f"{folder.name}: the round gave no pair to learn from ({_reasons(found.dropped)})"
+            )
+        origin = {"model_hash": weights_hash(self.folders[folder.number - 2].model)}
+        rows = [row | origin for row in found.pairs]
+        pairs = [token_pair(self.model, row, groups) for row in rows]
+        self.sampler.release()
+        with self.display.stage(f"{folder.name} reference", len(pairs), "pairs") as shown:
+
+            def progress(done: int) -> None:
+                shown.update(done)
+                self.check_stop()
+
+            write_reference(self.model, folder, rows, pairs, progress)
+        return {
+            "pairs": len(rows),
+            "dropped": found.dropped,
+            "ties": found.ties,
+            "collapse": collapse_figures(candidates),
+            "judge_on_own": self.judge_on_own(prompts, groups, scores),
+        }
+
+    def judge_on_own(
+        self,
+        prompts: Sequence[Prompt],
+        candidates: dict[str, list[Candidate]],
+        scores: Any,
+    ) -> dict[str, Any] | None:
+        """The judge's order of the round's own answers against the world's program, where there is one."""
+        program = self.material.score_bits
+        if program is None:
+            return None
+        rows = [
+            {
+                "prompt": p.text,
+                "responses": [c.text for c in group],
+                "scores": [program(p.text, c.text)[0] for c in group],
+                "judged": [mean_score(scores[c.prompt_id, c.index]) for c in group],
+            }
+            for p in prompts
+            if (group := candidates.get(p.prompt_id))
+        ]
+        return judge_table(rows)
+
+    def reward(self, folder: ModelFolder) -> Reward:
+        if self.config.reward == "random":
+            return RandomReward(self.seed(folder.name, "random"), self.config.judge.sampling.n)
+        if self.config.reward == "gold":
+            program = self.material.score_bits
+            assert program is not None
+            return ScorerReward(lambda prompt, response: program(prompt, response)[0])
+        return JudgedReward(Judgement(**row) for row in read_jsonl(folder.judgements))
+
+    def learn(self, folder: ModelFolder) -> dict[str, Any]:
+        """DPO on the round's own pairs; the reference is the round's start."""
+        rows = read_jsonl(folder.pairs)
+        candidates = load_candidates(folder.candidates, self.config.candidates.n)
+        pairs = [token_pair(self.model, row, candidates) for row in rows]
+        chosen, rejected = (
+            torch.tensor([row["ref_logps"][side] for row in rows])
+            for side in ("chosen", "rejected")
+        )
+        seed = self.seed(folder.name, "dpo")
+        return self.train(
+            folder,
+            "DPO",
+            lambda **keep: train_dpo(
+                self.model, pairs, self.config.dpo, (chosen, rejected), seed=seed, **keep
+            ),
+        )
+
+    # --- shared by SFT and DPO -----------------------------------------------------------------------------------
+
+    def train(
+        self, folder: ModelFolder, kind: str, work: Callable[..., TrainReport]
+    ) -> dict[str, Any]:
+        """Train with the KV pool's memory given back, then save the model and drop the checkpoint."""
+        self.sampler.release()
+        stage = folder.stage("train")
+        with self.display.stage(f"{folder.name} {kind}", None, "steps") as shown:
+
+            def on_step(step: StepReport) -> None:
+                self.state.measure({"stage": stage, **step.to_row()})
+                shown.update(step.step + 1, step.num_steps, loss=step.loss)
+
+            report = work(checkpoint=folder.checkpoint, on_step=on_step, stop=self.stop)
+        self.model.save(folder.model)
+        folder.checkpoint.unlink(missing_ok=True)
+        self.sampler.acquire()
+        return {
+            "model_hash": weights_hash(folder.model),
+            "steps": len(report.losses),
+            "skipped_steps": report.skipped_steps,
+            "peak_bytes": report.peak_bytes,
+        }
+
+    # --- measuring -----------------------------------------------------------------------------------------------
+
+    def measure(self, folder: ModelFolder) -> dict[str, Any]:
+        """The held-out score of a model, and how well it judges."""
+        program = self.material.score_bits is not None
+        params = dataclasses.replace(
+            self.config.candidates,
+            n=self.config.evaluation.samples,
+            seed=self.seed("measure", "answers"),
+        )
+        files = (folder.evaluation, folder.evaluation_judged)
+        rubric, held_out = self.material.rubric, self.material.held_out
+
+        def held_out_stage(reader: Reader | None) -> AnswerStage:
+            return AnswerStage(self.sampler, params, rubric, reader, *files)
+
+        own = folder.number == 1 and not program
+        stage = held_out_stage(self.reader() if own else None)
+        self.show_answers(f"{folder.name} held-out", stage, held_out)
+        judge = self.measure_judge(folder)
+        if program:
+            scored = score_by_program(self.material, stage.candidates)
+        else:
+            if not own:
+                # One judge for all models, so that their scores can be compared: M1.
+                with self.weights_of(self.folders[0]):
+                    stage = held_out_stage(self.reader())
+                    self.show_answers(f"{folder.name} by M1", stage, held_out)
+            scored = score_by_judge(held_out, stage.candidates, stage.judgements)
+        answers = [c for group in stage.candidates.values() for c in group]
+        return {
+            "eval": evaluation_figures(scored, "program" if program else "M1"),
+            "judge": judge,
+            "collapse": collapse_figures(answers),
+        }
+
+    def measure_judge(self, folder: ModelFolder) -> dict[str, Any] | None:
+        """Judge answers whose order is known."""
+        rows = self.material.eft_eval
+        if not rows:
+            return None
+        prompts, given = given_candidates(rows)
+        stage = AnswerStage(
+            self.sampler,
+            self.config.candidates,
+            self.material.rubric,
+            self.reader(),
+            folder.path / "judge_given.jsonl",
+            folder.judge_evaluation,
+        )
+        stage.candidates = given
+        self.show_answers(f"{folder.name} as judge", stage, prompts)
+        return judge_figures(rows, stage.judgements)
+
+
+class WeightsOf:
+    """Another model's weights in the run's own tensors for a while: no second copy in memory."""
+
+    def __init__(self, run: Run, folder: ModelFolder) -> None:
+        self.run, self.folder = run, folder
+
+    def __enter__(self) -> None:
+        made = [f for f in self.run.folders if f.model.is_dir()]
+        self.back = made[-1]
+        self.run.model.load_weights(self.folder.model)
+
+    def __exit__(self, *exc: object) -> None:
+        self.run.model.load_weights(self.back.model)
+
+
+def _read_progress(path: Path) -> PromptProgress | None:
+    import json
+
+    return PromptProgress(**json.loads(path.read_text("utf-8"))) if path.is_file() else None
+
+
+def _request_ids(model: Model, text: str) -> list[int]:
+    """A request for new prompts is plain text, not a chat turn; it is cut from the left where it is too long."""
+    ids = model.tokenizer(text)["input_ids"]
+    return ids[-model.config.max_position_embeddings // 2 :]
+
+
+def _sampling_row(params: SamplingParams) -> dict[str, Any]:
+    return {name: getattr(params, name) for name in ("n", "temperature", "top_p", "max_tokens")}
+
+
+def _reasons(counts: dict[str, int]) -> str:
+    found = [f"{name.replace('_', ' ')} {count}" for name, count in counts.items() if count]
+    return ", ".join(found) or "nothing was counted"

@@ -1,0 +1,118 @@
+"""The run folder as the loop sees it: which stages are finished, and where each file of a round lies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from srlm_fast.records import InputError, RowWriter, read_jsonl, write_json_atomic
+
+STATE_FILE = "state.json"
+METRICS_FILE = "metrics.jsonl"
+
+
+class RunState:
+    """`state.json`: finished stages with their seconds and figures. It moves only by atomic replace.
+
+    A stage is finished when its name is in `figures`. Seconds of a stage that was broken off add up over the tries
+    that ended in an orderly way.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        found = self._read()
+        self.figures: dict[str, dict[str, Any]] = found.get("stages", {})
+        self.seconds: dict[str, float] = found.get("seconds", {})
+        self._metrics = RowWriter(folder / METRICS_FILE)
+        self._measured = {
+            (row["stage"], row.get("step")) for row in read_jsonl(folder / METRICS_FILE)
+        }
+
+    def _read(self) -> dict[str, Any]:
+        path = self.folder / STATE_FILE
+        if not path.exists():
+            return {}
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path}: is not JSON ({error}); wanted the state of a run") from None
+
+    def finished(self, stage: str) -> bool:
+        return stage in self.figures
+
+    def finish(self, stage: str, figures: dict[str, Any]) -> None:
+        """Mark `stage` as finished; what it wrote must be on disk before."""
+        self.figures[stage] = figures
+        self._write()
+        self.measure({"stage": stage, "seconds": self.seconds.get(stage, 0.0), **figures})
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time spent inside to the stage's seconds, also when it is interrupted."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+            self._write()
+
+    def measure(self, row: dict[str, Any]) -> None:
+        """Append a line to `metrics.jsonl`, once per stage and step however often the step is repeated."""
+        key = (row["stage"], row.get("step"))
+        if key not in self._measured:
+            self._measured.add(key)
+            self._metrics.write(row)
+
+    def _write(self) -> None:
+        write_json_atomic(
+            self.folder / STATE_FILE, {"stages": self.figures, "seconds": self.seconds}
+        )
+
+    def close(self) -> None:
+        self._metrics.close()
+
+
+class ModelFolder:
+    """`m1/`, `m2/`, …: a model and the rows of the round that made it."""
+
+    def __init__(self, run: Path, number: int) -> None:
+        self.number = number
+        self.name = f"M{number}"
+        self.path = run / f"m{number}"
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.model = self.path / "model"
+        self.checkpoint = self.path / "checkpoint.pt"
+        self.prompts = self.path / "prompts.jsonl"
+        self.candidates = self.path / "candidates.jsonl"
+        self.judgements = self.path / "judgements.jsonl"
+        self.pairs = self.path / "pairs.jsonl"
+        self.sft = self.path / "sft.jsonl"
+        self.evaluation = self.path / "evaluation.jsonl"
+        self.evaluation_judged = self.path / "evaluation_judged.jsonl"
+        self.judge_evaluation = self.path / "judge_evaluation.jsonl"
+
+    def stage(self, name: str) -> str:
+        return f"m{self.number}/{name}"
+
+
+def derive_seed(seed: int, *parts: Any) -> int:
+    """A 63-bit seed for one purpose; other purposes of the same run get unrelated ones."""
+    text = "\x1f".join(str(part) for part in (seed, *parts))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def weights_hash(folder: Path) -> str:
+    """A short content hash of a model folder's weights, for the provenance of rows."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(folder.glob("*.safetensors")):
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()

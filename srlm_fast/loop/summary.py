@@ -1,0 +1,91 @@
+"""`summary.json`: the figures of all models and rounds, from what the finished stages left in the state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from srlm_fast.config import Config
+
+from .state import ModelFolder, RunState
+
+SUMMARY_FILE = "summary.json"
+
+
+def summarize(
+    config: Config, state: RunState, folders: Sequence[ModelFolder]
+) -> dict[str, Any]:
+    """The summary of a finished run."""
+    return {
+        "finished": True,
+        "model": config.model,
+        "reward": config.reward,
+        "seed": config.seed,
+        "models": [_model(state, folder) for folder in folders],
+        "rounds": [_round(state, folder) for folder in folders[1:]],
+        "seconds": sum(state.seconds.values()),
+    }
+
+
+def _model(state: RunState, folder: ModelFolder) -> dict[str, Any]:
+    measured = state.figures[folder.stage("measure")]
+    trained = state.figures[folder.stage("train")]
+    return {
+        "name": folder.name,
+        "eval": measured["eval"],
+        "judge": measured["judge"],
+        "length_mean": measured["collapse"]["length_mean"],
+        "collapse": measured["collapse"],
+        "model_hash": trained["model_hash"],
+        "seconds": {
+            "train": state.seconds.get(folder.stage("train"), 0.0),
+            "measure": state.seconds.get(folder.stage("measure"), 0.0),
+        },
+    }
+
+
+def _round(state: RunState, folder: ModelFolder) -> dict[str, Any]:
+    prompts, answers, pairs, train = (
+        state.figures[folder.stage(name)] for name in ("prompts", "answers", "pairs", "train")
+    )
+    return {
+        "name": folder.name,
+        "prompts": prompts["prompts"],
+        "rejected_prompts": prompts.get("rejected", {}),
+        "candidates": answers["candidates"],
+        "judgements": answers["judgements"],
+        "unparsed": answers["unparsed"],
+        "too_long": answers["too_long"],
+        "pairs": pairs["pairs"],
+        "ties": pairs["ties"],
+        "dropped": pairs["dropped"],
+        "judge_on_own": pairs["judge_on_own"],
+        "collapse": pairs["collapse"],
+        "seconds": _seconds(state, folder, answers),
+        "tokens_per_second": _rates(answers),
+        "peak_bytes": train["peak_bytes"],
+        "skipped_steps": train["skipped_steps"],
+    }
+
+
+def _seconds(state: RunState, folder: ModelFolder, answers: dict[str, Any]) -> dict[str, float]:
+    """Seconds per phase. Sampling and judging share one batch: its time is split by generated tokens."""
+    spent = {
+        name: state.seconds.get(folder.stage(name), 0.0)
+        for name in ("prompts", "answers", "pairs", "train")
+    }
+    tokens = answers["tokens"]
+    all_tokens = tokens["answers"] + tokens["judgements"]
+    share = tokens["answers"] / all_tokens if all_tokens else 1.0
+    return {
+        "prompts": spent["prompts"],
+        "sample": spent["answers"] * share,
+        "judge": spent["answers"] * (1 - share),
+        "train": spent["pairs"] + spent["train"],
+    }
+
+
+def _rates(answers: dict[str, Any]) -> dict[str, float]:
+    """Generated tokens per second of the batch that samples and judges, in the process that finished it."""
+    tokens, seconds = answers["tokens"], answers["seconds_here"]
+    return {"sample_and_judge": (tokens["answers"] + tokens["judgements"]) / max(seconds, 1e-9)}

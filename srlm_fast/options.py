@@ -1,0 +1,248 @@
+"""Every option of the command line, once: name, place in the config tree, range, help.
+
+Standard library only: `--help` is answered from this table in milliseconds. `run` makes the parser
+from it; `config` reads the same rows to fill the tree, to check ranges and to name the option in
+which two runs differ.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from srlm_fast.records import InputError
+
+REWARDS = ("self", "frozen", "random", "gold")
+RECIPES = ("default", "paper")
+JUDGES = ("sampled", "expected")
+LOSSES = ("sigmoid", "robust", "hinge", "ipo")
+DTYPES = ("float32", "bfloat16", "float16")
+DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an option takes: how text is read, which values hold, and how that is said."""
+
+    read: Callable[[str], Any]
+    holds: Callable[[Any], bool]
+    wanted: str
+
+
+def whole(low: int) -> Kind:
+    """A whole number; lengths and counts are 32 bits wide further down."""
+    wanted = f"a whole number of at least {low}"
+    return Kind(int, lambda value: low <= value < 2**31, wanted)
+
+
+def real(low: float, high: float = math.inf, above: bool = False) -> Kind:
+    """A number from `low` (left out where `above`) to `high`."""
+    bound = f"above {low:g}" if above else f"of at least {low:g}"
+    wanted = f"a number {bound}" + (f", at most {high:g}" if math.isfinite(high) else "")
+
+    def holds(value: float) -> bool:
+        return math.isfinite(value) and (low < value if above else low <= value) and value <= high
+
+    return Kind(float, holds, wanted)
+
+
+def one_of(*names: str, aliases: dict[str, str] | None = None) -> Kind:
+    spelled = ", ".join(names[:-1]) + f" or {names[-1]}"
+    return Kind(lambda text: (aliases or {}).get(text, text), lambda v: v in names, spelled)
+
+
+def text(wanted: str) -> Kind:
+    return Kind(str, lambda value: bool(value.strip()) and "\0" not in value, wanted)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option. `path` is the dotted field of `config.Config` that it sets."""
+
+    name: str
+    path: str
+    kind: Kind
+    metavar: str
+    help: str
+
+    @property
+    def key(self) -> str:
+        """The attribute argparse keeps it under."""
+        return self.name.lstrip("-").replace("-", "_")
+
+    def parse(self, given: str) -> Any:
+        """The value of `given`. Raises InputError naming the option, what was found and wanted."""
+        try:
+            value = self.kind.read(given)
+        except (ValueError, OverflowError):
+            raise self.refusal(given) from None
+        self.check(value)
+        return value
+
+    def check(self, value: Any) -> None:
+        if not self.kind.holds(value):
+            raise self.refusal(value)
+
+    def refusal(self, found: Any) -> InputError:
+        return InputError(f"{self.name}: found {shown(found)}, wanted {self.kind.wanted}")
+
+
+def shown(value: Any) -> str:
+    """A value on one line, cut where it is long."""
+    line = repr(value)
+    return line if len(line) <= 80 else line[:77] + "..."
+
+
+_FILE = text("the name of a file")
+_AT_LEAST_1 = whole(1)
+
+GROUPS: dict[str, tuple[Option, ...]] = {
+    "the run": (
+        Option(
+            "--model",
+            "model",
+            text("a folder, a hub id or a preset"),
+            "NAME_OR_FOLDER",
+            "a Hugging Face folder, a hub id, or a preset such as llama-3-8b (default: tiny)",
+        ),
+        Option("--seed", "seed", whole(0), "N", "every random number comes from it (default: 0)"),
+        Option("--iterations", "iterations", whole(0), "N", "rounds of DPO (default: 2)"),
+        Option(
+            "--recipe",
+            "recipe",
+            one_of(*RECIPES),
+            "NAME",
+            "where the other numbers come from: default, or paper for those of arXiv 2401.10020",
+        ),
+        Option(
+            "--device",
+            "device",
+            text("a device"),
+            "NAME",
+            "cpu, cuda, cuda:1 (default: the first GPU, else cpu)",
+        ),
+        Option(
+            "--dtype",
+            "dtype",
+            one_of(*DTYPES, aliases=DTYPE_ALIASES),
+            "NAME",
+            "of weights and activations (default: float32 on cpu, bfloat16 on a GPU)",
+        ),
+    ),
+    "your own data": (
+        Option(
+            "--prompts",
+            "prompts_file",
+            _FILE,
+            "FILE",
+            "JSONL with a `prompt` field, instead of prompts the model makes",
+        ),
+        Option(
+            "--ift",
+            "ift_file",
+            _FILE,
+            "FILE",
+            "JSONL with `prompt` and `response`: seed of instruction following",
+        ),
+        Option(
+            "--eft",
+            "eft_file",
+            _FILE,
+            "FILE",
+            "JSONL with `prompt`, `response`, `judgement`, `score`: seed of judging",
+        ),
+        Option(
+            "--eval-prompts",
+            "eval_prompts_file",
+            _FILE,
+            "FILE",
+            "JSONL with a `prompt` field, held out for the score of each model",
+        ),
+    ),
+    "each round": (
+        Option("--num-prompts", "num_prompts", _AT_LEAST_1, "N", "prompts to answer in a round"),
+        Option("--candidates", "candidates.n", whole(2), "N", "answers sampled per prompt"),
+        Option(
+            "--temperature", "candidates.temperature", real(0.0), "T", "of the answers; 0 is greedy"
+        ),
+        Option("--top-p", "candidates.top_p", real(0.0, 1.0, above=True), "P", "of the answers"),
+        Option(
+            "--max-tokens", "candidates.max_tokens", _AT_LEAST_1, "N", "longest answer, in tokens"
+        ),
+    ),
+    "judging": (
+        Option(
+            "--judge",
+            "judge.mode",
+            one_of(*JUDGES),
+            "HOW",
+            "sampled: the score that is written; expected: the mean over the score's digits",
+        ),
+        Option(
+            "--judge-samples",
+            "judge.sampling.n",
+            _AT_LEAST_1,
+            "N",
+            "judgements per answer, averaged",
+        ),
+        Option(
+            "--judge-temperature", "judge.sampling.temperature", real(0.0), "T", "of the judgements"
+        ),
+        Option(
+            "--judge-max-tokens",
+            "judge.sampling.max_tokens",
+            _AT_LEAST_1,
+            "N",
+            "longest judgement, in tokens",
+        ),
+        Option(
+            "--reward",
+            "reward",
+            one_of(*REWARDS),
+            "WHO",
+            "self; frozen: always M1; random: a control; gold: the tiny world's own scorer",
+        ),
+    ),
+    "training": (
+        Option(
+            "--sft-lr",
+            "sft.learning_rate",
+            real(0.0, above=True),
+            "LR",
+            "first learning rate of supervised training",
+        ),
+        Option("--sft-epochs", "sft.epochs", _AT_LEAST_1, "N", "passes over the seeds"),
+        Option(
+            "--lr", "dpo.learning_rate", real(0.0, above=True), "LR", "first learning rate of DPO"
+        ),
+        Option(
+            "--beta",
+            "dpo.beta",
+            real(0.0, above=True),
+            "B",
+            "of DPO: how closely the policy is held to the round's start",
+        ),
+        Option("--loss", "dpo.loss", one_of(*LOSSES), "NAME", "of DPO"),
+        Option("--epochs", "dpo.epochs", _AT_LEAST_1, "N", "passes over a round's pairs"),
+        Option("--batch-pairs", "dpo.batch_pairs", _AT_LEAST_1, "N", "pairs in an optimizer step"),
+    ),
+    "measuring": (
+        Option(
+            "--eval-count", "evaluation.num_prompts", _AT_LEAST_1, "N", "held-out prompts per model"
+        ),
+        Option(
+            "--eval-samples", "evaluation.samples", _AT_LEAST_1, "N", "answers per held-out prompt"
+        ),
+    ),
+}
+
+OPTIONS: tuple[Option, ...] = tuple(option for group in GROUPS.values() for option in group)
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """The name that `word` was probably meant to be."""
+    close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
+    return close[0] if close else None

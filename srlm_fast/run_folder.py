@@ -1,0 +1,118 @@
+"""The run folder as a place: whose it is, whether it can be used, and its lock.
+
+Standard library only, so that a wrong `--out` is told before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import fcntl
+import itertools
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from srlm_fast.records import InputError, write_json_atomic
+
+CONFIG_FILE = "config.json"
+SUMMARY_FILE = "summary.json"
+LOCK_FILE = ".lock"
+
+
+def check_out(folder: Path) -> None:
+    """Raise InputError unless `folder` is a run folder, is empty, or can be made."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        kind = "a file" if existing == folder else f"inside {existing}, which is a file"
+        raise InputError(f"--out {folder}: found {kind}, wanted a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"--out {folder}: {existing} is not writable, wanted a writable folder")
+    if existing == folder and not is_run_folder(folder) and not is_blank(folder):
+        raise InputError(
+            f"--out {folder}: found files that are not of a run, wanted a new or empty folder, "
+            "or one that an earlier run made"
+        )
+
+
+def is_run_folder(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).is_file() and "run" in read_json(folder / CONFIG_FILE)
+
+
+def is_started(folder: Path) -> bool:
+    """True once a stage has left something: from then on the folder belongs to its options."""
+    return any(path.is_file() for path in folder.glob("m*/**/*"))
+
+
+def is_blank(folder: Path) -> bool:
+    """True when nothing but a lock or a torn write is there."""
+    return all(path.name.startswith(".") for path in folder.iterdir())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in `path`, or {} when there is none that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def is_finished(folder: Path) -> bool:
+    return bool(read_json(folder / SUMMARY_FILE).get("finished"))
+
+
+def earlier_runs(root: Path, model: str) -> list[Path]:
+    """Run folders under the default names of this model, the latest first."""
+    folders = [path for path in root.glob(f"{slug(model)}-*") if is_run_folder(path)]
+    return sorted(folders, key=lambda path: (path / CONFIG_FILE).stat().st_mtime, reverse=True)
+
+
+def new_folder(root: Path, model: str, today: datetime.date) -> Path:
+    """`root/<model>-<date>`, with a number behind it when that is taken."""
+    first = root / f"{slug(model)}-{today.isoformat()}"
+    others = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([first], others) if not path.exists())
+
+
+def slug(model: str) -> str:
+    """The last part of a folder or hub id, safe as a file name."""
+    name = re.sub(r"[^\w.-]+", "-", Path(os.path.abspath(model)).name).strip("-.")
+    return name[:60] or "model"
+
+
+class Lock:
+    """Holds the run folder for this process. The kernel lets go of it however the process ends."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(self._file, 32).decode(errors="replace").strip() or "unknown"
+            os.close(self._file)
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise InputError(
+                f"--out {folder}: process {holder} is writing this run; wait for it, stop it, "
+                "or give another folder"
+            ) from None
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        os.close(self._file)
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+
+def write_config(folder: Path, run: dict[str, Any], versions: dict[str, str]) -> None:
+    """`config.json`: everything that made the run."""
+    write_json_atomic(folder / CONFIG_FILE, {"run": run, "versions": versions})

@@ -1,0 +1,55 @@
+"""What goes into the sampler and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .params import SamplingParams
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to be sampled from. `tag` is anything; it comes back on the Generation."""
+
+    prompt_token_ids: Sequence[int]
+    params: SamplingParams
+    tag: Any = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One drawn continuation.
+
+    token_ids include the token that ended it. text: without special tokens, cut before a stop string.
+    logprob: sum over token_ids of the raw log-probabilities at temperature 1, in nats; logprobs: each of them, or
+    None unless asked for. finish_reason: "stop" (end of text, stop id or stop string) or "length".
+    """
+
+    token_ids: list[int]
+    text: str
+    logprob: float
+    logprobs: list[float] | None
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The samples of one request, in order of their index."""
+
+    prompt_token_ids: list[int]
+    samples: list[Sample]
+    tag: Any = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Counts since `run` began. prefill_tokens: prompt tokens computed; cached_tokens: those found in the cache."""
+
+    requests_done: int
+    requests_total: int
+    generated_tokens: int
+    prefill_tokens: int
+    cached_tokens: int
+    seconds: float

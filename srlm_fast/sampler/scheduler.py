@@ -1,0 +1,484 @@
+"""Pages, prefix cache and scheduler in plain Python: the specification of csrc/scheduler.cpp.
+
+Both classes have one face and, for the same calls, give the same plans. Property tests hold them against each other;
+the engine takes this one only where the extension is missing.
+
+The rules:
+- A page holds the keys and values of `page_tokens` consecutive tokens in every layer. It may have several owners; only
+  a page with one owner is written. Free pages stand in order of their last use; pages that the prefix cache still
+  knows are taken last, the longest unused first.
+- Full pages are shared by content: tokens of the page and everything before it, under one version of the weights.
+- A request's prompt is computed once. Its n samples then share all pages; who writes on the shared last page copies it.
+- Each step takes at most `max_batch_tokens` tokens: one of every running sample first, then the rest of cut prompts,
+  then new requests in order of arrival, each as far as the budget goes.
+- A request is admitted when its prompt fits and every running sample still has one page in reserve. When a page is
+  wanted and none is free, the youngest sample gives its pages back and is computed again later.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .noise import hash_tokens, noise_key
+
+
+class BlockPool:
+    """Reference-counted pages with a least-recently-used free list."""
+
+    def __init__(self, num_pages: int) -> None:
+        self.refs = [0] * num_pages
+        self.free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_pages))
+
+    def take(self) -> int:
+        """The page at the front of the free list, now with one owner."""
+        page, _ = self.free.popitem(last=False)
+        self.refs[page] = 1
+        return page
+
+    def share(self, page: int) -> None:
+        """One more owner; a free page comes back to life."""
+        self.free.pop(page, None)
+        self.refs[page] += 1
+
+    def release(self, page: int, cached: bool) -> None:
+        """One owner less; the last one puts the page at the back of the free list if it is cached, else in front."""
+        self.refs[page] -= 1
+        if self.refs[page] == 0:
+            self.free[page] = None
+            self.free.move_to_end(page, last=cached)
+
+
+class PrefixCache:
+    """Full pages by all the tokens up to their end. The whole prefix is the key, so there is no false hit."""
+
+    def __init__(self) -> None:
+        self.pages: dict[tuple[int, ...], int] = {}
+        self.keys: dict[int, tuple[int, ...]] = {}
+
+    def insert(self, prefix: tuple[int, ...], page: int) -> None:
+        """The first page with a prefix keeps it."""
+        if prefix not in self.pages:
+            self.pages[prefix], self.keys[page] = page, prefix
+
+    def forget(self, page: int) -> None:
+        """Called when a page is about to be overwritten."""
+        if page in self.keys:
+            del self.pages[self.keys.pop(page)]
+
+    def clear(self) -> None:
+        self.pages.clear()
+        self.keys.clear()
+
+
+@dataclass
+class _Request:
+    id: int
+    prompt: list[int]
+    n: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    max_tokens: int
+    min_tokens: int
+    ignore_eos: bool
+    seed: int
+    stop_token_ids: list[int]
+    stops: list[bytes]
+    prompt_hash: int = 0
+    unfinished: int = 0
+    results: dict[int, tuple[np.ndarray, np.ndarray, str, int]] = field(default_factory=dict)
+
+
+@dataclass
+class _Sequence:
+    """One sample; before its prompt is done, the first one stands for all n of them."""
+
+    request: _Request
+    tokens: list[int]
+    sample: int = 0
+    forked: bool = False
+    logprobs: list[float] = field(default_factory=list)
+    text: bytes = b""
+    computed: int = 0
+    planned: int = 0
+    registered: int = 0
+    pages: list[int] = field(default_factory=list)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return (self.request.id, self.sample)
+
+    @property
+    def remaining(self) -> int:
+        return len(self.tokens) - self.computed
+
+    @property
+    def weight(self) -> int:
+        return 1 if self.forked else max(self.request.n, 1)
+
+
+_PLAN: dict[str, type] = {
+    "token_ids": np.int64,  # [T]
+    "positions": np.int64,  # [T]
+    "slots": np.int64,  # [T] page * page_tokens + offset
+    "row_starts": np.int32,  # [S + 1] rows of each sequence
+    "context_lengths": np.int32,  # [S] keys that its last row sees
+    "block_table": np.int32,  # [S, W] its pages
+    "copies": np.int32,  # [C, 2] pages: from, to
+    "logit_rows": np.int64,  # [U] rows of T that go under the head
+    "sample_rows": np.int64,  # [N] row of U that each sample is drawn from
+    "temperature": np.float32,  # [N], and so on
+    "top_k": np.int32,
+    "top_p": np.float32,
+    "min_p": np.float32,
+    "repetition_penalty": np.float32,
+    "noise_keys": np.uint64,
+    "sample_positions": np.int64,  # position of the token to be drawn
+    "history": np.int32,  # seen tokens of the rows with a penalty
+    "history_starts": np.int32,  # [N + 1]
+    "banned": np.int32,  # tokens that may not be drawn
+    "banned_starts": np.int32,  # [N + 1]
+    "hidden_rows": np.int64,  # rows of T wanted as they are
+    "hidden_ids": np.int64,  # and their requests
+}
+PLAN_FIELDS = tuple(_PLAN)
+
+
+class Scheduler:
+    """Call `add`, then `plan` and `accept` in turn until `plan` is False; the plan's arrays are attributes."""
+
+    token_ids: np.ndarray
+    positions: np.ndarray
+    row_starts: np.ndarray
+    hidden_rows: np.ndarray
+
+    def __init__(
+        self,
+        num_pages: int,
+        page_tokens: int,
+        max_batch_tokens: int,
+        max_sequences: int,
+        max_positions: int,
+        eos_token_ids: Sequence[int],
+    ) -> None:
+        self.num_pages, self.page_tokens = num_pages, page_tokens
+        self.max_batch_tokens, self.max_sequences = max_batch_tokens, max_sequences
+        self.max_positions, self.eos_token_ids = max_positions, list(eos_token_ids)
+        self.pool, self.cache = BlockPool(num_pages), PrefixCache()
+        self.token_bytes: list[bytes] = []
+        self.version = self.next_id = 0
+        self.waiting: list[_Sequence] = []
+        self.running: list[_Sequence] = []  # in order of arrival
+        self.scheduled: list[_Sequence] = []  # this step's, in row order
+        self.requests: dict[int, _Request] = {}
+        self.finished: list[int] = []
+        self.prefill_tokens = self.cached_tokens = self.generated_tokens = self.preemptions = 0
+        self._clear_plan()
+
+    num_free_pages = property(lambda self: len(self.pool.free))
+    num_cached_pages = property(lambda self: len(self.cache.pages))
+    num_running = property(lambda self: len(self.running))
+    num_waiting = property(lambda self: len(self.waiting))
+
+    def page_refs(self, page: int) -> int:
+        """Owners of a page."""
+        return self.pool.refs[page]
+
+    def set_token_bytes(self, table: Sequence[bytes]) -> None:
+        """The bytes of every token, for stop strings."""
+        self.token_bytes = list(table)
+
+    def set_weights_version(self, version: int) -> None:
+        """Forget all cached pages if the weights have changed."""
+        if version == self.version:
+            return
+        if self.running or self.waiting:
+            raise RuntimeError("the weights changed while requests were running")
+        self.version = version
+        self.cache.clear()
+
+    def add(self, prompt: Sequence[int], n: int, *params: object) -> int:
+        """Queue a request; `params` in the order of `_Request`. n = 0: the prompt's last hidden row instead of samples.
+
+        Raises ValueError when it can never fit.
+        """
+        request = _Request(self.next_id, [int(t) for t in prompt], n, *params)  # type: ignore[arg-type]
+        longest = min(len(request.prompt) + max(request.max_tokens, 1) - 1, self.max_positions)
+        if self._pages_for(longest) > self.num_pages:
+            raise ValueError(
+                f"prompt: {len(request.prompt)} tokens and max_tokens {request.max_tokens} need "
+                f"{self._pages_for(longest)} pages, and the KV pool has {self.num_pages}; "
+                "wanted a shorter request or a larger kv_bytes"
+            )
+        self.next_id += 1
+        request.prompt_hash = hash_tokens(0, request.prompt)
+        request.unfinished = n
+        self.requests[request.id] = request
+        self.waiting.append(_Sequence(request, list(request.prompt)))
+        return request.id
+
+    def _pages_for(self, tokens: int) -> int:
+        return -(-tokens // self.page_tokens)
+
+    # ------------------------------------------------------------------------------------ plan
+
+    def plan(self) -> bool:
+        """Choose the next step. False when nothing is left to do."""
+        self._clear_plan()
+        self.scheduled = []
+        self.budget = self.max_batch_tokens
+        self._plan_decodes()
+        self._plan_prefills()
+        self._admit()
+        self._finish_plan()
+        return bool(self.scheduled)
+
+    def _clear_plan(self) -> None:
+        self._lists: dict[str, list] = {name: [] for name in _PLAN}
+        for name in ("row_starts", "history_starts", "banned_starts"):
+            self._lists[name].append(0)
+
+    def _plan_decodes(self) -> None:
+        for sequence in list(self.running):
+            if self.budget == 0:
+                break
+            # One that was pre-empted in this very loop has no pages left.
+            if sequence.pages and sequence.remaining == 1 and self._make_writable(sequence):
+                self._schedule(sequence, 1)
+
+    def _plan_prefills(self) -> None:
+        for sequence in self.running:
+            if self.budget > 0 and sequence.remaining > 1 and not sequence.planned:
+                self._schedule(sequence, min(sequence.remaining, self.budget))
+
+    def _admit(self) -> None:
+        while self.waiting and self.budget > 0 and self._admit_first(self.waiting[0]):
+            sequence = self.waiting.pop(0)
+            bisect.insort(self.running, sequence, key=lambda s: s.order)
+            self._schedule(sequence, min(sequence.remaining, self.budget))
+
+    def _admit_first(self, sequence: _Sequence) -> bool:
+        busy = sum(s.weight for s in self.running) + sequence.weight
+        if self.running and busy > self.max_sequences:
+            return False
+        hits = self._find_prefix(sequence)
+        needed = self._pages_for(len(sequence.tokens)) - len(hits)
+        free_after = len(self.pool.free) - needed - sum(self.pool.refs[p] == 0 for p in hits)
+        if self.running and free_after < busy:
+            return False
+        for page in hits:
+            self.pool.share(page)
+        sequence.pages = hits + [self._take_page() for _ in range(needed)]
+        sequence.registered = len(hits)
+        sequence.computed = len(hits) * self.page_tokens
+        self.cached_tokens += sequence.computed
+        return True
+
+    def _find_prefix(self, sequence: _Sequence) -> list[int]:
+        """Cached pages at the head. The last token is always computed anew: its hidden row is wanted."""
+        hits: list[int] = []
+        for index in range((len(sequence.tokens) - 1) // self.page_tokens):
+            prefix = tuple(sequence.tokens[: (index + 1) * self.page_tokens])
+            if prefix not in self.cache.pages:
+                break
+            hits.append(self.cache.pages[prefix])
+        return hits
+
+    def _schedule(self, sequence: _Sequence, count: int) -> None:
+        """Put the next `count` tokens into the step.
+
+        Pages that become full are offered to the cache now, before they are written: every row of a step writes its
+        keys before any row attends, so a later sequence of this same step may already use them.
+        """
+        plan, size = self._lists, self.page_tokens
+        end = sequence.computed + count
+        for position in range(sequence.computed, end):
+            plan["token_ids"].append(sequence.tokens[position])
+            plan["positions"].append(position)
+            plan["slots"].append(sequence.pages[position // size] * size + position % size)
+        sequence.planned = count
+        self.budget -= count
+        for index in range(sequence.registered, end // size):
+            self.cache.insert(tuple(sequence.tokens[: (index + 1) * size]), sequence.pages[index])
+            sequence.registered = index + 1
+        plan["row_starts"].append(len(plan["token_ids"]))
+        plan["context_lengths"].append(end)
+        if count > 1 or not sequence.forked:
+            self.prefill_tokens += count
+        if end == len(sequence.tokens):
+            self._add_sampling_rows(sequence)
+        self.scheduled.append(sequence)
+
+    def _add_sampling_rows(self, sequence: _Sequence) -> None:
+        plan, request = self._lists, sequence.request
+        last = len(plan["token_ids"]) - 1
+        if request.n == 0:
+            plan["hidden_rows"].append(last)
+            plan["hidden_ids"].append(request.id)
+            return
+        plan["logit_rows"].append(last)
+        for sample in [sequence.sample] if sequence.forked else range(request.n):
+            self._add_sampling_row(sequence, sample)
+
+    def _add_sampling_row(self, sequence: _Sequence, sample: int) -> None:
+        plan, request = self._lists, sequence.request
+        plan["sample_rows"].append(len(plan["logit_rows"]) - 1)
+        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
+            plan[name].append(getattr(request, name))
+        plan["noise_keys"].append(noise_key(request.seed, request.prompt_hash, sample))
+        plan["sample_positions"].append(len(sequence.tokens))
+        if request.repetition_penalty != 1:
+            plan["history"] += sequence.tokens
+        plan["history_starts"].append(len(plan["history"]))
+        if len(sequence.logprobs) < request.min_tokens:  # whatever would end the sample
+            plan["banned"] += request.stop_token_ids
+            plan["banned"] += [] if request.ignore_eos else self.eos_token_ids
+        plan["banned_starts"].append(len(plan["banned"]))
+
+    def _finish_plan(self) -> None:
+        lengths = self._lists["context_lengths"]
+        width = max(map(self._pages_for, lengths), default=0)
+        for sequence, length in zip(self.scheduled, lengths, strict=True):
+            pages = sequence.pages[: self._pages_for(length)]
+            self._lists["block_table"].append(pages + [0] * (width - len(pages)))
+        for name, dtype in _PLAN.items():
+            setattr(self, name, np.array(self._lists[name], dtype))
+        self.block_table = self.block_table.reshape(len(self.scheduled), width)
+        self.copies = self.copies.reshape(-1, 2)
+
+    # ----------------------------------------------------------------------------------- pages
+
+    def _take_page(self) -> int:
+        page = self.pool.take()
+        self.cache.forget(page)
+        return page
+
+    def _release(self, page: int) -> None:
+        self.pool.release(page, page in self.cache.keys)
+
+    def _make_writable(self, sequence: _Sequence) -> bool:
+        """The page of the next token, owned by this sequence alone. A shared last page is copied."""
+        index = sequence.computed // self.page_tokens
+        append = index == len(sequence.pages)
+        while append or self.pool.refs[sequence.pages[index]] > 1:
+            if not self.pool.free:
+                youngest = self.running[-1]
+                self._preempt(youngest)
+                if youngest is sequence:
+                    return False
+                continue  # a freed sibling may have left the last page to us
+            page = self._take_page()
+            if append:
+                sequence.pages.append(page)
+                return True
+            self._lists["copies"].append((sequence.pages[index], page))
+            self._release(sequence.pages[index])
+            sequence.pages[index] = page
+        return True
+
+    def _preempt(self, sequence: _Sequence) -> None:
+        self._release_pages(sequence)
+        self.running.remove(sequence)
+        bisect.insort(self.waiting, sequence, key=lambda s: s.order)
+        self.preemptions += 1
+
+    def _release_pages(self, sequence: _Sequence) -> None:
+        """The last page first: a page is of use only while all pages before it are there."""
+        for page in reversed(sequence.pages):
+            self._release(page)
+        sequence.pages = []
+        sequence.computed = sequence.registered = 0
+
+    # ---------------------------------------------------------------------------------- accept
+
+    def accept(self, token_ids: np.ndarray, logprobs: np.ndarray) -> None:
+        """What was drawn for the plan's sampling rows: token_ids [N], logprobs [N]."""
+        if len(token_ids) != len(self.sample_rows) or len(logprobs) != len(token_ids):
+            raise ValueError("accept: wanted one token for each sampling row of the plan")
+        drawn = iter(zip(token_ids.tolist(), logprobs.tolist(), strict=True))
+        for sequence in self.scheduled:
+            sequence.computed += sequence.planned
+            sequence.planned = 0
+            if sequence.remaining:
+                continue
+            if sequence.request.n == 0:
+                self._release_pages(sequence)
+                self.finished.append(sequence.request.id)
+                continue
+            for sample in [sequence] if sequence.forked else self._fork(sequence):
+                self._append(sample, *next(drawn))
+        self.scheduled = []
+        self.running = [s for s in self.running if s.pages]
+
+    def _fork(self, leader: _Sequence) -> list[_Sequence]:
+        leader.forked = True
+        place = self.running.index(leader)
+        samples = [leader]
+        for sample in range(1, leader.request.n):
+            pages = list(leader.pages)
+            for page in pages:
+                self.pool.share(page)
+            twin = _Sequence(leader.request, list(leader.tokens), sample, True, pages=pages)
+            twin.computed, twin.registered = leader.computed, leader.registered
+            samples.append(twin)
+        self.running[place : place + 1] = samples
+        return samples
+
+    def _append(self, sequence: _Sequence, token: int, logprob: float) -> None:
+        sequence.tokens.append(token)
+        sequence.logprobs.append(logprob)
+        self.generated_tokens += 1
+        reason, cut = self._finish_reason(sequence, token)
+        if not reason:
+            return
+        request = sequence.request
+        self._release_pages(sequence)
+        ids = np.array(sequence.tokens[len(request.prompt) :], np.int32)
+        values = np.array(sequence.logprobs, np.float32)
+        request.results[sequence.sample] = (ids, values, reason, cut)
+        request.unfinished -= 1
+        if request.unfinished == 0:
+            self.finished.append(request.id)
+
+    def _finish_reason(self, sequence: _Sequence, token: int) -> tuple[str, int]:
+        request, generated = sequence.request, len(sequence.logprobs)
+        before = len(sequence.text)
+        if request.stops and token < len(self.token_bytes):
+            sequence.text += self.token_bytes[token]
+        if generated >= request.min_tokens:
+            text, stops = sequence.text, request.stops
+            found = [text.find(stop, max(0, before + 1 - len(stop))) for stop in stops]
+            if any(at >= 0 for at in found):
+                return "stop", min(at for at in found if at >= 0)
+            if token in self.eos_token_ids and not request.ignore_eos:
+                return "stop", -1
+            if token in request.stop_token_ids:
+                return "stop", -1
+        full = len(sequence.tokens) >= self.max_positions
+        return ("length" if generated >= request.max_tokens or full else "", -1)
+
+    def take_finished(self) -> list[int]:
+        """Requests all of whose samples are done, since the last call."""
+        finished, self.finished = self.finished, []
+        return finished
+
+    def take_results(self, request_id: int) -> list[tuple[np.ndarray, np.ndarray, str, int]]:
+        """(token_ids, logprobs, finish_reason, byte where a stop string began or -1) of each sample, once."""
+        request = self.requests.pop(request_id)
+        return [request.results[sample] for sample in range(request.n)]
+
+    def reset(self) -> None:
+        """Drop every request and everything cached."""
+        for sequence in self.running:
+            self._release_pages(sequence)
+        self.waiting, self.running, self.scheduled, self.finished = [], [], [], []
+        self.requests.clear()
+        self.cache.clear()
+        self._clear_plan()

@@ -1,0 +1,92 @@
+"""Seed data and evaluation sets of the tiny world. Standard library only.
+
+The instruction seed (IFT) is mediocre on purpose, like answers of a crowd: a clean one would leave
+a model whose answers differ too little for its judge to learn from. The evaluation seed (EFT) has
+labels with a few errors and as many rows of each score 0..5. Held-out instructions appear in the
+evaluation sets only.
+"""
+
+import random
+from typing import Any
+
+from srlm_fast.tiny.answers import Flaws, compose
+from srlm_fast.tiny.gold import read, score
+from srlm_fast.tiny.judgement import RUBRIC, judgement
+from srlm_fast.tiny.world import draw_distinct
+
+CROWD = Flaws(
+    off_topic=0.05, refusal=0.04, wrong=0.40, hedge=0.25, style=0.30, extra=0.30, doubled=0.06
+)
+LABEL_NOISE = 0.05
+NUM_SCORES = 6
+NUM_EFT_EVAL, NUM_ANSWERS = 120, 4
+_NOISY = ("most", "correct", "clear", "clean")
+
+Row = dict[str, Any]
+
+
+def ift(seed: int, n: int = 256) -> list[Row]:
+    """`n` rows {"prompt", "response"} of mediocre answers to different instructions."""
+    rng = random.Random(f"ift-{seed}")
+    source = draw_distinct(rng)
+    tasks = [next(source) for _ in range(n)]
+    return [{"prompt": t.instruction, "response": compose(t, CROWD, rng)} for t in tasks]
+
+
+def eft(seed: int, n: int = 384) -> list[Row]:
+    """`n` rows {"prompt", "response", "judgement", "score"}, the scores 0..5 balanced to one row.
+
+    The instructions are disjoint from those of `ift(seed)`.
+    """
+    rng = random.Random(f"eft-{seed}")
+    seen = {row["prompt"] for row in ift(seed)}
+    wanted = [n // NUM_SCORES + (k < n % NUM_SCORES) for k in range(NUM_SCORES)]
+    rows: list[Row] = []
+    for task in draw_distinct(rng):
+        if task.instruction in seen:
+            continue
+        answer = compose(task, CROWD, rng)
+        noise = tuple(name for name in _NOISY if rng.random() < LABEL_NOISE)
+        text, value = judgement(task, answer, noise)
+        if wanted[value]:
+            wanted[value] -= 1
+            rows.append(_eft_row(task.instruction, answer, text, value))
+        if not any(wanted):
+            break
+    rng.shuffle(rows)
+    return rows
+
+
+def _eft_row(prompt: str, response: str, text: str, value: int) -> Row:
+    return {"prompt": prompt, "response": response, "judgement": text, "score": value}
+
+
+def eft_eval(n: int = NUM_EFT_EVAL) -> list[Row]:
+    """Held-out rows {"prompt", "responses", "scores"}: four answers each with their gold scores."""
+    rng = random.Random("eft-eval")
+    source = draw_distinct(rng, held_out=True)
+    rows: list[Row] = []
+    while len(rows) < n:
+        task = next(source)
+        answers = list(dict.fromkeys(compose(task, CROWD, rng) for _ in range(2 * NUM_ANSWERS)))
+        scores = [read(task, answer).score for answer in answers[:NUM_ANSWERS]]
+        if len(scores) == NUM_ANSWERS and len(set(scores)) > 1:
+            responses = answers[:NUM_ANSWERS]
+            rows.append({"prompt": task.instruction, "responses": responses, "scores": scores})
+    return rows
+
+
+def heldout(n: int = 400) -> list[str]:
+    """`n` different held-out instructions for the gold score of a model."""
+    source = draw_distinct(random.Random("held-out"), held_out=True)
+    return [next(source).instruction for _ in range(n)]
+
+
+def judge_prompt(prompt: str, response: str) -> str:
+    """The rubric with an instruction and an answer filled in."""
+    return RUBRIC.format(prompt=prompt, response=response)
+
+
+def gold_scores(prompt: str, responses: list[str]) -> list[int]:
+    """Gold score 0..5 of each answer."""
+    return [score(prompt, response).score for response in responses]

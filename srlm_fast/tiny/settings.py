@@ -1,0 +1,31 @@
+"""The numbers of the embedded default: what suits a model of a million weights, not the paper's."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TinySettings:
+    """Sizes of the seeds and settings of each stage of the loop for `--model tiny`."""
+
+    num_ift: int = 256
+    num_eft: int = 384
+    sft_learning_rate: float = 1e-3
+    sft_epochs: int = 2
+    sft_batch_rows: int = 16
+    num_prompts: int = 512
+    rouge_threshold: float = 0.9
+    num_candidates: int = 4
+    temperature: float = 0.7
+    top_p: float = 0.9
+    max_tokens: int = 48
+    num_judgements: int = 3
+    judge_temperature: float = 0.7
+    judge_max_tokens: int = 64
+    dpo_learning_rate: float = 1.5e-4
+    dpo_beta: float = 0.1
+    dpo_epochs: int = 1
+    dpo_batch_pairs: int = 16
+    num_held_out: int = 400
+
+
+SETTINGS = TinySettings()

@@ -1,0 +1,23 @@
+"""The trainer: packed tokens in, the same weight tensors changed in place, a report out."""
+
+from .checkpoint import CheckpointError
+from .config import DpoConfig, SftConfig, TrainConfig
+from .dpo import TokenPair, pair_logps, train_dpo
+from .report import StepReport, TrainReport
+from .sft import SftRow, train_sft
+from .trainer import TrainingInterrupted
+
+__all__ = [
+    "CheckpointError",
+    "DpoConfig",
+    "SftConfig",
+    "SftRow",
+    "StepReport",
+    "TokenPair",
+    "TrainConfig",
+    "TrainReport",
+    "TrainingInterrupted",
+    "pair_logps",
+    "train_dpo",
+    "train_sft",
+]

@@ -1,0 +1,194 @@
+"""Direct preference optimization (arXiv 2305.18290) against the round's own starting weights.
+
+The reference is the policy before its first step: its log-probs are computed once, by the same code
+on the same micro-batches as the first epoch's, and kept as two numbers per pair. No second model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from srlm_fast.kernels import dpo_loss
+from srlm_fast.model import Model
+
+from .config import DpoConfig
+from .logps import sequence_logps
+from .packing import (
+    Ints,
+    MicroBatch,
+    batch_items,
+    make_segments,
+    num_batches,
+    pack,
+    split_by_tokens,
+)
+from .report import StepReport, TrainReport
+from .step import StepResult
+from .trainer import run_training
+
+
+@dataclass(frozen=True)
+class TokenPair:
+    """A prompt with a better and a worse response, their end tokens included.
+
+    label: probability that chosen is the better one; weight: the pair's share in the loss.
+    Raises ValueError when a part is empty, or label or weight is out of range.
+    """
+
+    prompt_ids: Sequence[int]
+    chosen_ids: Sequence[int]
+    rejected_ids: Sequence[int]
+    weight: float = 1.0
+    label: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
+            if len(getattr(self, name)) == 0:
+                raise ValueError(f"{name}: empty, wanted at least one token")
+        if not (self.weight >= 0 and math.isfinite(self.weight)):
+            raise ValueError(f"weight: {self.weight}, wanted a number of 0 or more")
+        if not 0 <= self.label <= 1:
+            raise ValueError(f"label: {self.label}, wanted 0..1")
+
+
+def pair_logps(
+    model: Model, pairs: Sequence[TokenPair], *, micro_batch_tokens: int = 16384
+) -> tuple[Tensor, Tensor]:
+    """Log-probs of chosen and rejected: [P] each, fp32 nats, on the CPU, summed over the response.
+
+    Without gradient and without dropout. No pairs: two empty tensors. Raises ValueError on a token
+    id outside the vocabulary.
+    """
+    if len(pairs) == 0:
+        return torch.zeros(0), torch.zeros(0)
+    config = DpoConfig(micro_batch_tokens=micro_batch_tokens, batch_pairs=len(pairs))
+    task = DpoTask(model, pairs, config, None)
+    logps = task.reference(model, [np.arange(len(pairs))])
+    return logps[:, 0].contiguous(), logps[:, 1].contiguous()
+
+
+def train_dpo(
+    model: Model,
+    pairs: Sequence[TokenPair],
+    config: DpoConfig | None = None,
+    ref_logps: tuple[Tensor, Tensor] | None = None,
+    *,
+    seed: int = 0,
+    on_step: Callable[[StepReport], None] | None = None,
+    checkpoint: Path | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> TrainReport:
+    """Train `model` in place so that it prefers chosen over rejected more than the reference does.
+
+    ref_logps: (chosen, rejected), [P] each, as `pair_logps` gives them; without them the reference
+    is the model as it is now, and the first step's loss is ln 2 (sigmoid loss, no dropout). The
+    loss of a step is the mean over its pairs, weighted by `weight`. The other arguments, the
+    guarantees and the errors are those of `train_sft`; ref_logps of wrong shape raise ValueError.
+    """
+    config = config or DpoConfig()
+    task = DpoTask(model, pairs, config, ref_logps, seed)
+    return run_training(model, task, config, seed, on_step, checkpoint, stop)
+
+
+class DpoTask:
+    """One item is one pair is two segments: chosen, then rejected."""
+
+    def __init__(
+        self,
+        model: Model,
+        pairs: Sequence[TokenPair],
+        config: DpoConfig,
+        ref_logps: tuple[Tensor, Tensor] | None,
+        seed: int = 0,
+    ) -> None:
+        if len(pairs) == 0:
+            raise ValueError("pairs: empty, wanted at least one")
+        self.config, self.seed, self.device = config, seed, model.device
+        self.num_items, self.batch_size = len(pairs), config.batch_pairs
+        self.segments = make_segments(
+            (pair.prompt_ids for pair in pairs for _ in range(2)),
+            (ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)),
+            model.config.vocab_size,
+        )
+        self.lengths = self.segments.lengths.reshape(-1, 2).sum(1)
+        self.weights = np.array([pair.weight for pair in pairs], dtype=np.float64)
+        self.labels = np.array([pair.label for pair in pairs], dtype=np.float64)
+        self.ref_logps = None if ref_logps is None else _stack(ref_logps, len(pairs))
+
+    def begin(self, model: Model, saved: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        if saved is not None:
+            self.ref_logps = saved["ref_logps"]
+        elif self.ref_logps is None:
+            steps = range(num_batches(self.num_items, self.batch_size))
+            epoch = [batch_items(self.num_items, self.batch_size, self.seed, i) for i in steps]
+            self.ref_logps = self.reference(model, epoch)
+        return {"ref_logps": self.ref_logps}
+
+    @torch.no_grad()
+    def reference(self, model: Model, batches: list[Ints]) -> Tensor:
+        """[P, 2] on the CPU. The same batches give the same micro-batches and bits as training."""
+        was_training = model.training
+        model.eval()
+        logps = torch.zeros(self.num_items, 2, dtype=_sum_dtype(model))
+        for items in batches:
+            for micro_batch in self.micro_batches(items):
+                sums = sequence_logps(model, micro_batch).view(-1, 2)
+                logps[torch.from_numpy(micro_batch.items)] = sums.cpu()
+        model.train(was_training)
+        return logps
+
+    def micro_batches(self, items: Ints) -> list[MicroBatch]:
+        groups = split_by_tokens(self.lengths[items], self.config.micro_batch_tokens)
+        return [pack(self.segments, items[group], 2, self.device) for group in groups]
+
+    def normalizer(self, items: Ints) -> float:
+        return float(self.weights[items].sum())
+
+    def objective(self, model: Model, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        logp_P2 = sequence_logps(model, micro_batch).view(-1, 2)
+        items = torch.from_numpy(micro_batch.items)
+        assert self.ref_logps is not None
+        ref_P2 = self.ref_logps[items].to(logp_P2)
+        labels, weights = (
+            torch.from_numpy(values[micro_batch.items]).to(logp_P2)
+            for values in (self.labels, self.weights)
+        )
+        lengths = micro_batch.response_lengths.view(-1, 2).unbind(1)
+        out = dpo_loss(
+            logp_P2.unbind(1),
+            ref_P2.unbind(1),
+            self.config.loss,
+            self.config.beta,
+            label_smoothing=self.config.label_smoothing,
+            labels=labels,
+            lengths=lengths if self.config.length_normalized else None,
+        )
+        ratios = (logp_P2.detach() - ref_P2).sum(0)
+        seen = torch.stack([out.margins.sum(), (out.margins > 0).sum(), *ratios])
+        return (weights * out.losses).sum(), seen
+
+    def metrics(self, result: StepResult, items: Ints) -> dict[str, float]:
+        names = ("margin", "accuracy", "chosen_logratio", "rejected_logratio")
+        return {name: total / len(items) for name, total in zip(names, result.sums, strict=True)}
+
+    def fingerprint(self) -> list[bytes]:
+        parts = (self.segments.tokens, self.segments.prompt_lengths, self.segments.response_lengths)
+        return [part.tobytes() for part in (*parts, self.weights, self.labels)]
+
+
+def _stack(ref_logps: tuple[Tensor, Tensor], num_pairs: int) -> Tensor:
+    for index, logps in enumerate(ref_logps):
+        if tuple(logps.shape) != (num_pairs,):
+            raise ValueError(f"ref_logps[{index}]: {list(logps.shape)}, wanted [{num_pairs}]")
+    return torch.stack([logps.detach().cpu() for logps in ref_logps], dim=1)
+
+
+def _sum_dtype(model: Model) -> torch.dtype:
+    return torch.float64 if model.dtype == torch.float64 else torch.float32

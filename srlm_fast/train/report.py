@@ -1,0 +1,83 @@
+"""What a training tells: per step while it runs, and as a whole when it is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import resource
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step. The last four are None for SFT; means over the step's pairs for DPO."""
+
+    step: int  # from 0
+    num_steps: int
+    epoch: int  # from 0
+    loss: float
+    learning_rate: float
+    grad_norm: float  # before clipping
+    seconds: float
+    num_tokens: int  # fed to the model
+    skipped: bool  # loss or gradient was not finite: weights and moments were left alone
+    margin: float | None = None
+    accuracy: float | None = None
+    chosen_logratio: float | None = None
+    rejected_logratio: float | None = None
+
+    def to_row(self) -> dict[str, Any]:
+        """For JSON, which has no NaN and no infinity: they become None."""
+        row = dataclasses.asdict(self)
+        return {key: None if _is_bad(value) else value for key, value in row.items()}
+
+
+@dataclass
+class TrainReport:
+    """Lists hold one value per step, those of a resumed training from its very first step on."""
+
+    losses: list[float] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)  # DPO only, like the three below it
+    accuracies: list[float] = field(default_factory=list)
+    chosen_logratios: list[float] = field(default_factory=list)
+    rejected_logratios: list[float] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    num_tokens: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    skipped_steps: int = 0
+    peak_bytes: int = 0  # of the device's allocator; on a CPU the process's largest resident size
+
+    def add(self, step: StepReport) -> None:
+        self.losses.append(step.loss)
+        self.learning_rates.append(step.learning_rate)
+        self.grad_norms.append(step.grad_norm)
+        self.num_tokens.append(step.num_tokens)
+        self.seconds.append(step.seconds)
+        self.skipped_steps += step.skipped
+        pairs = (
+            (self.margins, step.margin),
+            (self.accuracies, step.accuracy),
+            (self.chosen_logratios, step.chosen_logratio),
+            (self.rejected_logratios, step.rejected_logratio),
+        )
+        for values, value in pairs:
+            if value is not None:
+                values.append(value)
+
+    def to_row(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory held so far: of the device's allocator, on a CPU of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _is_bad(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

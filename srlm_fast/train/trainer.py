@@ -1,0 +1,174 @@
+"""The course of a training: epochs, schedule, checkpoints, stop. A task says what is learned."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from srlm_fast.model import Model
+
+from .checkpoint import fingerprint_of, load_checkpoint, save_checkpoint
+from .config import TrainConfig
+from .optimizer import Optimizer, learning_rate
+from .packing import Ints, MicroBatch, batch_items, num_batches
+from .report import StepReport, TrainReport, peak_bytes
+from .step import StepResult, train_step
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """`stop` said so. The checkpoint, if any, is written; the model is between two steps."""
+
+
+class Task(Protocol):
+    """What SFT and DPO each say about their data and their loss."""
+
+    num_items: int
+    batch_size: int
+
+    def begin(self, model: Model, saved: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """Get ready, from what an earlier `begin` returned if resuming. Returns what to save."""
+        ...
+
+    def micro_batches(self, items: Ints) -> list[MicroBatch]: ...
+
+    def normalizer(self, items: Ints) -> float: ...
+
+    def objective(self, model: Model, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]: ...
+
+    def metrics(self, result: StepResult, items: Ints) -> dict[str, float]:
+        """The fields of StepReport that are the task's own."""
+        ...
+
+    def fingerprint(self) -> list[bytes]: ...
+
+
+def run_training(
+    model: Model,
+    task: Task,
+    config: TrainConfig,
+    seed: int,
+    on_step: Callable[[StepReport], None] | None,
+    checkpoint: Path | None,
+    stop: Callable[[], bool] | None,
+) -> TrainReport:
+    """Train `model` in place; see `train_sft` for the arguments that it shares with `train_dpo`."""
+    num_steps = config.epochs * num_batches(task.num_items, task.batch_size)
+    fingerprint = _fingerprint(model, task, config, seed)
+    optimizer, report = Optimizer(model, config), TrainReport()
+    saved = None if checkpoint is None else load_checkpoint(checkpoint, fingerprint)
+    if saved is not None:
+        _restore(saved, model, optimizer, report)
+    begun = task.begin(model, None if saved is None else saved["task"])
+
+    def save(step: int) -> None:
+        if checkpoint is not None:
+            state = {"step": step, "fingerprint": fingerprint, "report": report.to_row()}
+            weights = {"weights": model.state_dict(), "optimizer": optimizer.state()}
+            save_checkpoint(checkpoint, {**state, **weights, "task": begun})
+
+    start = 0 if saved is None else saved["step"]
+    saved_at = time.monotonic()
+    with _train_mode(model, config.dropout):
+        for step in range(start, num_steps):
+            if stop is not None and stop():
+                save(step)
+                raise TrainingInterrupted(f"stopped before step {step} of {num_steps}")
+            with _noise(config.dropout, seed, step):
+                done = _one_step(model, task, config, optimizer, seed, step, num_steps)
+            report.add(done)
+            report.peak_bytes = max(report.peak_bytes, peak_bytes(model.device))
+            if on_step is not None:
+                on_step(done)
+            if time.monotonic() - saved_at >= config.checkpoint_seconds:
+                save(step + 1)
+                saved_at = time.monotonic()
+    if start < num_steps:
+        save(num_steps)
+    return report
+
+
+def _one_step(
+    model: Model,
+    task: Task,
+    config: TrainConfig,
+    optimizer: Optimizer,
+    seed: int,
+    step: int,
+    num_steps: int,
+) -> StepReport:
+    began = time.perf_counter()
+    items = batch_items(task.num_items, task.batch_size, seed, step)
+    batches = task.micro_batches(items)
+    rate = learning_rate(config, step, num_steps)
+    result = train_step(model, batches, task.objective, task.normalizer(items), optimizer, rate)
+    return StepReport(
+        step=step,
+        num_steps=num_steps,
+        epoch=step // num_batches(task.num_items, task.batch_size),
+        loss=result.loss,
+        learning_rate=rate,
+        grad_norm=result.grad_norm,
+        seconds=time.perf_counter() - began,
+        num_tokens=sum(batch.token_ids.numel() for batch in batches),
+        skipped=not result.applied,
+        **task.metrics(result, items),
+    )
+
+
+def _fingerprint(model: Model, task: Task, config: TrainConfig, seed: int) -> str:
+    shapes = [
+        f"{name} {list(p.shape)} {p.dtype} {p.requires_grad}"
+        for name, p in model.named_parameters()
+    ]
+    # How often to save changes nothing; how to cut a batch changes the order of sums: last bits.
+    settings = {**vars(config), "checkpoint_seconds": None}
+    return fingerprint_of(
+        type(task).__name__, str(settings), str(seed), *shapes, *task.fingerprint()
+    )
+
+
+def _restore(
+    saved: dict[str, Any], model: Model, optimizer: Optimizer, report: TrainReport
+) -> None:
+    model.load_state_dict(saved["weights"])
+    model.touch()
+    optimizer.load(saved["optimizer"])
+    vars(report).update(saved["report"])
+
+
+@contextmanager
+def _train_mode(model: Model, dropout: float) -> Iterator[None]:
+    """Gradients and dropout on; afterwards, however it ends, as before and the weights touched."""
+    before = (model.training, model.dropout_p)
+    model.train()
+    model.dropout_p = dropout
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        model.train(before[0])
+        model.dropout_p = before[1]
+        model.zero_grad(set_to_none=True)
+        model.touch()
+
+
+@contextmanager
+def _noise(dropout: float, seed: int, step: int) -> Iterator[None]:
+    """Dropout's random numbers depend on (seed, step) alone, so a resumed step draws the same ones.
+
+    The caller's generators are put back as they were.
+    """
+    if dropout == 0:
+        yield
+        return
+    with torch.random.fork_rng():
+        (state,) = np.random.SeedSequence([seed % 2**64, step]).generate_state(1, np.uint64)
+        torch.manual_seed(int(state) >> 1)
+        yield

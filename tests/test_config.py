@@ -1,0 +1,123 @@
+"""The tree: recipes, options, ranges, JSON, and in what two runs differ."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from srlm_fast import config as configs
+from srlm_fast.config import Config, differences, from_json, from_options
+from srlm_fast.options import OPTIONS
+from srlm_fast.records import InputError
+from srlm_fast.run import read_options
+from srlm_fast.tiny.settings import SETTINGS
+
+
+def tree(*argv: str) -> Config:
+    return from_options(read_options(argv))
+
+
+def test_every_option_sets_a_field_of_the_tree():
+    for option in OPTIONS:
+        assert configs.get(Config(), option.path) is not None or option.path in (
+            "device",
+            "dtype",
+            *configs.FILES,
+        ), option.name
+
+
+def test_every_default_is_in_its_own_range():
+    for made in (Config(), configs.tiny(), configs.paper(Config()), configs.paper(configs.tiny())):
+        configs.check(made)
+
+
+def test_the_default_is_the_tiny_model_with_its_own_numbers():
+    made = tree()
+    assert made.model == "tiny"
+    assert made.iterations == 2
+    assert made.num_prompts == SETTINGS.num_prompts
+    assert made.dpo.learning_rate == SETTINGS.dpo_learning_rate
+    assert made.judge.sampling.n == SETTINGS.num_judgements
+
+
+def test_the_paper_has_its_numbers_for_any_model():
+    made = tree("--recipe", "paper", "--model", "llama-2-70b")
+    assert made.model == "llama-2-70b"
+    assert (made.num_ift, made.num_eft) == (3200, 1630)
+    assert (made.sft.learning_rate, made.sft.final_fraction, made.sft.batch_rows) == (
+        5.5e-6,
+        0.2,
+        16,
+    )
+    assert (made.dpo.learning_rate, made.dpo.final_fraction, made.dpo.beta) == (1e-6, 0.1, 0.1)
+    assert (made.candidates.n, made.candidates.temperature, made.candidates.top_p) == (4, 0.7, 0.9)
+    assert made.judge.sampling.n == 3
+    assert (made.prompt_sampling.temperature, made.prompt_sampling.top_p) == (0.6, 0.9)
+    assert (made.prompts.seed_shots, made.prompts.made_shots, made.prompts.similarity) == (
+        6,
+        2,
+        0.7,
+    )
+
+
+def test_options_override_the_recipe():
+    made = tree("--candidates", "8", "--beta", "0.2", "--judge", "expected", "--dtype", "bf16")
+    assert (made.candidates.n, made.dpo.beta, made.judge.mode) == (8, 0.2, "expected")
+    assert made.dtype == "bfloat16"
+    assert made.candidates.top_p == SETTINGS.top_p
+
+
+def test_values_of_python_callers_are_checked_too():
+    arguments = read_options([])
+    arguments.candidates = 1
+    with pytest.raises(InputError, match="--candidates: found 1"):
+        from_options(arguments)
+
+
+def test_json_and_back(tmp_path: Path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
+    made = tree("--prompts", str(tmp_path / "p.jsonl"), "--top-p", "0.5", "--seed", "9")
+    back = from_json(json.loads(json.dumps(made.to_json())))
+    assert back == made
+    assert differences(made, back) == []
+
+
+def test_json_with_an_unknown_field_is_refused():
+    with pytest.raises(InputError, match="'temprature'"):
+        from_json({"candidates": {"temprature": 1.0}})
+
+
+def test_differences_name_options_and_leave_the_folder_out():
+    made = dataclasses.replace(tree("--seed", "1"), out="a")
+    other = dataclasses.replace(tree("--seed", "2", "--beta", "0.3", "--reward", "random"), out="b")
+    found = {each.option: (each.there, each.here) for each in differences(made, other)}
+    assert found == {"--seed": (1, 2), "--beta": (0.1, 0.3), "--reward": ("self", "random")}
+
+
+def test_a_field_without_an_option_is_named_by_its_place():
+    made = tree()
+    row = made.to_json()
+    row["dpo"]["from_an_older_version"] = 1
+    assert [each.option for each in differences(row, made)] == ["dpo.from_an_older_version"]
+
+
+def test_files_count_by_content(tmp_path: Path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a"}\n')
+    before = tree("--prompts", str(path))
+    path.touch()
+    assert differences(before, tree("--prompts", str(path))) == []
+    path.write_text('{"prompt": "b"}\n')
+    found = differences(before, tree("--prompts", str(path)))
+    assert [each.option for each in found] == ["--prompts (the file's content)"]
+
+
+def test_a_relative_file_is_the_same_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
+    monkeypatch.chdir(tmp_path)
+    assert tree("--prompts", "p.jsonl") == tree("--prompts", str(tmp_path / "p.jsonl"))
