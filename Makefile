@@ -8,8 +8,10 @@
 #
 # PYTHON=python3.12 picks the interpreter; PIP_ARGS goes to every `pip install`.
 
-PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.11 python3.13,\
-  $(shell $(p) -c 'import sys; print("$(p)") if sys.version_info >= (3, 11) else None' 2>/dev/null)))
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.12 python3.11 python3.13; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+endif
 ARGS ?=
 PIP_ARGS ?=
 PYTEST_ARGS ?=

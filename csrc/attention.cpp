@@ -102,6 +102,11 @@ void collect_runs(const Row* rows, int64_t num_rows, int64_t begin, int64_t end,
     }
 }
 
+// Pages lie scattered, too short for the processor's own prefetching: ask for the one after next.
+SRLM_INLINE void prefetch(const float* block, int64_t count) {
+  for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(block + i);
+}
+
 struct Scratch {
   std::vector<float> floats;
   std::vector<Run> runs;
@@ -122,11 +127,17 @@ void attend_item(const Item& item, const Row* rows, const float* q, int64_t q_st
     for (int64_t d = 0; d < width; ++d) tile_q[m * width + d] = source[d] * scale;
     for (int64_t d = 0; d < value_width; ++d) tile_out[m * value_width + d] = 0.0f;
   }
-  for (const Run& run : scratch.runs)
+  const int64_t block = width * P, value_block = P * value_width;
+  const int64_t num_runs = static_cast<int64_t>(scratch.runs.size());
+  for (int64_t i = 0; i < num_runs; ++i) {
+    const Run& run = scratch.runs[i];
+    if (i + 1 < num_runs)
+      prefetch(keys + (scratch.runs[i + 1].page * shape.kv_heads + item.kv_head) * block, block);
     tile_all(static_cast<int>(run.num_rows * heads), width, tile_q + run.first_row * heads * width,
-             width, keys + (run.page * shape.kv_heads + item.kv_head) * width * P, P,
+             width, keys + (run.page * shape.kv_heads + item.kv_head) * block, P,
              (run.used + kPanel - 1) / kPanel * kPanel,
              scores + run.first_row * heads * stride + run.start - begin, stride, false);
+  }
   float totals[kItemRows];
   for (int64_t m = 0; m < tile_count; ++m) {
     const Row& row = rows[m / heads];
@@ -137,11 +148,16 @@ void attend_item(const Item& item, const Row* rows, const float* q, int64_t q_st
     const int64_t padded = (row.end - first + kPanel - 1) / kPanel * kPanel;
     for (int64_t j = padded; j < (row.end - first + P - 1) / P * P; ++j) own[j] = 0.0f;
   }
-  for (const Run& run : scratch.runs)
+  for (int64_t i = 0; i < num_runs; ++i) {
+    const Run& run = scratch.runs[i];
+    if (i + 1 < num_runs)
+      prefetch(values + (scratch.runs[i + 1].page * shape.kv_heads + item.kv_head) * value_block,
+               value_block);
     tile_all(static_cast<int>(run.num_rows * heads), run.used,
              scores + run.first_row * heads * stride + run.start - begin, stride,
-             values + (run.page * shape.kv_heads + item.kv_head) * P * value_width, value_width,
+             values + (run.page * shape.kv_heads + item.kv_head) * value_block, value_width,
              value_width, tile_out + run.first_row * heads * value_width, value_width, true);
+  }
   for (int64_t m = 0; m < tile_count; ++m) {
     float* target =
         out + (rows[m / heads].index * shape.heads + item.first_head + m % heads) * width;

@@ -6,18 +6,23 @@
 
 namespace srlm {
 
-// out[T, N] (+)= x[T, K] w^T (+ bias), with w [N, K] packed in panels of 16 columns.
+// out[T, N] = x[T, K] w^T (+ bias), or += with `add`; w [N, K] is packed in panels of 16 columns.
 int64_t packed_size(int64_t out_width, int64_t in_width);
 void pack_weight(const float* weight, int64_t out_width, int64_t in_width, float* packed);
 void packed_linear(const float* x, int64_t rows, int64_t in_width, const float* packed,
-                   int64_t out_width, const float* bias, float* out);
+                   int64_t out_width, const float* bias, bool add, float* out);
 
 void rms_norm(const float* x, int64_t rows, int64_t width, int64_t x_stride, const float* weight,
               float eps, float* out);
 void swiglu(const float* gate_up, int64_t rows, int64_t width, float* out);
-// x [T, N, K] with a row stride; cos, sin [T, K/2].
-void rope(const float* x, int64_t rows, int64_t heads, int64_t head_dim, int64_t x_stride,
-          const float* cosines, const float* sines, float* out);
+// In place on rows [T] that hold H query heads and then G key heads of K: the norm of each head
+// where the family has one, then the rotation by cosines and sines [T, K/2].
+struct HeadNorms {
+  const float *q, *k;  // [K] or null
+  float eps;
+};
+void rotate_heads(float* x, int64_t rows, int64_t heads, int64_t kv_heads, int64_t head_dim,
+                  int64_t stride, const HeadNorms& norms, const float* cosines, const float* sines);
 
 // One layer's pages: keys [pages, G, K, P] (a page's tokens side by side), values [pages, G, P, Kp]
 // with Kp the head width rounded up to 16.

@@ -16,22 +16,21 @@ constexpr int64_t kRowBlock = 8 * kTileRows;  // rows of x that stay in the firs
 // One panel of 16 outputs for up to kRowBlock rows.
 SRLM_CLONES
 void panel_rows(const float* x, int64_t rows, int64_t depth, const float* panel, int64_t columns,
-                const float* bias, float* out, int64_t out_stride) {
+                const float* bias, bool add, float* out, int64_t out_stride) {
   float edge[kTileRows * kPanel];
-  float start[kPanel] = {0};
-  if (bias != nullptr) std::copy_n(bias, columns, start);
+  const bool direct = columns == kPanel && bias == nullptr && !add;
   for (int64_t first = 0; first < rows; first += kTileRows) {
-    const int count = static_cast<int>(std::min<int64_t>(kTileRows, rows - first));
-    const bool whole = columns == kPanel;
-    float* target = whole ? out + first * out_stride : edge;
-    const int64_t stride = whole ? out_stride : kPanel;
-    if (bias != nullptr)
-      for (int m = 0; m < count; ++m) std::copy_n(start, kPanel, target + m * stride);
-    tile_rows<2>(count, depth, x + first * depth, depth, panel, kPanel, target, stride,
-                 bias != nullptr);
-    if (!whole)
-      for (int m = 0; m < count; ++m)
-        std::copy_n(edge + m * kPanel, columns, out + (first + m) * out_stride);
+    const int count = rows - first < kTileRows ? static_cast<int>(rows - first) : kTileRows;
+    float* target = out + first * out_stride;
+    tile_rows<2>(count, depth, x + first * depth, depth, panel, kPanel, direct ? target : edge,
+                 direct ? out_stride : kPanel, false);
+    if (direct) continue;
+    for (int m = 0; m < count; ++m)
+      for (int64_t j = 0; j < columns; ++j) {
+        float y = edge[m * kPanel + j];
+        if (bias != nullptr) y += bias[j];
+        target[m * out_stride + j] = add ? target[m * out_stride + j] + y : y;
+      }
   }
 }
 
@@ -55,7 +54,7 @@ void pack_weight(const float* weight, int64_t out_width, int64_t in_width, float
 }
 
 void packed_linear(const float* x, int64_t rows, int64_t in_width, const float* packed,
-                   int64_t out_width, const float* bias, float* out) {
+                   int64_t out_width, const float* bias, bool add, float* out) {
   const int64_t panels = (out_width + kPanel - 1) / kPanel;
   const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
 #pragma omp parallel for collapse(2) schedule(static) if (rows * in_width * out_width > 65536)
@@ -64,7 +63,7 @@ void packed_linear(const float* x, int64_t rows, int64_t in_width, const float* 
       const int64_t first = b * kRowBlock;
       panel_rows(x + first * in_width, std::min(kRowBlock, rows - first), in_width,
                  packed + p * kPanel * in_width, std::min<int64_t>(kPanel, out_width - p * kPanel),
-                 bias == nullptr ? nullptr : bias + p * kPanel,
+                 bias == nullptr ? nullptr : bias + p * kPanel, add,
                  out + first * out_width + p * kPanel, out_width);
     }
 }

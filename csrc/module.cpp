@@ -5,7 +5,9 @@
 #include <pybind11/stl.h>
 
 #include <stdexcept>
+#include <tuple>
 
+#include "decoder.hpp"
 #include "hash.hpp"
 #include "kernels.hpp"
 #include "scheduler.hpp"
@@ -54,6 +56,10 @@ class PagedBatchView {
               block_table_.shape(0), block_table_.shape(1)};
   }
 
+  const PagedBatch& batch() const { return batch_; }
+  const int64_t* slots() const { return slots_.data(); }
+  int64_t num_rows() const { return slots_.size(); }
+
   void attend(uintptr_t q, int64_t q_stride, uintptr_t k, int64_t k_stride, uintptr_t v,
               int64_t v_stride, uintptr_t keys, uintptr_t values, float scale, int64_t window,
               uintptr_t out) const {
@@ -70,6 +76,38 @@ class PagedBatchView {
   PageShape shape_;
   PagedBatch batch_;
 };
+
+using Linear = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t>;  // weight, bias, out, in
+
+Projection projection(const Linear& layer) {
+  const auto& [weight, bias, out_width, in_width] = layer;
+  return Projection(at<float>(weight), at<float>(bias), out_width, in_width);
+}
+
+void add_layer(Decoder& self, const Linear& qkv, const Linear& o, const Linear& gate_up,
+               const Linear& down, uintptr_t attn_norm, uintptr_t mlp_norm, uintptr_t q_norm,
+               uintptr_t k_norm, int64_t window, uintptr_t keys, uintptr_t values) {
+  self.add_layer({projection(qkv), projection(o), projection(gate_up), projection(down),
+                  at<float>(attn_norm), at<float>(mlp_norm), at<float>(q_norm), at<float>(k_norm),
+                  window, at<float>(keys), at<float>(values)});
+}
+
+void decoder_forward(Decoder& self, Array<int64_t> token_ids, uintptr_t cosines, uintptr_t sines,
+                     const PagedBatchView& batch, uintptr_t hidden) {
+  if (token_ids.size() != batch.num_rows())
+    throw std::invalid_argument("forward: wanted as many token_ids as slots");
+  const int64_t* ids = token_ids.data();
+  py::gil_scoped_release release;
+  self.forward(ids, batch.num_rows(), at<float>(cosines), at<float>(sines), batch.slots(),
+               batch.batch(), at<float>(hidden));
+}
+
+void decoder_head(Decoder& self, uintptr_t hidden, Array<int64_t> wanted, uintptr_t logits) {
+  const int64_t* rows = wanted.data();
+  const int64_t count = wanted.size();
+  py::gil_scoped_release release;
+  self.head(at<float>(hidden), rows, count, at<float>(logits));
+}
 
 py::tuple sample_tokens(uintptr_t logits, int64_t vocab, Array<int64_t> rows,
                         Array<float> temperature, Array<int32_t> top_k, Array<float> top_p,
@@ -209,33 +247,19 @@ void bind_kernels(py::module_& m) {
             PageShape{heads, kv_heads, head_dim, value_width, page_tokens});
       }))
       .def("attend", &PagedBatchView::attend);
+  py::class_<Decoder>(m, "Decoder")
+      .def(py::init([](int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t value_width,
+                       int64_t page_tokens, int64_t width, float eps, uintptr_t embedding,
+                       uintptr_t final_norm, uintptr_t head, int64_t vocab) {
+        return std::make_unique<Decoder>(
+            PageShape{heads, kv_heads, head_dim, value_width, page_tokens}, width, eps,
+            at<float>(embedding), at<float>(final_norm),
+            Projection(at<float>(head), nullptr, vocab, width));
+      }))
+      .def("add_layer", &add_layer)
+      .def("forward", &decoder_forward)
+      .def("head", &decoder_head);
   m.def("sample", &sample_tokens);
-  m.def("packed_size", &packed_size);
-  m.def("pack_weight", [](uintptr_t weight, int64_t out_width, int64_t in_width, uintptr_t packed) {
-    py::gil_scoped_release release;
-    pack_weight(at<float>(weight), out_width, in_width, at<float>(packed));
-  });
-  m.def("packed_linear", [](uintptr_t x, int64_t rows, int64_t in_width, uintptr_t packed,
-                            int64_t out_width, uintptr_t bias, uintptr_t out) {
-    py::gil_scoped_release release;
-    packed_linear(at<float>(x), rows, in_width, at<float>(packed), out_width, at<float>(bias),
-                  at<float>(out));
-  });
-  m.def("rms_norm", [](uintptr_t x, int64_t rows, int64_t width, int64_t x_stride,
-                       uintptr_t weight, float eps, uintptr_t out) {
-    py::gil_scoped_release release;
-    rms_norm(at<float>(x), rows, width, x_stride, at<float>(weight), eps, at<float>(out));
-  });
-  m.def("swiglu", [](uintptr_t gate_up, int64_t rows, int64_t width, uintptr_t out) {
-    py::gil_scoped_release release;
-    swiglu(at<float>(gate_up), rows, width, at<float>(out));
-  });
-  m.def("rope", [](uintptr_t x, int64_t rows, int64_t heads, int64_t head_dim, int64_t x_stride,
-                   uintptr_t cosines, uintptr_t sines, uintptr_t out) {
-    py::gil_scoped_release release;
-    rope(at<float>(x), rows, heads, head_dim, x_stride, at<float>(cosines), at<float>(sines),
-         at<float>(out));
-  });
   m.def("noise_uniform", &noise_uniform);
   m.def("noise_key", &noise_key);
 }

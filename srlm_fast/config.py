@@ -46,8 +46,10 @@ class JudgeConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """The held-out score of each model: `samples` answers to each of `num_prompts` prompts. The judge
-    table: at most `num_judged` prompts whose answers have a known order."""
+    """The held-out score of each model: `samples` answers to each of `num_prompts` prompts.
+
+    The judge table: at most `num_judged` prompts whose answers have a known order.
+    """
 
     num_prompts: int = 128
     samples: int = 1
@@ -105,7 +107,6 @@ def paper(base: Config) -> Config:
     Left as they are: the longest texts, the passes over the data and, because the paper gives only
     the pairs that came of them (3,964 and 6,942), the number of prompts of a round, set to 8,192.
     """
-    sampling = {"temperature": 0.7, "top_p": 0.9}
     return dataclasses.replace(
         base,
         recipe="paper",
@@ -122,8 +123,11 @@ def paper(base: Config) -> Config:
         ),
         prompts=dataclasses.replace(base.prompts, seed_shots=6, made_shots=2, similarity=0.7),
         prompt_sampling=dataclasses.replace(base.prompt_sampling, temperature=0.6, top_p=0.9),
-        candidates=dataclasses.replace(base.candidates, n=4, **sampling),
-        judge=JudgeConfig("sampled", dataclasses.replace(base.judge.sampling, n=3, **sampling)),
+        candidates=dataclasses.replace(base.candidates, n=4, temperature=0.7, top_p=0.9),
+        judge=JudgeConfig(
+            "sampled",
+            dataclasses.replace(base.judge.sampling, n=3, temperature=0.7, top_p=0.9),
+        ),
         dpo=dataclasses.replace(
             base.dpo,
             learning_rate=1e-6,
@@ -178,7 +182,7 @@ def tiny() -> Config:
             epochs=own.dpo_epochs,
             batch_pairs=own.dpo_batch_pairs,
         ),
-        evaluation=EvaluationConfig(num_prompts=own.num_held_out),
+        evaluation=EvaluationConfig(num_prompts=own.num_held_out, samples=own.num_eval_samples),
     )
 
 

@@ -165,9 +165,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     "each round": (
         Option("--num-prompts", "num_prompts", _AT_LEAST_1, "N", "prompts to answer in a round"),
         Option("--candidates", "candidates.n", whole(2), "N", "answers sampled per prompt"),
-        Option(
-            "--temperature", "candidates.temperature", real(0.0), "T", "of the answers; 0 is greedy"
-        ),
+        Option("--temperature", "candidates.temperature", real(0.0), "T", "of the answers"),
         Option("--top-p", "candidates.top_p", real(0.0, 1.0, above=True), "P", "of the answers"),
         Option(
             "--max-tokens", "candidates.max_tokens", _AT_LEAST_1, "N", "longest answer, in tokens"

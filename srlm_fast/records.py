@@ -1,7 +1,8 @@
 """Records that cross stages, and their JSONL form. Standard library only.
 
-Rows are appended as they finish, one JSON object per line. A process may die in the middle of a line: `read_jsonl`
-ignores such a torn last line and `RowWriter` cuts it off, so that nothing before it is lost.
+Rows are appended as they finish, one JSON object per line. A process may die in the middle of a
+line: `read_jsonl` ignores such a torn last line and `RowWriter` cuts it off, so that nothing before
+it is lost.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any, TextIO
 
 
 class InputError(ValueError):
-    """The user's input cannot be used. The message is one line: where, what was found, what was wanted."""
+    """The user's input cannot be used. The message is one line: where, what was found, what was
+    wanted.
+    """
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ def dump_row(row: Any) -> str:
 
 
 class RowWriter:
-    """Appends rows to a JSONL file; each row reaches the operating system before `write` returns."""
+    """Appends rows to a JSONL file; each row reaches the operating system before `write` returns.
+    """
 
     def __init__(self, path: Path) -> None:
         cut_torn_line(path)
@@ -125,7 +129,9 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Replace `path` by `text` so that a reader or a crash sees the old file or the new one, never a part."""
+    """Replace `path` by `text` so that a reader or a crash sees the old file or the new one, never
+    a part.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)

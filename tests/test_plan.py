@@ -101,7 +101,7 @@ def test_lines_name_every_part_and_every_assumption():
     text = "\n".join(plan.plan_lines(config, Devices(1, H100)))
     for part in (
         "qwen2.5-0.5b: 494 M parameters, bfloat16, 1 x H100-80 with 80 GB",
-        "weights        988 MB",
+        "988 MB  one copy",
         "optimizer",
         "of 80 GB: fits",
         "a token while sampling",

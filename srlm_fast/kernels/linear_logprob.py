@@ -23,9 +23,9 @@ The route follows from what needs a gradient and from `workspace_bytes` (N rows 
     kept       head, [N, V] fits    6 N D V     probabilities are kept, at most workspace_bytes
     recompute  head             8 N D V         probabilities are made again, block by block
 
-At no time is there more than about `workspace_bytes` of logits. dL/dhead is summed over all rows
-inside one matmul per block, so it is rounded to the dtype of the head once; dL/dhidden is summed
-over blocks in fp32.
+At no time is there more than max(workspace_bytes, N * MIN_BLOCK * b) of logits, b bytes each: 4,
+and 2 more where the matmul is in half precision. dL/dhead is summed over all rows inside one matmul
+per block, so it is rounded to the dtype of the head once; dL/dhidden is summed over blocks in fp32.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .contracts import check_tensor
 
 # Blocks that stay in the last-level cache are the fastest (AMD Zen 3, 32 MiB, torch 2.13, fp32).
 WORKSPACE_BYTES = 16 << 20
-# Narrower blocks starve the matmul, so more rows than fit at this width go in several calls.
+# Narrower blocks starve the matmul, so many rows may need more than the workspace asked for.
 MIN_BLOCK = 256
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -77,8 +77,8 @@ def linear_logprob(
     targets [T] int64 or int32, each in 0..V-1 or `ignore_index`. Any strides. No rows, or none that
     counts: zeros, and zero gradients. Differentiable once, for hidden, head and bias.
 
-    Extra memory: `workspace_bytes`, some [N, D] for the N rows that count, and the gradients. On a
-    GPU it waits for the device twice (to count rows, to check targets).
+    Extra memory: the logits of the formula above, some [N, D] for the N rows that count, and the
+    gradients. On a GPU it waits for the device twice (to count rows, to check targets).
 
     Raises ValueError, naming the argument, on wrong shapes, dtypes or devices, a target out of
     range, or a DTensor.
@@ -91,7 +91,11 @@ def linear_logprob(
     else:
         chosen = targets
     _check_range(chosen, head.shape[0], ignore_index)
-    logp = _logprob(hidden, head, chosen.long(), bias, workspace_bytes)
+    taken = route(hidden, head, bias, workspace_bytes)
+    if taken == "score":
+        # Detached, so that autograd does not keep a node that has nothing to give back.
+        hidden, head, bias = hidden.detach(), head.detach(), None if bias is None else bias.detach()
+    logp = _LinearLogprob.apply(hidden, head, bias, chosen.long(), taken, workspace_bytes)
     if all_count:
         return logp
     return logp.new_zeros(targets.shape[0]).index_copy(0, rows, logp)
@@ -129,20 +133,6 @@ def _check_range(targets: Tensor, num_classes: int, ignore_index: int) -> None:
         raise ValueError(f"targets: {found}, wanted 0..{num_classes - 1} or {ignore_index}")
 
 
-def _logprob(
-    hidden: Tensor, head: Tensor, targets: Tensor, bias: Tensor | None, workspace_bytes: int
-) -> Tensor:
-    most = max(1, workspace_bytes // (MIN_BLOCK * _logit_bytes(hidden)))
-    parts = []
-    for h, y in zip(hidden.split(most), targets.split(most), strict=True):
-        taken = route(h, head, bias, workspace_bytes)
-        if taken == "score":
-            # Detached, so that autograd does not keep a node that has nothing to give back.
-            h, head, bias = h.detach(), head.detach(), None if bias is None else bias.detach()
-        parts.append(_LinearLogprob.apply(h, head, bias, y, taken, workspace_bytes))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
 class _LinearLogprob(torch.autograd.Function):
     """hidden [N, D], head [V, D], bias [V] or None, targets [N] int64 -> [N]; every row counts."""
 
@@ -170,18 +160,19 @@ class _LinearLogprob(torch.autograd.Function):
             if product is not None:
                 blocks.add_product(product.mul_(shrink), expz, start)
 
-        rest = top + total.log()  # log-sum-exp of all but the target
+        # From here on relative to top: at logits of 100 a log-sum-exp itself has lost two digits.
+        target_z, rest = target_z - top, total.log()
         lse = torch.logaddexp(target_z, rest)
         miss = (rest - lse).exp_()  # 1 - p of the target
         ctx.taken, ctx.block = taken, block
         if taken == "frozen":
-            slope = miss * head.index_select(0, targets) - (top - lse).exp_() * product
+            slope = miss * head.index_select(0, targets) - (-lse).exp_() * product
             ctx.save_for_backward(slope.to(hidden.dtype))
         elif taken == "kept":
-            probs = expz.mul_((top - lse).exp_()).scatter_(1, targets[:, None], -miss)
+            probs = expz.mul_((-lse).exp_()).scatter_(1, targets[:, None], -miss)
             ctx.save_for_backward(hidden, head, bias, targets, probs.to(blocks.narrow))
         elif taken == "recompute":
-            ctx.save_for_backward(hidden, head, bias, targets, lse, miss)
+            ctx.save_for_backward(hidden, head, bias, targets, top, lse, miss)
         return F.logsigmoid(target_z - rest).squeeze(1)
 
     @staticmethod
@@ -220,9 +211,11 @@ def _backward(ctx, scale: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor 
     return grad_hidden, grad_head, grad_bias
 
 
-def _probs(blocks: _Blocks, start: int, targets: Tensor, lse: Tensor, miss: Tensor) -> Tensor:
+def _probs(
+    blocks: _Blocks, start: int, targets: Tensor, top: Tensor, lse: Tensor, miss: Tensor
+) -> Tensor:
     """[N, block] probabilities in the matmul's dtype; -(1 - p) in the target's cell."""
-    probs = blocks.logits(start).sub_(lse).exp_()
+    probs = blocks.logits(start).sub_(top).sub_(lse).exp_()
     inside, cell = _cells(targets, start, probs.shape[1])
     probs.scatter_(1, cell, torch.where(inside, -miss, probs.gather(1, cell)))
     return probs.to(blocks.narrow)

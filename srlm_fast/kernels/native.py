@@ -6,9 +6,6 @@ from functools import cache
 from importlib import import_module
 from types import ModuleType
 
-import torch
-from torch import Tensor
-
 
 @cache
 def _load() -> ModuleType | ImportError:
@@ -32,13 +29,3 @@ def native() -> ModuleType:
 def available() -> bool:
     """Whether the extension can be loaded."""
     return not isinstance(_load(), ImportError)
-
-
-def takes(x: Tensor) -> bool:
-    """Whether a native kernel may take x: fp32 on a CPU, no gradient wanted, extension there."""
-    return (
-        x.dtype is torch.float32
-        and x.device.type == "cpu"
-        and not torch.is_grad_enabled()
-        and available()
-    )

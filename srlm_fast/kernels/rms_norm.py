@@ -1,14 +1,13 @@
 """RMSNorm: y = x / sqrt(mean(x^2) + eps) * w   (arXiv 1910.07467, eq. 4).
 
-x [..., D], w [D]. The mean and the division are in fp32, the product with w in the dtype of x, as Llama does.
+x [..., D], w [D]. The mean and the division are in fp32, the product with w in the dtype of x, as
+Llama does.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from .native import native, takes
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -19,15 +18,9 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x [..., D], weight [D] -> [..., D] in the dtype of x. Raises ValueError when the widths differ."""
+    """x [..., D], weight [D] -> [..., D] in the dtype of x. Raises ValueError when the widths
+    differ.
+    """
     if x.shape[-1] != weight.shape[0]:
         raise ValueError(f"weight: width {weight.shape[0]}, wanted {x.shape[-1]} as in x")
-    return _rms_norm_native(x, weight, eps) if takes(x) else rms_norm_reference(x, weight, eps)
-
-
-def _rms_norm_native(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    x = x.contiguous()
-    out, width = torch.empty_like(x), x.shape[-1]
-    rows = x.numel() // width
-    native().rms_norm(x.data_ptr(), rows, width, width, weight.data_ptr(), eps, out.data_ptr())
-    return out
+    return rms_norm_reference(x, weight, eps)

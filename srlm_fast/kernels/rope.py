@@ -1,4 +1,5 @@
-"""Rotary position embedding (arXiv 2104.09864, eq. 34, in the half-split layout that Llama checkpoints use).
+"""Rotary position embedding (arXiv 2104.09864, eq. 34, in the half-split layout that Llama
+checkpoints use).
 
 For head x [K] at position p with angles a_i = p * f_i, i < K/2:
     y[i]       = x[i] * cos a_i - x[i + K/2] * sin a_i
@@ -11,10 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .native import native, takes
 
-
-def rope_angles(positions: Tensor, frequencies: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+def rope_angles(
+    positions: Tensor, frequencies: Tensor, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """positions [T] int64, frequencies [K/2] fp32 -> cos, sin [T, K/2] fp32, both times `scale`."""
     angles = positions.to(torch.float32)[:, None] * frequencies[None, :]
     return angles.cos() * scale, angles.sin() * scale
@@ -28,26 +29,10 @@ def rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [T, H, K], cos and sin [T, K/2] -> [T, H, K]. Raises ValueError when the shapes do not match."""
+    """x [T, H, K], cos and sin [T, K/2] -> [T, H, K]. Raises ValueError when the shapes do not
+    match.
+    """
     wanted = (x.shape[0], x.shape[-1] // 2)
     if cos.shape != wanted or sin.shape != wanted:
         raise ValueError(f"cos, sin: {tuple(cos.shape)}, {tuple(sin.shape)}, wanted {wanted}")
-    return _rope_native(x, cos, sin) if takes(x) else rope_reference(x, cos, sin)
-
-
-def _rope_native(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    num_rows, heads, head_dim = x.shape
-    if x.stride()[1:] != (head_dim, 1):
-        x = x.contiguous()
-    out = torch.empty(num_rows, heads, head_dim)
-    native().rope(
-        x.data_ptr(),
-        num_rows,
-        heads,
-        head_dim,
-        x.stride(0),
-        cos.contiguous().data_ptr(),
-        sin.contiguous().data_ptr(),
-        out.data_ptr(),
-    )
-    return out
+    return rope_reference(x, cos, sin)

@@ -1,4 +1,6 @@
-"""M_t -> prompts -> candidates -> judgements -> pairs -> M_t+1: the order of the stages, and going on after a stop."""
+"""M_t -> prompts -> candidates -> judgements -> pairs -> M_t+1: the order of the stages, and going
+on after a stop.
+"""
 
 from .loop import StoppedError, run
 

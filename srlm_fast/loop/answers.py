@@ -1,8 +1,8 @@
 """Sampling answers and judging them in one running batch.
 
-A prompt's candidates are written when all of them are there; their judge requests then join the batch that is still
-sampling other prompts. Equal answers to one prompt are judged once: the judge's noise is keyed by what it reads, so
-that a second judgement would be the same.
+A prompt's candidates are written when all of them are there; their judge requests then join the
+batch that is still sampling other prompts. Equal answers to one prompt are judged once: the judge's
+noise is keyed by what it reads, so that a second judgement would be the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Answer:
-    """A text to be judged. `owners` are the (prompt_id, candidate index) that gave this same text."""
+    """A text to be judged. `owners` are the (prompt_id, candidate index) that gave this same
+    text.
+    """
 
     prompt: str
     response: str
@@ -41,10 +43,11 @@ class Tokens:
 
 
 class AnswerStage:
-    """Candidates of prompts, and judgements of candidates, into two files; goes on from whatever they hold.
+    """Candidates of prompts, and judgements of candidates, into two files; goes on from whatever
+    they hold.
 
-    `reader` None samples answers without judging them. Rows of one prompt (or of one candidate) count only when all
-    of them are there.
+    `reader` None samples answers without judging them. Rows of one prompt (or of one candidate)
+    count only when all of them are there.
     """
 
     def __init__(
@@ -100,7 +103,9 @@ class AnswerStage:
         return self._judge(found)
 
     def _judge(self, candidates: Sequence[Candidate]) -> list[Request]:
-        """Judge requests for the candidates of one prompt that have no judgements, one for each different text."""
+        """Judge requests for the candidates of one prompt that have no judgements, one for each
+        different text.
+        """
         if self.reader is None:
             return []
         owners: dict[str, list[tuple[str, int]]] = defaultdict(list)
@@ -110,7 +115,7 @@ class AnswerStage:
         requests = []
         for text, who in owners.items():
             prompt = self._texts[who[0][0]]
-            ids = chat.encode(self.tokenizer, self.rubric.render(prompt, text))
+            ids = chat.encode(self.tokenizer, judge_text(self.rubric, self.tokenizer, prompt, text))
             if self._fits(ids, self.reader.sampling.max_tokens, who[0][0]):
                 answer = Answer(prompt, text, tuple(who))
                 requests.append(Request(ids, self.reader.sampling, tag=answer))
@@ -141,6 +146,13 @@ class AnswerStage:
         self._pending.clear()
 
 
+def judge_text(rubric: Rubric, tokenizer: Any, prompt: str, response: str) -> str:
+    """What the judge is asked; the tokenizer's special tokens cannot be spelled from inside
+    question or answer.
+    """
+    return rubric.render(prompt, response, tokenizer.all_special_tokens)
+
+
 def _candidate(prompt: Prompt, index: int, sample: Sample) -> Candidate:
     return Candidate(
         prompt.prompt_id,
@@ -162,7 +174,9 @@ def load_candidates(path: Path, n: int) -> dict[str, list[Candidate]]:
 
 
 def load_judgements(path: Path, n: int) -> dict[tuple[str, int], list[Judgement]]:
-    """(prompt_id, candidate) -> its n judgements in order; groups that are not whole are cut from the file."""
+    """(prompt_id, candidate) -> its n judgements in order; groups that are not whole are cut from
+    the file.
+    """
     groups: dict[tuple[str, int], list[Judgement]] = defaultdict(list)
     for row in _whole_rows(path, ("prompt_id", "candidate"), n):
         groups[row["prompt_id"], row["candidate"]].append(Judgement(**row))

@@ -10,6 +10,7 @@ from srlm_fast.model import Model, chat
 from srlm_fast.records import Candidate, RowWriter, read_jsonl
 from srlm_fast.train import SftRow, TokenPair, pair_logps
 
+from .answers import judge_text
 from .state import ModelFolder
 
 REFERENCE_ROWS = 64  # pairs whose reference log-probs are written at a time
@@ -23,17 +24,22 @@ def end_ids(model: Model) -> list[int]:
 def sft_rows(
     model: Model, rubric: Rubric, ift: Sequence[dict[str, Any]], eft: Sequence[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[SftRow]]:
-    """(rows as text for the run folder, rows as tokens): instructions with answers, judge prompts with judgements."""
+    """(rows as text for the run folder, rows as tokens): instructions with answers, judge prompts
+    with judgements.
+    """
     texts = [{"kind": "ift", "prompt": r["prompt"], "response": r["response"]} for r in ift]
     texts += [
         {
             "kind": "eft",
-            "prompt": rubric.render(r["prompt"], r["response"]),
+            "prompt": judge_text(rubric, model.tokenizer, r["prompt"], r["response"]),
             "response": r["judgement"],
         }
         for r in eft
     ]
-    rows = [SftRow(chat.encode(model.tokenizer, t["prompt"]), answer_ids(model, t["response"])) for t in texts]
+    rows = [
+        SftRow(chat.encode(model.tokenizer, t["prompt"]), answer_ids(model, t["response"]))
+        for t in texts
+    ]
     return texts, rows
 
 
@@ -50,7 +56,9 @@ def fitting(rows: Sequence[SftRow], longest: int) -> list[SftRow]:
 def token_pair(
     model: Model, row: dict[str, Any], candidates: dict[str, list[Candidate]]
 ) -> TokenPair:
-    """A pair row as tokens: exactly those that were sampled, and the end token where the answer ended."""
+    """A pair row as tokens: exactly those that were sampled, and the end token where the answer
+    ended.
+    """
     group = {candidate.index: candidate for candidate in candidates[row["prompt_id"]]}
     prompt_ids = chat.encode(model.tokenizer, row["prompt"])
     chosen, rejected = group[row["chosen_index"]], group[row["rejected_index"]]
@@ -70,7 +78,9 @@ def write_reference(
     pairs: Sequence[TokenPair],
     progress: Callable[[int], None],
 ) -> None:
-    """Append the pair rows with the log-probs of the round's starting weights; goes on behind those written."""
+    """Append the pair rows with the log-probs of the round's starting weights; goes on behind those
+    written.
+    """
     done = len(read_jsonl(folder.pairs))
     with RowWriter(folder.pairs) as writer:
         for start in range(done, len(rows), REFERENCE_ROWS):

@@ -1,8 +1,10 @@
-"""The loop: M0 -> SFT -> M1 -> { prompts -> candidates and judgements -> pairs -> DPO } -> M2 -> M3 (arXiv 2401.10020).
+"""The loop: M0 -> SFT -> M1 -> { prompts -> candidates and judgements -> pairs -> DPO } -> M2 -> M3
+(arXiv 2401.10020).
 
-Each stage is a function of the seed, the options and what earlier stages left in the run folder, so a run that was
-broken off goes on where it was and ends with the same rows and the same weights. One set of weight tensors serves
-sampling, judging, reference and policy; the KV pool is given back while training needs the memory.
+Each stage is a function of the seed, the options and what earlier stages left in the run folder, so
+a run that was broken off goes on where it was and ends with the same rows and the same weights. One
+set of weight tensors serves sampling, judging, reference and policy; the KV pool is given back
+while training needs the memory.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from srlm_fast.records import (
     write_json_atomic,
     write_jsonl,
 )
-from srlm_fast.sampler import Progress, Request, Sampler, SamplingParams
+from srlm_fast.sampler import Progress, Sampler, SamplingParams
 from srlm_fast.train import StepReport, TrainReport, train_dpo, train_sft
 
 from .answers import AnswerStage, load_candidates
@@ -81,8 +83,8 @@ class Screen(Protocol):
 def run(config: Config, display: Screen, stop: Stop = lambda: False) -> dict[str, Any]:
     """Run, or go on with, the run in `config.out` and return its summary.
 
-    Raises InputError and ModelError for what the user gave, StoppedError when a round gives nothing to learn from,
-    KeyboardInterrupt at the next safe point after `stop()` is true.
+    Raises InputError and ModelError for what the user gave, StoppedError when a round gives nothing
+    to learn from, KeyboardInterrupt at the next safe point after `stop()` is true.
     """
     return Run(config, display, stop).go()
 
@@ -109,10 +111,10 @@ class Run:
         finally:
             self.state.close()
 
-    # --- the model -----------------------------------------------------------------------------------------------
-
     def load(self) -> None:
-        """Load the last model that is finished, or the one the run starts from, and make its sampler."""
+        """Load the last model that is finished, or the one the run starts from, and make its
+        sampler.
+        """
         made = [f for f in self.folders if self.state.finished(f.stage("train"))]
         source: Any = made[-1].model if made else self.config.model
         self.model: Model = load_model(source, self.config.device, self.config.dtype)
@@ -123,8 +125,6 @@ class Run:
 
     def seed(self, *parts: Any) -> int:
         return derive_seed(self.config.seed, *parts)
-
-    # --- M1 ------------------------------------------------------------------------------------------------------
 
     def first_model(self, folder: ModelFolder) -> None:
         """M1: the seeds taught by SFT, or the given model where there are none."""
@@ -155,8 +155,6 @@ class Run:
             ),
         )
         return {"rows": len(fit), "too_long": len(rows) - len(fit)} | report
-
-    # --- a round -------------------------------------------------------------------------------------------------
 
     def round(self, before: ModelFolder, after: ModelFolder) -> None:
         """M_t -> M_t+1."""
@@ -267,9 +265,7 @@ class Run:
         return {
             "candidates": sum(len(group) for group in stage.candidates.values()),
             "judgements": sum(len(group) for group in stage.judgements.values()),
-            "unparsed": sum(
-                j.score is None for group in stage.judgements.values() for j in group
-            ),
+            "unparsed": sum(j.score is None for group in stage.judgements.values() for j in group),
             "too_long": len(too_long),
             "tokens": dataclasses.asdict(tokens),
             "seconds_here": seconds,
@@ -290,13 +286,13 @@ class Run:
 
     def reader(self, folder: ModelFolder | None = None) -> Reader:
         name = "measure" if folder is None else folder.name
-        sampling = dataclasses.replace(
-            self.config.judge.sampling, seed=self.seed(name, "judge")
-        )
+        sampling = dataclasses.replace(self.config.judge.sampling, seed=self.seed(name, "judge"))
         return make_reader(self.model, self.material.rubric, self.config.judge.mode, sampling)
 
     def show_answers(self, name: str, stage: AnswerStage, prompts: Sequence[Prompt]) -> None:
-        """Run an answer stage on screen, counted in requests: one per prompt and one per judged text."""
+        """Run an answer stage on screen, counted in requests: one per prompt and one per judged
+        text.
+        """
         with self.display.stage(name, len(prompts), "requests") as shown:
 
             def progress(p: Progress) -> None:
@@ -312,7 +308,9 @@ class Run:
             stage.run(prompts, progress)
 
     def pairs(self, folder: ModelFolder) -> dict[str, Any]:
-        """Best against worst of each prompt, with the log-probs of the weights that sampled them."""
+        """Best against worst of each prompt, with the log-probs of the weights that sampled
+        them.
+        """
         prompts = [Prompt(**row) for row in read_jsonl(folder.prompts)]
         groups = load_candidates(folder.candidates, self.config.candidates.n)
         candidates = [c for p in prompts for c in groups.get(p.prompt_id, [])]
@@ -354,7 +352,9 @@ class Run:
         candidates: dict[str, list[Candidate]],
         scores: Any,
     ) -> dict[str, Any] | None:
-        """The judge's order of the round's own answers against the world's program, where there is one."""
+        """The judge's order of the round's own answers against the world's program, where there
+        is one.
+        """
         program = self.material.score_bits
         if program is None:
             return None
@@ -397,12 +397,12 @@ class Run:
             ),
         )
 
-    # --- shared by SFT and DPO -----------------------------------------------------------------------------------
-
     def train(
         self, folder: ModelFolder, kind: str, work: Callable[..., TrainReport]
     ) -> dict[str, Any]:
-        """Train with the KV pool's memory given back, then save the model and drop the checkpoint."""
+        """Train with the KV pool's memory given back, then save the model and drop the
+        checkpoint.
+        """
         self.sampler.release()
         stage = folder.stage("train")
         with self.display.stage(f"{folder.name} {kind}", None, "steps") as shown:
@@ -421,8 +421,6 @@ class Run:
             "skipped_steps": report.skipped_steps,
             "peak_bytes": report.peak_bytes,
         }
-
-    # --- measuring -----------------------------------------------------------------------------------------------
 
     def measure(self, folder: ModelFolder) -> dict[str, Any]:
         """The held-out score of a model, and how well it judges."""
@@ -499,7 +497,9 @@ def _read_progress(path: Path) -> PromptProgress | None:
 
 
 def _request_ids(model: Model, text: str) -> list[int]:
-    """A request for new prompts is plain text, not a chat turn; it is cut from the left where it is too long."""
+    """A request for new prompts is plain text, not a chat turn; it is cut from the left where it
+    is too long.
+    """
     ids = model.tokenizer(text)["input_ids"]
     return ids[-model.config.max_position_embeddings // 2 :]
 

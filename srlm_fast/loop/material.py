@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Material:
-    """ift: {"prompt", "response"}. eft: {"prompt", "response", "judgement", "score"}. eft_eval: {"prompt",
-    "responses", "scores"}. held_out: prompts that are never trained on. prompts: the user's own, empty when the
-    model makes them. demonstrations: instructions shown to the model when it makes prompts. score_bits: a program's
-    score of an answer with the points it is made of, where the world has one (used to measure, and by
-    `--reward gold`).
+    """ift: {"prompt", "response"}. eft: {"prompt", "response", "judgement", "score"}. eft_eval:
+    {"prompt", "responses", "scores"}. held_out: prompts that are never trained on. prompts: the
+    user's own, empty when the model makes them. demonstrations: instructions shown to the model
+    when it makes prompts. score_bits: a program's score of an answer with the points it is made of,
+    where the world has one (used to measure, and by `--reward gold`).
     """
 
     ift: list[Row]
@@ -47,8 +47,8 @@ def gather(config: Config) -> Material:
     """Read what the options name; `--model tiny` brings what they do not. Raises InputError."""
     seed = derive_seed(config.seed, "material")
     prompts = read_prompts(Path(config.prompts_file)) if config.prompts_file else []
-    ift = read_ift(Path(config.ift_file)) if config.ift_file else []
-    eft = read_eft(Path(config.eft_file)) if config.eft_file else []
+    ift = _rows(read_ift, config.ift_file)
+    eft = _rows(read_eft, config.eft_file)
     held_out = (
         read_prompts(Path(config.eval_prompts_file))[: config.evaluation.num_prompts]
         if config.eval_prompts_file
@@ -84,13 +84,14 @@ def _tiny(
     """The embedded world; the user's files stand in for its own where they are given."""
     from srlm_fast.tiny import gold, seeds
     from srlm_fast.tiny.rubric import RUBRIC
+    from srlm_fast.tiny.settings import SETTINGS
 
     def score_bits(prompt: str, response: str) -> tuple[float, dict[str, bool]]:
         found = gold.score(prompt, response)
         return float(found.score), found.bits
 
     seed = derive_seed(config.seed, "tiny")
-    ift = ift or seeds.ift(seed, config.num_ift)
+    ift = ift or seeds.ift(seed, config.num_ift or SETTINGS.num_ift)
     texts = held_out or [
         Prompt(f"held-out-{i}", text, "seed")
         for i, text in enumerate(seeds.heldout(config.evaluation.num_prompts))
@@ -98,7 +99,7 @@ def _tiny(
     kept = {prompt.text for prompt in texts}
     return Material(
         ift=[row for row in ift if row["prompt"] not in kept],
-        eft=eft or seeds.eft(seed, config.num_eft),
+        eft=eft or seeds.eft(seed, config.num_eft or SETTINGS.num_eft),
         eft_eval=seeds.eft_eval()[: config.evaluation.num_judged],
         held_out=texts,
         prompts=[prompt for prompt in prompts if prompt.text not in kept],
@@ -106,6 +107,10 @@ def _tiny(
         rubric=RUBRIC,
         score_bits=score_bits,
     )
+
+
+def _rows(read: Callable[[Path], Sequence[Mapping[str, Any]]], path: str | None) -> list[Row]:
+    return [dict(row) for row in read(Path(path))] if path else []
 
 
 def _hold_out(pool: Sequence[Prompt], most: int, seed: int) -> list[Prompt]:
@@ -116,7 +121,9 @@ def _hold_out(pool: Sequence[Prompt], most: int, seed: int) -> list[Prompt]:
 
 
 def _split_eft(rows: list[Row], seed: int) -> tuple[list[Row], list[Row]]:
-    """(rows to train on, groups to measure the judge on): a tenth of the prompts that have answers of different score."""
+    """(rows to train on, groups to measure the judge on): a tenth of the prompts that have answers
+    of different score.
+    """
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[row["prompt"]].append(row)
@@ -136,7 +143,9 @@ def _split_eft(rows: list[Row], seed: int) -> tuple[list[Row], list[Row]]:
 
 
 def round_prompts(prompts: Sequence[Prompt], number: int, count: int, seed: int) -> list[Prompt]:
-    """The user's prompts of round `number` (0, 1, …): the next `count` of a shuffled deck that is dealt again when used up."""
+    """The user's prompts of round `number` (0, 1, …): the next `count` of a shuffled deck that is
+    dealt again when used up.
+    """
     deck: list[Prompt] = []
     deal = 0
     while len(deck) < (number + 1) * count:

@@ -16,7 +16,9 @@ from .material import Material
 
 @dataclass(frozen=True)
 class Scored:
-    """A held-out answer with its score, and the points the score is made of where a program gave it."""
+    """A held-out answer with its score, and the points the score is made of where a program gave
+    it.
+    """
 
     prompt_id: str
     text: str
@@ -24,9 +26,7 @@ class Scored:
     bits: dict[str, bool]
 
 
-def score_by_program(
-    material: Material, candidates: dict[str, list[Candidate]]
-) -> list[Scored]:
+def score_by_program(material: Material, candidates: dict[str, list[Candidate]]) -> list[Scored]:
     assert material.score_bits is not None
     return [
         Scored(p.prompt_id, c.text, *material.score_bits(p.text, c.text))
@@ -65,7 +65,9 @@ def evaluation_figures(scored: Sequence[Scored], judged_by: str) -> dict[str, An
     return figures | ({"bits": bits} if bits else {})
 
 
-def given_candidates(rows: Sequence[dict[str, Any]]) -> tuple[list[Prompt], dict[str, list[Candidate]]]:
+def given_candidates(
+    rows: Sequence[dict[str, Any]],
+) -> tuple[list[Prompt], dict[str, list[Candidate]]]:
     """The judge's evaluation rows as prompts with given candidates."""
     prompts = [Prompt(f"eft-{i}", row["prompt"], "seed") for i, row in enumerate(rows)]
     candidates = {
@@ -81,12 +83,19 @@ def given_candidates(rows: Sequence[dict[str, Any]]) -> tuple[list[Prompt], dict
 def judge_figures(
     rows: Sequence[dict[str, Any]], judgements: dict[tuple[str, int], list[Judgement]]
 ) -> dict[str, Any] | None:
-    """The paper's judge table on rows whose answers were scored by people (or by the world's program)."""
+    """The paper's judge table on rows whose answers were scored by people (or by the world's
+    program).
+    """
     if not rows:
         return None
     scores = collect_scores(j for group in judgements.values() for j in group)
     table_rows = [
-        row | {"judged": [mean_score(scores.get((f"eft-{i}", k), ())) for k in range(len(row["responses"]))]}
+        row
+        | {
+            "judged": [
+                mean_score(scores.get((f"eft-{i}", k), ())) for k in range(len(row["responses"]))
+            ]
+        }
         for i, row in enumerate(rows)
     ]
     return judge_table(table_rows)

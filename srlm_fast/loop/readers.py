@@ -1,4 +1,6 @@
-"""From finished judge generations to scores: read what was written, or take the mean of what would be written."""
+"""From finished judge generations to scores: read what was written, or take the mean of what would
+be written.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ MIN_MASS = 0.5  # probability on the scores below which the position holds no sc
 
 
 class Reader(Protocol):
-    """`batch`: how many generations it likes to see at once. `sampling`: how the judge must be sampled for it."""
+    """`batch`: how many generations it likes to see at once. `sampling`: how the judge must be
+    sampled for it.
+    """
 
     batch: int
     sampling: SamplingParams
@@ -29,9 +33,12 @@ class Reader(Protocol):
 
 
 def make_reader(model: Model, rubric: Rubric, mode: str, sampling: SamplingParams) -> Reader:
-    """mode "sampled": the score each sample writes; "expected": the mean over the score that one sample would write."""
-    kind = {"sampled": SampledReader, "expected": ExpectedReader}[mode]
-    return kind(model, rubric, sampling)
+    """mode "sampled": the score each sample writes; "expected": the mean over the score that one
+    sample would write.
+    """
+    if mode == "expected":
+        return ExpectedReader(model, rubric, sampling)
+    return SampledReader(model, rubric, sampling)
 
 
 class SampledReader:
@@ -41,7 +48,7 @@ class SampledReader:
 
     def __init__(self, model: Model, rubric: Rubric, sampling: SamplingParams) -> None:
         self.sampling = sampling
-        self._table = compile_pattern(model.tokenizer, rubric.pattern)
+        self._table = compile_pattern(model.tokenizer, rubric.pattern, rubric.low, rubric.high)
 
     def read(self, generations: Sequence[Generation]) -> list[list[Reading]]:
         samples = [sample for generation in generations for sample in generation.samples]
@@ -105,7 +112,9 @@ class ExpectedReader:
 
 
 def score_continuations(tokenizer: Any, rubric: Rubric) -> tuple[list[int], dict[int, list[int]]]:
-    """(ids that lead up to the score, score -> its ids). Raises ModelError if scores share a token."""
+    """(ids that lead up to the score, score -> its ids). Raises ModelError if scores share a
+    token.
+    """
     scores = range(rubric.low, rubric.high + 1)
     texts = [f"{rubric.score_prefix} {k}" for k in scores]
     rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]

@@ -1,4 +1,6 @@
-"""The run folder as the loop sees it: which stages are finished, and where each file of a round lies."""
+"""The run folder as the loop sees it: which stages are finished, and where each file of a round
+lies.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,11 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class RunState:
-    """`state.json`: finished stages with their seconds and figures. It moves only by atomic replace.
+    """`state.json`: finished stages with their seconds and figures. It moves only by atomic
+    replace.
 
-    A stage is finished when its name is in `figures`. Seconds of a stage that was broken off add up over the tries
-    that ended in an orderly way.
+    A stage is finished when its name is in `figures`. Seconds of a stage that was broken off add up
+    over the tries that ended in an orderly way.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -64,7 +67,9 @@ class RunState:
             self._write()
 
     def measure(self, row: dict[str, Any]) -> None:
-        """Append a line to `metrics.jsonl`, once per stage and step however often the step is repeated."""
+        """Append a line to `metrics.jsonl`, once per stage and step however often the step is
+        repeated.
+        """
         key = (row["stage"], row.get("step"))
         if key not in self._measured:
             self._measured.add(key)

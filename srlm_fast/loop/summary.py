@@ -1,4 +1,6 @@
-"""`summary.json`: the figures of all models and rounds, from what the finished stages left in the state."""
+"""`summary.json`: the figures of all models and rounds, from what the finished stages left in the
+state.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,7 @@ from .state import ModelFolder, RunState
 SUMMARY_FILE = "summary.json"
 
 
-def summarize(
-    config: Config, state: RunState, folders: Sequence[ModelFolder]
-) -> dict[str, Any]:
+def summarize(config: Config, state: RunState, folders: Sequence[ModelFolder]) -> dict[str, Any]:
     """The summary of a finished run."""
     return {
         "finished": True,
@@ -69,7 +69,9 @@ def _round(state: RunState, folder: ModelFolder) -> dict[str, Any]:
 
 
 def _seconds(state: RunState, folder: ModelFolder, answers: dict[str, Any]) -> dict[str, float]:
-    """Seconds per phase. Sampling and judging share one batch: its time is split by generated tokens."""
+    """Seconds per phase. Sampling and judging share one batch: its time is split by generated
+    tokens.
+    """
     spent = {
         name: state.seconds.get(folder.stage(name), 0.0)
         for name in ("prompts", "answers", "pairs", "train")
@@ -86,6 +88,8 @@ def _seconds(state: RunState, folder: ModelFolder, answers: dict[str, Any]) -> d
 
 
 def _rates(answers: dict[str, Any]) -> dict[str, float]:
-    """Generated tokens per second of the batch that samples and judges, in the process that finished it."""
+    """Generated tokens per second of the batch that samples and judges, in the process that
+    finished it.
+    """
     tokens, seconds = answers["tokens"], answers["seconds_here"]
     return {"sample_and_judge": (tokens["answers"] + tokens["judgements"]) / max(seconds, 1e-9)}

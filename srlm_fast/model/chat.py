@@ -1,10 +1,13 @@
-"""One user turn as the model expects it: its own chat template, or a stated default when it has none."""
+"""One user turn as the model expects it: its own chat template, or a stated default when it has
+none.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-# Plain text that any tokenizer can write; saved with M1, so that later users of the model see the same turns.
+# Plain text that any tokenizer can write; saved with M1, so that later users of the model see the
+# same turns.
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ message['content'] }}\n\n"
@@ -30,7 +33,9 @@ def render(tokenizer: Any, prompt: str) -> str:
 
 
 def encode(tokenizer: Any, prompt: str) -> list[int]:
-    """Token ids of `render`; the begin token comes from the template, or from the tokenizer where the template has none."""
+    """Token ids of `render`; the begin token comes from the template, or from the tokenizer where
+    the template has none.
+    """
     text = render(tokenizer, prompt)
     begin = tokenizer.bos_token
     add = bool(begin) and not text.startswith(begin)

@@ -1,4 +1,6 @@
-"""The shape of a decoder, read from a Hugging Face `config.json` of the Llama, Mistral, Qwen2 or Qwen3 family."""
+"""The shape of a decoder, read from a Hugging Face `config.json` of the Llama, Mistral, Qwen2 or
+Qwen3 family.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ FAMILIES = {
 
 
 class ModelError(ValueError):
-    """Weights, configuration or tokenizer cannot be used. One line: where, what was found, what was wanted."""
+    """Weights, configuration or tokenizer cannot be used. One line: where, what was found, what was
+    wanted.
+    """
 
 
 @dataclass(frozen=True)
@@ -133,13 +137,16 @@ def _ids(value: Any) -> tuple[int, ...]:
 
 
 def _rope(hf: dict[str, Any], where: str) -> tuple[float, dict[str, Any] | None]:
-    """(theta, scaling) from either spelling: `rope_parameters`, or `rope_theta` with `rope_scaling`."""
+    """(theta, scaling) from either spelling: `rope_parameters`, or `rope_theta` with
+    `rope_scaling`.
+    """
     scaling = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
     theta = float(scaling.pop("rope_theta", None) or hf.get("rope_theta") or 10000.0)
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind not in ("default", "linear", "llama3", "yarn"):
         raise ModelError(
-            f"{where}: rope scaling {kind!r} is not supported; wanted default, linear, llama3 or yarn"
+            f"{where}: rope scaling {kind!r} is not supported; "
+            "wanted default, linear, llama3 or yarn"
         )
     scaling["rope_type"] = kind
     return theta, None if kind == "default" else scaling

@@ -1,7 +1,7 @@
 """What differs between training and sampling: how a token sees the tokens before it.
 
-The decoder calls `context.attend` once per layer with this step's queries, keys and values. In training they come
-from packed segments (here); in sampling from page tables (`srlm_fast.sampler`).
+The decoder calls `context.attend` once per layer with this step's queries, keys and values. In
+training they come from packed segments (here); in sampling from page tables (`srlm_fast.sampler`).
 
 Shape letters: T tokens, S segments, L longest segment, H heads, G key/value heads, K head width.
 """
@@ -17,7 +17,9 @@ from torch import Tensor
 
 
 class Context(Protocol):
-    """Attention of one step. q [T, H, K] and k [T, G, K] are already rotated; v [T, G, K]; scale 1/sqrt(K)."""
+    """Attention of one step. q [T, H, K] and k [T, G, K] are already rotated; v [T, G, K]; scale
+    1/sqrt(K).
+    """
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """-> [T, H, K] in the dtype of q."""
@@ -25,10 +27,13 @@ class Context(Protocol):
 
 
 class PackedContext:
-    """Segments one behind the other in a flat stream, causal inside each, blind to each other. Differentiable.
+    """Segments one behind the other in a flat stream, causal inside each, blind to each other.
+    Differentiable.
 
-    lengths: tokens of each segment, T in all. windows: attention window per layer (`ModelConfig.windows`).
-    On the way through attention the segments are laid out as [S, L]; the linear layers never see padding.
+    lengths: tokens of each segment, T in all. windows: attention window per layer
+    (`ModelConfig.windows`).
+    On the way through attention the segments are laid out as [S, L]; the linear layers never see
+    padding.
     """
 
     def __init__(
@@ -71,7 +76,9 @@ class PackedContext:
         return x.view(self.num_segments, self.longest, *x.shape[1:]).transpose(1, 2)
 
     def _mask(self, window: int | None, device: torch.device) -> Tensor | None:
-        """[L, L], True where a query may look: the last `window` positions up to its own. None: plain causal."""
+        """[L, L], True where a query may look: the last `window` positions up to its own. None:
+        plain causal.
+        """
         if window is None or window >= self.longest:
             return None
         if window not in self._masks:

@@ -1,9 +1,12 @@
-"""The decoder: one class for Llama 2/3, Mistral, Qwen2 and Qwen3, shared by sampler, judge, policy and reference.
+"""The decoder: one class for Llama 2/3, Mistral, Qwen2 and Qwen3, shared by sampler, judge, policy
+and reference.
 
-It takes a flat stream of tokens and returns hidden rows after the final norm. It holds no logits and no cache: the
-head is applied by whoever needs it, attention is the context's business. Projections are stored fused: qkv, gate_up.
+It takes a flat stream of tokens and returns hidden rows after the final norm. It holds no logits
+and no cache: the head is applied by whoever needs it, attention is the context's business.
+Projections are stored fused: qkv, gate_up.
 
-Shape letters: T tokens, D width, H heads, G key/value heads, K head width, F feed-forward width, V vocabulary.
+Shape letters: T tokens, D width, H heads, G key/value heads, K head width, F feed-forward width, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.linear import linear
 from ..kernels.rms_norm import rms_norm
 from ..kernels.rope import rope, rope_angles
 from ..kernels.swiglu import swiglu
@@ -34,11 +36,6 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
-class Linear(nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
-
-
 class Layer(nn.Module):
     """One block: hidden + attention(norm(hidden)), then + feed-forward(norm(hidden))."""
 
@@ -49,13 +46,13 @@ class Layer(nn.Module):
         self.heads = (c.num_heads, c.num_kv_heads, c.num_kv_heads)
         self.head_dim = c.head_dim
         self.attn_norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.qkv = Linear(c.hidden_size, sum(self.heads) * c.head_dim, bias=c.qkv_bias)
+        self.qkv = nn.Linear(c.hidden_size, sum(self.heads) * c.head_dim, bias=c.qkv_bias)
         self.q_norm = RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else nn.Identity()
-        self.o = Linear(c.num_heads * c.head_dim, c.hidden_size, bias=c.o_bias)
+        self.o = nn.Linear(c.num_heads * c.head_dim, c.hidden_size, bias=c.o_bias)
         self.mlp_norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.gate_up = Linear(c.hidden_size, 2 * c.intermediate_size, bias=c.mlp_bias)
-        self.down = Linear(c.intermediate_size, c.hidden_size, bias=c.mlp_bias)
+        self.gate_up = nn.Linear(c.hidden_size, 2 * c.intermediate_size, bias=c.mlp_bias)
+        self.down = nn.Linear(c.intermediate_size, c.hidden_size, bias=c.mlp_bias)
 
     def forward(self, hidden_TD: Tensor, cos: Tensor, sin: Tensor, context: Context) -> Tensor:
         hidden_TD = hidden_TD + self.drop(
@@ -78,7 +75,8 @@ class Layer(nn.Module):
 class Model(nn.Module):
     """A decoder with its configuration and tokenizer.
 
-    `weights_version` changes whenever the weights do (`touch`); whatever was computed from them is keyed by it.
+    `weights_version` changes whenever the weights do (`touch`); whatever was computed from them is
+    keyed by it.
     """
 
     def __init__(self, config: ModelConfig, tokenizer: Any = None) -> None:
@@ -93,14 +91,16 @@ class Model(nn.Module):
         self.lm_head = (
             None
             if config.tie_word_embeddings
-            else Linear(config.hidden_size, config.vocab_size, bias=False)
+            else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         )
         self.rope_frequencies: Tensor
         self.register_buffer("rope_frequencies", torch.empty(0), persistent=False)
         self.rope_scale = 1.0
 
     def forward(self, token_ids: Tensor, positions: Tensor, context: Context) -> Tensor:
-        """token_ids, positions [T] int64 -> hidden [T, D] after the final norm, in the model's dtype."""
+        """token_ids, positions [T] int64 -> hidden [T, D] after the final norm, in the model's
+        dtype.
+        """
         hidden_TD = self.embed(token_ids)
         cos, sin = rope_angles(positions, self.rope_frequencies, self.rope_scale)
         for layer in self.layers:
@@ -122,7 +122,9 @@ class Model(nn.Module):
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer: generation_config's, the config's and the tokenizer's, without repeats."""
+        """Ids that end an answer: generation_config's, the config's and the tokenizer's, without
+        repeats.
+        """
         found = self.generation_config.get("eos_token_id")
         ids = [] if found is None else list(found) if isinstance(found, list) else [found]
         ids += self.config.eos_token_ids
@@ -145,18 +147,24 @@ class Model(nn.Module):
         self.weights_version += 1
 
     def set_rope(self) -> None:
-        """Compute the rotary frequencies (fp32) on the model's device, whatever the weights' dtype."""
+        """Compute the rotary frequencies (fp32) on the model's device, whatever the weights'
+        dtype.
+        """
         frequencies, self.rope_scale = rope_frequencies(self.config)
         self.rope_frequencies = frequencies.to(self.device)
 
     def save(self, folder: str | Path) -> None:
-        """Write the Hugging Face layout: config, sharded safetensors with index, tokenizer, chat template."""
+        """Write the Hugging Face layout: config, sharded safetensors with index, tokenizer, chat
+        template.
+        """
         from .save import save_model
 
         save_model(self, Path(folder))
 
     def load_weights(self, folder: str | Path) -> None:
-        """Read another folder's weights of the same shape into these same tensors. Raises ModelError."""
+        """Read another folder's weights of the same shape into these same tensors. Raises
+        ModelError.
+        """
         from .weights import read_weights
 
         read_weights(self, Path(folder))
@@ -166,7 +174,9 @@ class Model(nn.Module):
 def empty_model(
     config: ModelConfig, device: torch.device | str, dtype: torch.dtype, tokenizer: Any = None
 ) -> Model:
-    """A model whose weights are allocated, once and in their final dtype and place, but not filled."""
+    """A model whose weights are allocated, once and in their final dtype and place, but not
+    filled.
+    """
     with torch.device("meta"):
         model = Model(config, tokenizer).to(dtype)
     model.to_empty(device=device)
@@ -182,7 +192,9 @@ def random_model(
     dtype: torch.dtype = torch.float32,
     std: float | None = None,
 ) -> Model:
-    """Weights from a normal distribution of standard deviation `std` (default hidden_size ** -0.5); norms 1, biases 0."""
+    """Weights from a normal distribution of standard deviation `std` (default hidden_size ** -0.5);
+    norms 1, biases 0.
+    """
     model = empty_model(config, device, dtype, tokenizer)
     generator = torch.Generator().manual_seed(seed)
     std = config.hidden_size**-0.5 if std is None else std

@@ -27,9 +27,10 @@ def load_model(
 ) -> Model:
     """Load a Llama, Mistral, Qwen2 or Qwen3 model.
 
-    folder_or_name: a Hugging Face folder, "tiny", a preset ("llama-3-8b"), or a hub id, taken from the local cache and
-    downloaded where there is a network. device: default "cuda" where there is one, else "cpu". dtype: default float32
-    on a CPU, bfloat16 elsewhere. Raises ModelError in one line.
+    folder_or_name: a Hugging Face folder, "tiny", a preset ("llama-3-8b"), or a hub id, taken from
+    the local cache and downloaded where there is a network. device: default "cuda" where there is
+    one, else "cpu". dtype: default float32 on a CPU, bfloat16 elsewhere. Raises ModelError in one
+    line.
     """
     folder = find_folder(folder_or_name)
     config = read_config(folder)
@@ -121,7 +122,9 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         found = torch.device("meta")
     name = "cpu" if found.type == "cpu" else f"{found.type}:{found.index or 0}"
     if name not in there:
-        raise ModelError(f"device {str(device)!r} is not there; this machine has {', '.join(there)}")
+        raise ModelError(
+            f"device {str(device)!r} is not there; this machine has {', '.join(there)}"
+        )
     return found
 
 

@@ -1,4 +1,6 @@
-"""Models known by a short name: their hub id, and their configuration for planning without their weights."""
+"""Models known by a short name: their hub id, and their configuration for planning without their
+weights.
+"""
 
 from __future__ import annotations
 

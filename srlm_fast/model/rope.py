@@ -1,7 +1,8 @@
 """Rotary frequencies with the scalings found in Llama, Mistral and Qwen configurations.
 
-linear: f / factor. llama3: low frequencies divided by the factor, high ones kept, a blend between (Llama 3.1 model
-card). yarn: the same idea by number of rotations, with an attention factor (arXiv 2309.00071, eq. 16, 23).
+linear: f / factor. llama3: low frequencies divided by the factor, high ones kept, a blend between
+(Llama 3.1 model card). yarn: the same idea by number of rotations, with an attention factor (arXiv
+2309.00071, eq. 16, 23).
 """
 
 from __future__ import annotations

@@ -19,7 +19,9 @@ MAX_SHARD_BYTES = 5 * 10**9
 
 
 def save_model(model: Model, folder: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-    """Write config, generation config, weights, tokenizer and chat template; `folder` appears whole or not at all."""
+    """Write config, generation config, weights, tokenizer and chat template; `folder` appears whole
+    or not at all.
+    """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -1,7 +1,8 @@
-"""Safetensors in and out, under the names that Hugging Face has on disk, into and from the fused tensors.
+"""Safetensors in and out, under the names that Hugging Face has on disk, into and from the fused
+tensors.
 
-Shards are opened lazily: one tensor at a time is read and copied to its place, so that loading needs the model's own
-memory and one tensor more.
+Shards are opened lazily: one tensor at a time is read and copied to its place, so that loading
+needs the model's own memory and one tensor more.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Place:
 
 
 def places(config: ModelConfig) -> dict[str, Place]:
-    """Name on disk -> place, for every tensor of the architecture, in the order of the forward pass."""
+    """Name on disk -> place, for every tensor of the architecture, in the order of the forward
+    pass.
+    """
     c = config
     found = {"model.embed_tokens.weight": _whole("embed.weight", c.vocab_size, c.hidden_size)}
     for i in range(c.num_layers):
@@ -67,9 +70,7 @@ def _layer_places(c: ModelConfig, disk: str, ours: str) -> dict[str, Place]:
     return found | _fused(f"{disk}mlp.", f"{ours}down.", down, c.intermediate_size, c.mlp_bias)
 
 
-def _fused(
-    disk: str, ours: str, parts: dict[str, int], width: int, bias: bool
-) -> dict[str, Place]:
+def _fused(disk: str, ours: str, parts: dict[str, int], width: int, bias: bool) -> dict[str, Place]:
     """Parts stacked by rows into one weight (and one bias)."""
     found, start = {}, 0
     for name, rows in parts.items():
@@ -88,8 +89,8 @@ _COMPUTED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$")
 def read_weights(model: Model, folder: Path) -> None:
     """Fill the model's tensors from `folder`. Raises ModelError naming the file or the tensor.
 
-    Every tensor of the architecture must be there once with its shape, and no tensor may be left over: a file that
-    fits only in part belongs to another model.
+    Every tensor of the architecture must be there once with its shape, and no tensor may be left
+    over: a file that fits only in part belongs to another model.
     """
     wanted = places(model.config)
     parameters = dict(model.named_parameters())
@@ -109,7 +110,9 @@ def read_weights(model: Model, folder: Path) -> None:
         missing.pop(name if name in wanted else f"model.{name}", None)
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise ModelError(f"{folder}: tensor {next(iter(missing))} is missing from the weights{more}")
+        raise ModelError(
+            f"{folder}: tensor {next(iter(missing))} is missing from the weights{more}"
+        )
 
 
 def _check_leftover(model: Model, file: Path, name: str) -> None:
@@ -140,7 +143,9 @@ def weight_files(folder: Path) -> list[Path]:
     elif (folder / SINGLE).is_file():
         files = [folder / SINGLE]
     else:
-        other = sorted(f.name for f in folder.glob("*.bin")) or sorted(f.name for f in folder.glob("*.pth"))
+        other = sorted(f.name for f in folder.glob("*.bin")) or sorted(
+            f.name for f in folder.glob("*.pth")
+        )
         found = f"found {other[0]}" if other else "found none"
         raise ModelError(f"{folder}: wanted weights in {SINGLE} or {INDEX}; {found}")
     for file in files:

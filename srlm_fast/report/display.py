@@ -8,6 +8,7 @@ rate and the time left come from this process's work alone.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any, TextIO
 from srlm_fast.report.table import summary_table
 
 REDRAW_S = 0.1
-PLAIN_LINE_S = 10.0
+PLAIN_LINE_S = 10.0  # between plain lines, and a tenth of the stage's time once that is longer
 BAR_WIDTH = 24
 
 
@@ -99,9 +100,14 @@ class Stage:
         self.done, self.figures = done, self.figures | figures
         if total is not None:
             self.total = total
-        wait = REDRAW_S if self._display._terminal else PLAIN_LINE_S
-        if self._clock() - self._drawn >= wait:
+        if self._clock() - self._drawn >= self.wait():
             self.draw()
+
+    def wait(self) -> float:
+        """Seconds from one drawing to the next; the last line of a log is `leave`'s."""
+        if self._display._terminal:
+            return REDRAW_S
+        return math.inf if self.done == self.total else max(PLAIN_LINE_S, self.seconds() / 10)
 
     def draw(self) -> None:
         self._drawn = self._clock()
@@ -141,7 +147,7 @@ class Stage:
         if self.total and columns >= 100:
             parts.insert(1, bar(self.done / self.total, self._display.blocks))
         if rate:
-            parts.append(f"{number(rate)} {unit}/s")
+            parts.append(speed(rate, unit))
         left = self.seconds_left()
         if left is not None:
             parts.append(f"{duration(left)} left")
@@ -151,7 +157,7 @@ class Stage:
         rate, unit = self.rate()
         parts = [f"{self.name:<20}", self.count(), duration(self.seconds())]
         if rate:
-            parts.append(f"{number(rate)} {unit}/s")
+            parts.append(speed(rate, unit))
         if self.first:
             parts.append(f"({self.first} from before)")
         if not finished:
@@ -170,6 +176,13 @@ class Stage:
 def bar(share: float, blocks: str) -> str:
     filled = round(BAR_WIDTH * min(max(share, 0.0), 1.0))
     return blocks[0] * filled + blocks[1] * (BAR_WIDTH - filled)
+
+
+def speed(rate: float, unit: str) -> str:
+    """12 steps/s, or 4.2s/step where that is slower than one a second."""
+    if rate >= 1:
+        return f"{number(rate)} {unit}/s"
+    return f"{duration(1 / rate)}/{unit.removesuffix('s')}"
 
 
 def number(value: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 560, 240
-LEFT, RIGHT, TOP, BOTTOM = 44, 14, 14, 30
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 30
 MOST_POINTS = 400
 
 

@@ -30,7 +30,9 @@ PAGE_TOKENS = 16
 MAX_BATCH_TOKENS = 1024
 MAX_SEQUENCES = 256
 ROW_BLOCK = 64  # library matmuls get whole blocks of rows, so that their bits do not depend on how many there are
-MAX_PACKED_BYTES = 256 * 2**20  # weights up to this size are held a second time, packed for the native linear
+MAX_PACKED_BYTES = (
+    256 * 2**20
+)  # weights up to this size are held a second time, packed for the native linear
 DEFAULT_CPU_KV_BYTES = 2**30
 PROGRESS_SECONDS = 0.1
 
@@ -97,7 +99,9 @@ class Sampler:
         """
         if isinstance(prompts, str):
             raise ValueError("prompts: a string, wanted a list of strings or of token ids")
-        every = params if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompts)
+        every = (
+            params if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompts)
+        )
         if len(every) != len(prompts):
             raise ValueError(f"params: {len(every)} of them, wanted one or {len(prompts)}")
         ids = [self._encode(p) if isinstance(p, str) else p for p in prompts]
@@ -145,7 +149,9 @@ class Sampler:
             for i, prompt in enumerate(prompts):
                 place[self._add(Request(prompt, SamplingParams(max_tokens=1)), i, n=0)] = i
             while self._scheduler.plan():
-                self._step(lambda ids, rows: out.index_copy_(0, _index([place[i] for i in ids], out), rows))
+                self._step(
+                    lambda ids, rows: out.index_copy_(0, _index([place[i] for i in ids], out), rows)
+                )
                 for request_id in self._scheduler.take_finished():
                     self._scheduler.take_results(request_id)
         return out
@@ -171,7 +177,9 @@ class Sampler:
     def _session(self) -> Any:
         """One run: memory there, weights of now, and nothing left behind if it breaks off."""
         if self._busy:
-            raise RuntimeError("the sampler is already running; new requests go through on_finished")
+            raise RuntimeError(
+                "the sampler is already running; new requests go through on_finished"
+            )
         self._busy = True
         training = self.model.training
         self.model.eval()
@@ -207,7 +215,9 @@ class Sampler:
         positions = self._rows(torch.from_numpy(plan.positions)).to(device)
         hidden = self.model(token_ids, positions, PagedContext(cache, plan))
         if on_hidden and len(plan.hidden_rows):
-            on_hidden(plan.hidden_ids.tolist(), hidden[torch.from_numpy(plan.hidden_rows).to(device)])
+            on_hidden(
+                plan.hidden_ids.tolist(), hidden[torch.from_numpy(plan.hidden_rows).to(device)]
+            )
         if len(plan.sample_rows):
             self._draw(hidden[torch.from_numpy(plan.logit_rows).to(device)])
         else:
@@ -217,7 +227,9 @@ class Sampler:
         logits = linear(self._rows(hidden), self.model.head)
         token_ids, logprobs = sample(logits, self._scheduler)
         if np.isnan(logprobs).any():
-            raise FloatingPointError("the model's logits are not finite; its weights may be damaged")
+            raise FloatingPointError(
+                "the model's logits are not finite; its weights may be damaged"
+            )
         self._scheduler.accept(token_ids, logprobs)
 
     def _rows(self, x: Tensor) -> Tensor:

@@ -71,7 +71,9 @@ def _check(tokenizer: Any, table: list[bytes]) -> None:
     draw = random.Random(0)
     # Parts of characters are left out: a run of them that is not UTF-8 decodes to nothing certain.
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(table))))
-    ids = [i for i, entry in enumerate(table) if _whole(entry) and not _LONE_BYTE.fullmatch(tokens[i])]
+    ids = [
+        i for i, entry in enumerate(table) if _whole(entry) and not _LONE_BYTE.fullmatch(tokens[i])
+    ]
     for _ in range(CHECKS if ids else 0):
         chosen = draw.choices(ids, k=CHECK_TOKENS)
         ours = b"".join(table[i] for i in chosen).decode()

@@ -26,6 +26,7 @@ class TinySettings:
     dpo_epochs: int = 1
     dpo_batch_pairs: int = 16
     num_held_out: int = 400
+    num_eval_samples: int = 4
 
 
 SETTINGS = TinySettings()

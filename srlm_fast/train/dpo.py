@@ -70,8 +70,9 @@ def pair_logps(
         return torch.zeros(0), torch.zeros(0)
     config = DpoConfig(micro_batch_tokens=micro_batch_tokens, batch_pairs=len(pairs))
     task = DpoTask(model, pairs, config, None)
-    logps = task.reference(model, [np.arange(len(pairs))])
-    return logps[:, 0].contiguous(), logps[:, 1].contiguous()
+    with torch.no_grad():
+        logps = task.reference(model, [np.arange(len(pairs))])
+    return _columns(logps)
 
 
 def train_dpo(
@@ -128,19 +129,21 @@ class DpoTask:
         elif self.ref_logps is None:
             steps = range(num_batches(self.num_items, self.batch_size))
             epoch = [batch_items(self.num_items, self.batch_size, self.seed, i) for i in steps]
-            self.ref_logps = self.reference(model, epoch)
+            # With gradients on the model takes the very operations that training takes: step 0 is
+            # ln 2 to the last bit. Without, faster native ones may differ in the last place.
+            with torch.enable_grad():
+                self.ref_logps = self.reference(model, epoch)
         return {"ref_logps": self.ref_logps}
 
-    @torch.no_grad()
     def reference(self, model: Model, batches: list[Ints]) -> Tensor:
-        """[P, 2] on the CPU. The same batches give the same micro-batches and bits as training."""
+        """[P, 2] on the CPU, without dropout. Batches of training give its micro-batches."""
         was_training = model.training
         model.eval()
         logps = torch.zeros(self.num_items, 2, dtype=_sum_dtype(model))
         for items in batches:
             for micro_batch in self.micro_batches(items):
                 sums = sequence_logps(model, micro_batch).view(-1, 2)
-                logps[torch.from_numpy(micro_batch.items)] = sums.cpu()
+                logps[torch.from_numpy(micro_batch.items)] = sums.detach().cpu()
         model.train(was_training)
         return logps
 
@@ -160,10 +163,10 @@ class DpoTask:
             torch.from_numpy(values[micro_batch.items]).to(logp_P2)
             for values in (self.labels, self.weights)
         )
-        lengths = micro_batch.response_lengths.view(-1, 2).unbind(1)
+        lengths = _columns(micro_batch.response_lengths.view(-1, 2))
         out = dpo_loss(
-            logp_P2.unbind(1),
-            ref_P2.unbind(1),
+            _columns(logp_P2),
+            _columns(ref_P2),
             self.config.loss,
             self.config.beta,
             label_smoothing=self.config.label_smoothing,
@@ -188,6 +191,11 @@ def _stack(ref_logps: tuple[Tensor, Tensor], num_pairs: int) -> Tensor:
         if tuple(logps.shape) != (num_pairs,):
             raise ValueError(f"ref_logps[{index}]: {list(logps.shape)}, wanted [{num_pairs}]")
     return torch.stack([logps.detach().cpu() for logps in ref_logps], dim=1)
+
+
+def _columns(values_P2: Tensor) -> tuple[Tensor, Tensor]:
+    """(chosen, rejected)."""
+    return values_P2[:, 0], values_P2[:, 1]
 
 
 def _sum_dtype(model: Model) -> torch.dtype:

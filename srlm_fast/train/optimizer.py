@@ -33,7 +33,7 @@ class Optimizer:
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         self.config = config
-        self.params = [param for param in model.parameters() if param.requires_grad]
+        self.params: list[Tensor] = [param for param in model.parameters() if param.requires_grad]
         if not self.params:
             raise ValueError("model: no parameter that requires a gradient, wanted at least one")
         self.has_masters = config.master_weights and self.params[0].dtype.itemsize < 4
@@ -42,7 +42,10 @@ class Optimizer:
             self.masters = [param.detach().float() for param in self.params]
         matrices = [weight for weight in self.masters if weight.ndim >= 2]
         others = [weight for weight in self.masters if weight.ndim < 2]
-        groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": matrices},
+            {"params": others, "weight_decay": 0.0},
+        ]
         self._adamw = torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=config.learning_rate,

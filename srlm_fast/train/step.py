@@ -39,18 +39,16 @@ def train_step(
     `normalizer` is counted over the whole batch before the first pass, so that the loss and its
     gradient are the same however the batch is cut. 0 (no weight at all) gives loss 0.
     """
-    loss_sum: Tensor | float = 0.0
-    sums: Tensor | float = 0.0
+    seen = []  # per micro-batch: its part of the loss, then the objective's sums
     for micro_batch in micro_batches:
-        loss, seen = objective(model, micro_batch)
+        loss, sums = objective(model, micro_batch)
         loss = loss / (normalizer or 1.0)
         loss.backward()
         optimizer.accumulate()
-        loss_sum, sums = loss_sum + loss.detach(), sums + seen
+        seen.append(torch.cat([loss.detach()[None], sums.to(loss)]))
     norm = optimizer.clip()
     # The step's only wait for the device.
-    numbers = torch.cat([torch.stack([loss_sum, norm.to(loss_sum)]), sums.to(loss_sum)]).tolist()
-    loss_value, norm_value, *sum_values = numbers
+    norm_value, loss_value, *sum_values = torch.cat([norm[None], sum(seen).to(norm)]).tolist()
     applied = math.isfinite(loss_value) and math.isfinite(norm_value)
     if applied:
         optimizer.step(rate)

@@ -201,6 +201,19 @@ def test_depends_on_the_seed_and_on_nothing_else():
     assert one.prompts != other.prompts and len(set(shown)) > len(shown) // 2
 
 
+def test_neighbouring_seeds_do_not_share_requests():
+    """Request i of one seed is not request i - 1 of the next, as with seed + index."""
+    shown = {}
+    for seed in range(3):
+
+        def generate(requests, seed=seed):
+            shown.update({(seed, index): text for index, text in requests})
+            return fixed()(requests)
+
+        make(generate, 1, PromptConfig(requests_per_prompt=8), seed=seed)
+    assert len(shown) == len(set(shown.values())) == 24
+
+
 class BrokenOffError(Exception):
     pass
 

@@ -75,7 +75,9 @@ def test_pairs_are_best_against_worst_with_reference_log_probs(finished):
 
 
 def test_reference_log_probs_are_the_samplers_own(finished):
-    """The round's start sampled the answers, so teacher forcing gives back the sampled log-probs."""
+    """The round's start sampled the answers, so teacher forcing gives back the sampled
+    log-probs.
+    """
     out, _ = finished
     sampled = {
         (row["prompt_id"], row["index"]): row["logprob"]
@@ -126,7 +128,10 @@ def test_pair_rows_load_in_trl(finished, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(out / "m2" / "model")
     assert is_conversational(Dataset.from_list(wanted)[0])
     text = maybe_apply_chat_template(wanted[0], tokenizer)
-    assert text["chosen"].endswith(tokenizer.eos_token) or rows[0]["chosen"][1]["content"] in text["chosen"]
+    assert (
+        text["chosen"].endswith(tokenizer.eos_token)
+        or rows[0]["chosen"][1]["content"] in text["chosen"]
+    )
 
 
 def test_same_seed_same_run_other_seed_another(finished, tmp_path):

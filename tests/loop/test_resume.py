@@ -1,4 +1,6 @@
-"""A run broken off anywhere and started again ends as the unbroken one: same rows, same scores, same weights."""
+"""A run broken off anywhere and started again ends as the unbroken one: same rows, same scores,
+same weights.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +98,7 @@ def test_torn_rows_are_made_again(unbroken, tmp_path, monkeypatch):
         with pytest.raises(Killed):
             run(small_config(out), Silent())
     with monkeypatch.context() as patch:
-        break_at(patch, records.RowWriter, "write", 12)
+        break_at(patch, records.RowWriter, "write", 30)
         with pytest.raises(Killed):
             run(small_config(out), Silent())
     for name in ("candidates.jsonl", "judgements.jsonl"):
@@ -122,7 +124,11 @@ def test_asked_to_stop_in_training(unbroken, tmp_path):
     small_run(out)
     same(unbroken, results(out))
     assert not (out / "m1" / "checkpoint.pt").exists()
-    steps = [row["step"] for row in read_jsonl(out / "metrics.jsonl") if row["stage"] == "m1/train" and "step" in row]
+    steps = [
+        row["step"]
+        for row in read_jsonl(out / "metrics.jsonl")
+        if row["stage"] == "m1/train" and "step" in row
+    ]
     assert steps == sorted(set(steps))
 
 

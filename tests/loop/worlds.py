@@ -83,7 +83,9 @@ RESULTS = (
 
 
 def results(out: Path) -> dict[str, Any]:
-    """The content of a finished run: rows in an order of their own, weights byte for byte, scores."""
+    """The content of a finished run: rows in an order of their own, weights byte for byte,
+    scores.
+    """
     found: dict[str, Any] = {}
     for folder in sorted(out.glob("m[0-9]*")):
         for name in RESULTS:

@@ -1,4 +1,6 @@
-"""Logits equal transformers' within fp32 rounding, for each family, at odd sizes, from a folder on disk and back."""
+"""Logits equal transformers' within fp32 rounding, for each family, at odd sizes, from a folder on
+disk and back.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,27 @@ from srlm_fast.model.decoder import empty_model
 from srlm_fast.model.load import read_config
 from srlm_fast.model.weights import read_weights
 
-SMALL = dict(vocab_size=107, hidden_size=48, intermediate_size=76, num_hidden_layers=3)
-LLAMA3_ROPE = dict(
-    rope_type="llama3",
-    rope_theta=10000.0,
-    factor=4.0,
-    low_freq_factor=1.0,
-    high_freq_factor=4.0,
-    original_max_position_embeddings=16,
-)
-YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=32)
-LINEAR = dict(rope_type="linear", rope_theta=10000.0, factor=3.0)
+SMALL = {
+    "vocab_size": 107,
+    "hidden_size": 48,
+    "intermediate_size": 76,
+    "num_hidden_layers": 3,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}
 MIXED = ["full_attention", "sliding_attention", "sliding_attention"]
 
 CASES = {
@@ -79,7 +91,9 @@ CASES = {
 
 
 def their_model(config, folder, **options):
-    """A transformers model whose every weight is random (norms and biases too), saved to `folder`."""
+    """A transformers model whose every weight is random (norms and biases too), saved to
+    `folder`.
+    """
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
@@ -97,7 +111,9 @@ def our_model(folder):
 
 def our_logits(model, rows):
     context = PackedContext([len(row) for row in rows], model.config.windows)
-    hidden = model(torch.tensor(sum(rows, [])), context.positions, context)
+    hidden = model(
+        torch.tensor([token for row in rows for token in row]), context.positions, context
+    )
     return (hidden @ model.head.T).split([len(row) for row in rows])
 
 

@@ -57,6 +57,16 @@ def test_a_file_gets_plain_lines_at_intervals():
     assert lines[-1].split()[2:5] == ["1000/1000", "steps", "30s"]
 
 
+def test_a_long_stage_does_not_fill_a_log():
+    display, out, clock = make(terminal=False)
+    with display.stage("M2 DPO", 1000, "steps") as stage:
+        for step in range(1, 1001):
+            clock.now += 36
+            stage.update(step)
+        assert "36s/step" in stage.line(120)
+    assert 20 < out.getvalue().count("\n") < 70
+
+
 def test_a_terminal_gets_one_line_drawn_over_and_never_wrapped():
     display, out, clock = make(terminal=True, width=50)
     with display.stage("M2 DPO", 1000, "steps") as stage:

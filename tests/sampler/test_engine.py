@@ -69,7 +69,9 @@ def test_native_and_torch_paths_draw_the_same(model, prompts, alone, monkeypatch
         monkeypatch.setattr(f"srlm_fast.sampler.{module}.available", lambda: False)
     monkeypatch.setattr(native, "_load", lambda: ImportError("taken away by the test"))
     for ours, theirs in zip(sampled(model, prompts, DRAW), alone, strict=True):
-        for (tokens, logprobs, _), (other_tokens, other_logprobs, _) in zip(ours, theirs, strict=True):
+        for (tokens, logprobs, _), (other_tokens, other_logprobs, _) in zip(
+            ours, theirs, strict=True
+        ):
             assert tokens == other_tokens
             assert logprobs == pytest.approx(other_logprobs, abs=2e-5)
 

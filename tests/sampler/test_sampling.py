@@ -16,7 +16,13 @@ DRAWS = 60_000
 
 def plan_of(count, history=(), banned=(), **options):
     """A plan of `count` draws from row 0, each with its own counter."""
-    defaults = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+    defaults = {
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+    }
     settings = defaults | options
     dtypes = {name: np.int32 if name == "top_k" else np.float32 for name in defaults}
     return SimpleNamespace(
@@ -80,7 +86,9 @@ OPTIONS = [
 def test_frequencies_are_the_distribution(options, kind):
     """Chi-square over 60,000 draws; the seed is fixed, so this either always passes or never."""
     generator = torch.Generator().manual_seed(4)
-    logits = torch.randn(27, generator=generator) * {"random": 1.5, "equal": 0.0, "peaked": 12}[kind]
+    logits = (
+        torch.randn(27, generator=generator) * {"random": 1.5, "equal": 0.0, "peaked": 12}[kind]
+    )
     wanted = truth(logits, **options)
     tokens, logprobs = sample(logits[None], plan_of(DRAWS, **options))
     counts = np.bincount(tokens, minlength=27)

@@ -51,7 +51,9 @@ def model(request):
 
 def test_the_table_is_what_the_tokenizer_decodes(model):
     table = token_bytes(model.tokenizer)
-    assert b"".join(table[model.tokenizer.convert_tokens_to_ids(t)] for t in ("he", "llo")) == b"hello"
+    assert (
+        b"".join(table[model.tokenizer.convert_tokens_to_ids(t)] for t in ("he", "llo")) == b"hello"
+    )
     assert table[0] == b"" and b"<note>" in table
     assert "猫".encode() in table and b" the" in table
 
