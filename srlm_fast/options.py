@@ -241,6 +241,8 @@ OPTIONS: tuple[Option, ...] = tuple(option for group in GROUPS.values() for opti
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
-    """The name that `word` was probably meant to be."""
-    close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
-    return close[0] if close else None
+    """The name that `word` was probably meant to be: one it begins, else one it resembles."""
+    known = list(names)
+    begun = [name for name in known if name.startswith(word) and len(word) > len("--")]
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return next(iter(begun + close), None)

@@ -190,6 +190,7 @@ def run_loop(config: Config, folder: Path, display: Display) -> int:
         report = write_report(folder)
     except StoppedError as error:
         display.close()
+        write_report(folder)
         return complain(f"{error}; all rows are kept in {folder}", STOPPED)
     except KeyboardInterrupt:
         display.close()

@@ -106,6 +106,7 @@ MISTAKES = {
         ["--candidate", "4"],
         "--candidate: no such option; did you mean --candidates?",
     ),
+    "cut short": (["--cand", "4"], "did you mean --candidates?"),
     "misspelt with a value": (["--temprature=1"], "--temperature"),
     "far from any option": (["--zzzzzzzzzz"], "--help lists all"),
     "no option at all": (["llama"], "--model llama"),
@@ -265,6 +266,7 @@ def test_stopped_by_itself(complaint, fake):
     fake(failing(loop.StoppedError("M2: the round gave no pair to learn from")))
     said = complaint("--out", "out", status=run.STOPPED)
     assert "no pair to learn from; all rows are kept in out" in said
+    assert Path("out/report.html").is_file()
 
 
 def test_interrupted_at_a_safe_point(complaint, fake):

@@ -173,6 +173,6 @@ def _check(policy, ref, loss, beta, label_smoothing, labels, weights, lengths) -
         if value is None:
             continue
         check_tensor(name, value, *like)
-        outside = ~((value >= 0) & (value <= high)) if value.device.type == "cpu" else ()
-        if any(outside):
+        outside = ~((value >= 0) & (value <= high))
+        if value.device.type == "cpu" and bool(outside.any()):
             raise ValueError(f"{name}: {float(value[outside][0])}, wanted each in 0..{high:g}")

@@ -61,7 +61,7 @@ def render(folder: Path) -> str:
         raise InputError(f"{folder}: found no config.json, wanted the folder of a run")
     run = read_run(folder)
     examples = read_examples(run.round_folders)
-    return template().render(
+    page = template().render(
         run=run,
         score_chart=scores(run.models),
         histograms=[(made.name, histogram(made.histogram)) for made in run.rounds if made.scored],
@@ -70,6 +70,8 @@ def render(folder: Path) -> str:
         paper=PAPER_JUDGE,
         examples={"rounds": examples["rounds"], "data": as_data(examples)},
     )
+    # Half of a surrogate pair, which a byte-level model can write, has no place in UTF-8.
+    return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def curve_charts(made: Curve) -> list[tuple[str, Any]]:
@@ -108,10 +110,6 @@ def as_data(value: Any) -> Any:
     from markupsafe import Markup
 
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # lone surrogates can be written as escapes only
-        text = json.dumps(value, separators=(",", ":"))
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
     return Markup(text)

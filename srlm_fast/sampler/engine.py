@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.linear import linear, pack, packed
 from ..kernels.native import available, native
 from ..model import Model
 from . import scheduler as twin
 from .generation import Generation, Progress, Request, Sample
+from .packed import PackedDecoder, can_pack
 from .paged import LANES, PagedCache, PagedContext, cache_dtype, page_bytes
 from .params import SamplingParams
 from .sampling import sample
@@ -30,9 +31,6 @@ PAGE_TOKENS = 16
 MAX_BATCH_TOKENS = 1024
 MAX_SEQUENCES = 256
 ROW_BLOCK = 64  # library matmuls get whole blocks of rows, so that their bits do not depend on how many there are
-MAX_PACKED_BYTES = (
-    256 * 2**20
-)  # weights up to this size are held a second time, packed for the native linear
 DEFAULT_CPU_KV_BYTES = 2**30
 PROGRESS_SECONDS = 0.1
 
@@ -80,7 +78,7 @@ class Sampler:
             eos_token_ids=list(model.eos_token_ids),
         )
         self._cache: PagedCache | None = None
-        self._packed: list[tuple[Tensor, Tensor]] | None = None
+        self._packed: PackedDecoder | None = None
         self._packed_version = -1
         self._token_bytes: list[bytes] = []
         self._busy = False
@@ -186,7 +184,8 @@ class Sampler:
         try:
             self.acquire()
             self._scheduler.set_weights_version(self.model.weights_version)
-            with torch.inference_mode(), packed(self._packed_weights()):
+            self._pack()
+            with torch.inference_mode():
                 yield
         except BaseException:
             # Pages are offered to the prefix cache before they are written, so none can be trusted now.
@@ -196,46 +195,51 @@ class Sampler:
             self.model.train(training)
             self._busy = False
 
-    def _packed_weights(self) -> list[tuple[Tensor, Tensor]]:
+    def _pack(self) -> None:
+        """Pack the weights again if they have changed."""
         version = self.model.weights_version
-        if self._packed is None or self._packed_version != version:
-            weights = _linear_weights(self.model)
-            size = sum(weight.nbytes for weight in weights)
-            small = _can_pack(self.model) and size <= MAX_PACKED_BYTES
-            self._packed = [(w, pack(w)) for w in weights] if small else []
-            self._packed_version = version
-        return self._packed
+        if self._packed is not None and self._packed_version == version:
+            return
+        assert self._cache is not None
+        self._packed = PackedDecoder(self.model, self._cache) if can_pack(self.model) else None
+        self._packed_version = version
 
     def _step(self, on_hidden: Callable[[list[int], Tensor], object] | None = None) -> None:
-        plan, cache, device = self._scheduler, self._cache, self.model.device
-        assert cache is not None
-        if len(plan.copies):
-            cache.copy_pages(torch.tensor(plan.copies, dtype=torch.int64, device=device))
-        token_ids = self._rows(torch.from_numpy(plan.token_ids)).to(device)
-        positions = self._rows(torch.from_numpy(plan.positions)).to(device)
-        hidden = self.model(token_ids, positions, PagedContext(cache, plan))
+        plan, device = self._scheduler, self.model.device
+        hidden = self._forward()
         if on_hidden and len(plan.hidden_rows):
-            on_hidden(
-                plan.hidden_ids.tolist(), hidden[torch.from_numpy(plan.hidden_rows).to(device)]
-            )
-        if len(plan.sample_rows):
-            self._draw(hidden[torch.from_numpy(plan.logit_rows).to(device)])
-        else:
-            self._scheduler.accept(np.empty(0, np.int32), np.empty(0, np.float32))
-
-    def _draw(self, hidden: Tensor) -> None:
-        logits = linear(self._rows(hidden), self.model.head)
-        token_ids, logprobs = sample(logits, self._scheduler)
+            rows = torch.from_numpy(plan.hidden_rows).to(device)
+            on_hidden(plan.hidden_ids.tolist(), hidden[rows])
+        if len(plan.sample_rows) == 0:
+            plan.accept(np.empty(0, np.int32), np.empty(0, np.float32))
+            return
+        token_ids, logprobs = sample(self._logits(hidden), plan)
         if np.isnan(logprobs).any():
             raise FloatingPointError(
                 "the model's logits are not finite; its weights may be damaged"
             )
-        self._scheduler.accept(token_ids, logprobs)
+        plan.accept(token_ids, logprobs)
 
-    def _rows(self, x: Tensor) -> Tensor:
-        """x [T, ...] filled up to whole row blocks where a library's matmul will see it."""
-        missing = 0 if self._packed else -len(x) % ROW_BLOCK
-        return torch.cat((x, x.new_zeros(missing, *x.shape[1:]))) if missing else x
+    def _forward(self) -> Tensor:
+        """Hidden rows of the planned step: [T, D]; on torch followed by padding."""
+        plan, cache, device = self._scheduler, self._cache, self.model.device
+        assert cache is not None
+        if len(plan.copies):
+            cache.copy_pages(torch.tensor(plan.copies, dtype=torch.int64, device=device))
+        context = PagedContext(cache, plan)
+        if self._packed is not None:
+            return self._packed.forward(plan, context)
+        token_ids = _whole_blocks(torch.tensor(plan.token_ids)).to(device)
+        positions = _whole_blocks(torch.tensor(plan.positions)).to(device)
+        return self.model(token_ids, positions, context)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """[U, V] for the rows that are sampled from; on torch followed by padding."""
+        rows = self._scheduler.logit_rows
+        if self._packed is not None:
+            return self._packed.logits(hidden, rows)
+        wanted = hidden[torch.from_numpy(rows).to(hidden.device)]
+        return F.linear(_whole_blocks(wanted), self.model.head)
 
     # -------------------------------------------------------------------------------- requests
 
@@ -351,11 +355,7 @@ def _index(places: list[int], like: Tensor) -> Tensor:
     return torch.tensor(places, dtype=torch.int64, device=like.device)
 
 
-def _can_pack(model: Model) -> bool:
-    return model.device.type == "cpu" and model.dtype == torch.float32 and available()
-
-
-def _linear_weights(model: Model) -> list[Tensor]:
-    """Every matrix that rows are multiplied with: the projections and the head (the embedding when tied)."""
-    kinds = (m.weight for m in model.modules() if isinstance(m, torch.nn.Linear))
-    return list({id(weight): weight for weight in (*kinds, model.head)}.values())
+def _whole_blocks(x: Tensor) -> Tensor:
+    """x [T, ...] filled with zeros up to whole blocks of rows."""
+    missing = -len(x) % ROW_BLOCK
+    return torch.cat((x, x.new_zeros(missing, *x.shape[1:]))) if missing else x

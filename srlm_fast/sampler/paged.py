@@ -68,7 +68,7 @@ class PagedContext:
         arrays = (plan.slots, plan.row_starts, plan.context_lengths, plan.block_table)
         if cache.native:
             heads = (config.num_heads, config.num_kv_heads, config.head_dim)
-            self._batch = native().PagedBatch(*arrays, *heads, cache.value_width, cache.page_tokens)
+            self.batch = native().PagedBatch(*arrays, *heads, cache.value_width, cache.page_tokens)
         else:
             self._arrays = [torch.tensor(array, device=cache.keys.device) for array in arrays]
 
@@ -84,7 +84,7 @@ class PagedContext:
     def _attend_native(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = _row_strided(q), _row_strided(k), _row_strided(v)
         out = torch.empty(q.shape)
-        self._batch.attend(
+        self.batch.attend(
             q.data_ptr(),
             q.stride(0),
             k.data_ptr(),

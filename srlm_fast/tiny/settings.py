@@ -15,13 +15,13 @@ class TinySettings:
     num_prompts: int = 512
     rouge_threshold: float = 0.9
     num_candidates: int = 4
-    temperature: float = 0.7
+    temperature: float = 1.0
     top_p: float = 0.9
     max_tokens: int = 48
     num_judgements: int = 3
     judge_temperature: float = 0.7
     judge_max_tokens: int = 64
-    dpo_learning_rate: float = 1.5e-4
+    dpo_learning_rate: float = 2e-4
     dpo_beta: float = 0.1
     dpo_epochs: int = 1
     dpo_batch_pairs: int = 16

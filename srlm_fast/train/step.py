@@ -48,7 +48,8 @@ def train_step(
         seen.append(torch.cat([loss.detach()[None], sums.to(loss)]))
     norm = optimizer.clip()
     # The step's only wait for the device.
-    norm_value, loss_value, *sum_values = torch.cat([norm[None], sum(seen).to(norm)]).tolist()
+    totals = torch.stack(seen).sum(0)
+    norm_value, loss_value, *sum_values = torch.cat([norm[None], totals.to(norm)]).tolist()
     applied = math.isfinite(loss_value) and math.isfinite(norm_value)
     if applied:
         optimizer.step(rate)

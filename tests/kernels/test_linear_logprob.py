@@ -12,10 +12,9 @@ import torch
 from torch.testing import assert_close
 
 from srlm_fast.kernels import linear_logprob, linear_logprob_reference
-from srlm_fast.kernels import linear_logprob as _function
 from tests.kernels.three_way import assert_no_worse
 
-module = sys.modules[_function.__module__]
+module = sys.modules[linear_logprob.__module__]  # the package's own name is the function
 SMALL = 1  # a workspace that forces blocks of MIN_BLOCK columns
 FLOOR = {torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.float64: 1e-13}
 
@@ -199,10 +198,8 @@ def test_another_ignore_index_and_int32_targets():
     hidden, head, _, targets, _ = make(random, 5, 4, 9, torch.float32)
     targets[2] = 0
     logp = linear_logprob(hidden, head, targets.int(), ignore_index=0)
-    assert torch.equal(logp, linear_logprob_reference(hidden, head, targets, ignore_index=0)) or (
-        assert_close(logp, linear_logprob_reference(hidden, head, targets, ignore_index=0)) is None
-    )
-    assert logp[2] == 0
+    assert_close(logp, linear_logprob_reference(hidden, head, targets, ignore_index=0))
+    assert logp[2] == 0 and logp.count_nonzero() >= 1
 
 
 def test_strides_do_not_matter():
@@ -240,7 +237,8 @@ def test_head_gradient_is_summed_in_fp32():
     """4,096 equal rows in bf16: a sum kept in bf16 would stop growing at 256 times one of them."""
     hidden = torch.ones(4096, 1, dtype=torch.bfloat16)
     head = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
-    logp = linear_logprob(hidden, head, torch.zeros(4096, dtype=torch.int64), workspace_bytes=SMALL)
+    targets = torch.zeros(4096, dtype=torch.int64)
+    logp = linear_logprob(hidden, head, targets, workspace_bytes=SMALL)
     logp.sum().backward()
     assert_close(head.grad, torch.tensor([[2048.0], [-2048.0]], dtype=torch.bfloat16))
 

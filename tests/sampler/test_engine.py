@@ -7,7 +7,7 @@ import torch
 
 from srlm_fast.kernels import native
 from srlm_fast.sampler import Request, Sampler, SamplingParams
-from srlm_fast.sampler import engine as engine_module
+from srlm_fast.sampler import packed
 
 from .helpers import CONFIGS, dense_logits, outcome, random_prompts, sampled, small_model
 
@@ -38,7 +38,7 @@ def path(request, monkeypatch):
     """With the extension, and without it: the Python twin, torch attention, torch sampling."""
     if request.param == "torch":
         monkeypatch.setattr(native, "_load", lambda: ImportError("taken away by the test"))
-        for module in ("engine", "paged", "sampling"):
+        for module in ("engine", "packed", "paged", "sampling"):
             monkeypatch.setattr(f"srlm_fast.sampler.{module}.available", lambda: False)
     return request.param
 
@@ -65,7 +65,7 @@ def test_greedy_equals_transformers(name, path, tmp_path):
 
 
 def test_native_and_torch_paths_draw_the_same(model, prompts, alone, monkeypatch):
-    for module in ("engine", "paged", "sampling"):
+    for module in ("engine", "packed", "paged", "sampling"):
         monkeypatch.setattr(f"srlm_fast.sampler.{module}.available", lambda: False)
     monkeypatch.setattr(native, "_load", lambda: ImportError("taken away by the test"))
     for ours, theirs in zip(sampled(model, prompts, DRAW), alone, strict=True):
@@ -145,7 +145,7 @@ def test_number_of_threads_does_not_matter(model, prompts, alone):
 
 def test_library_matmuls_are_invariant_in_row_blocks(model, prompts, monkeypatch):
     """Models too large to be packed run on torch's matmul, in whole blocks of rows."""
-    monkeypatch.setattr(engine_module, "MAX_PACKED_BYTES", 0)
+    monkeypatch.setattr(packed, "MAX_PACKED_BYTES", 0)
     alone = [sampled(model, [prompt], DRAW)[0] for prompt in prompts]
     assert sampled(model, prompts, DRAW) == alone
     assert sampled(model, prompts[::-1], DRAW, max_batch_tokens=13) == alone[::-1]

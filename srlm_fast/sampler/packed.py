@@ -1,0 +1,97 @@
+"""The decoder on packed weights: the native form of `Model.forward` that a CPU sampler runs.
+
+A library's matmul may add in another order when the number of rows changes, so that a row's bits
+depend on its company; and on a small model most of a step is the interpreter between the
+operations. Here one call runs all layers (csrc/decoder.cpp), and each output of a linear layer is
+one chain of multiply-adds, whatever stands beside it. The price is a second copy of the matrices,
+so larger models run on torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.native import available, native
+from ..kernels.rope import rope_angles
+from ..model import Model
+from .paged import PagedCache, PagedContext
+
+MAX_PACKED_BYTES = 256 * 2**20
+
+
+class PackedDecoder:
+    """Holds panels of the matrices as they are now; norms, biases and embedding by address."""
+
+    def __init__(self, model: Model, cache: PagedCache) -> None:
+        c = model.config
+        self.model, self.vocab_size = model, c.vocab_size
+        self._decoder = native().Decoder(
+            c.num_heads,
+            c.num_kv_heads,
+            c.head_dim,
+            cache.value_width,
+            cache.page_tokens,
+            c.hidden_size,
+            c.rms_norm_eps,
+            model.embed.weight.data_ptr(),
+            model.norm.weight.data_ptr(),
+            model.head.data_ptr(),
+            c.vocab_size,
+        )
+        for index, layer in enumerate(model.layers):
+            self._add_layer(layer, c.windows[index] or 0, cache.keys[index], cache.values[index])
+
+    def _add_layer(self, layer: Any, window: int, keys: Tensor, values: Tensor) -> None:
+        self._decoder.add_layer(
+            *map(_linear, (layer.qkv, layer.o, layer.gate_up, layer.down)),
+            *map(_norm, (layer.attn_norm, layer.mlp_norm, layer.q_norm, layer.k_norm)),
+            window,
+            keys.data_ptr(),
+            values.data_ptr(),
+        )
+
+    def forward(self, plan: Any, context: PagedContext) -> Tensor:
+        """The planned step's hidden rows after the final norm: [T, D] fp32."""
+        model = self.model
+        positions = torch.from_numpy(plan.positions)
+        cos, sin = rope_angles(positions, model.rope_frequencies, model.rope_scale)
+        hidden = torch.empty(len(positions), model.config.hidden_size)
+        self._decoder.forward(
+            plan.token_ids, cos.data_ptr(), sin.data_ptr(), context.batch, hidden.data_ptr()
+        )
+        return hidden
+
+    def logits(self, hidden: Tensor, rows: Any) -> Tensor:
+        """hidden [T, D], rows [U] int64 -> logits [U, V] fp32."""
+        out = torch.empty(len(rows), self.vocab_size)
+        self._decoder.head(hidden.data_ptr(), rows, out.data_ptr())
+        return out
+
+
+def can_pack(model: Model) -> bool:
+    """Whether a model can run packed: fp32 on a CPU, plain layers, small enough to be held twice."""
+    if model.device.type != "cpu" or model.dtype != torch.float32 or not available():
+        return False
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    plain = all(type(m) is nn.Linear for m in linears) and len(linears) == _expected(model)
+    contiguous = all(p.is_contiguous() for p in model.parameters())
+    size = sum(m.weight.nbytes for m in linears) + model.head.nbytes
+    return plain and contiguous and size <= MAX_PACKED_BYTES
+
+
+def _expected(model: Model) -> int:
+    """Linear modules of a plain decoder; adapters or replaced layers make another number."""
+    return 4 * len(model.layers) + (model.lm_head is not None)
+
+
+def _linear(module: nn.Linear) -> tuple[int, int, int, int]:
+    bias = 0 if module.bias is None else module.bias.data_ptr()
+    return module.weight.data_ptr(), bias, module.out_features, module.in_features
+
+
+def _norm(module: nn.Module) -> int:
+    weight = getattr(module, "weight", None)
+    return 0 if weight is None else weight.data_ptr()
