@@ -1,6 +1,6 @@
 """Does the tiny loop learn because its judge is right? The same seeds with three rewards.
 
-    python benchmarks/tiny_controls.py [--first-seed 1] [--seeds 8] [--work FOLDER]
+    python -m benchmarks.tiny_controls [--first-seed 0] [--seeds 8] [--jobs N] [--work FOLDER]
 
 Each seed makes one M1, from which three runs go on: rewarded by the model's own judgements (self),
 by chance (random: what the loop does without a judge), by the world's program (gold: the ceiling).
@@ -12,25 +12,33 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
-import platform
 import shutil
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmarks.machine import conditions
 from srlm_fast import run_folder
 from srlm_fast.config import Config, differences, read_config, recipe, versions
 from srlm_fast.loop import run
-from srlm_fast.records import write_json_atomic
+from srlm_fast.records import write_json_atomic, write_text_atomic
 
 REWARDS = ("self", "random", "gold")
 RESULTS = Path(__file__).parent / "results" / "tiny_controls.json"
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- tiny-controls: begin", "<!-- tiny-controls: end -->"
+LEAST_SEEDS = 8  # fewer are a trial, not the README's table
 STATE = "state.json"
 
 
@@ -137,48 +145,65 @@ def by_seed(runs: Sequence[dict[str, Any]], seeds: Sequence[int]) -> list[str]:
     return lines
 
 
-def cpu_name() -> str:
-    """The processor as Linux names it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+def run_seed(seed: int, rewards: Sequence[str], work: Path) -> dict[str, dict[str, Any]]:
+    """Figures of one seed by reward. One thread, so that seeds can run side by side."""
+    torch.set_num_threads(1)
+    found = {}
+    for reward in rewards:
+        start = time.perf_counter()
+        config = replace(recipe("default", "tiny"), seed=seed, reward=reward)
+        m1_from = None if reward == "self" else work / f"seed-{seed}-self"
+        found[reward] = figures(run_one(config, work / f"seed-{seed}-{reward}", m1_from))
+        scores = " ".join(f"{score:.3f}" for score in found[reward]["score"])
+        seconds = time.perf_counter() - start
+        print(f"seed {seed} {reward}: {scores} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see the module's text."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--rewards", nargs="+", default=list(REWARDS), choices=REWARDS)
-    parser.add_argument("--work", type=Path)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="seeds side by side")
+    parser.add_argument(
+        "--work", type=Path, help="folder for the runs, gone on with if it holds some"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     work = options.work or Path(tempfile.mkdtemp(prefix="tiny-controls-"))
     rewards = ["self", *(reward for reward in options.rewards if reward != "self")]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    found: dict[str, list[dict[str, Any]]] = {reward: [] for reward in rewards}
-    for seed in seeds:
-        for reward in rewards:
-            start = time.perf_counter()
-            config = replace(recipe("default", "tiny"), seed=seed, reward=reward)
-            m1_from = None if reward == "self" else work / f"seed-{seed}-self"
-            summary = run_one(config, work / f"seed-{seed}-{reward}", m1_from)
-            found[reward].append(figures(summary))
-            scores = " ".join(f"{score:.3f}" for score in found[reward][-1]["score"])
-            seconds = time.perf_counter() - start
-            print(f"seed {seed} {reward}: {scores} ({seconds:.0f} s)", file=sys.stderr, flush=True)
-    print(table(found, seeds))
-    conditions = {
-        "command": "python benchmarks/tiny_controls.py " + " ".join(arguments or sys.argv[1:]),
-        "device": f"{cpu_name()}, {os.cpu_count()} cores",
-        "versions": versions(),
-        "seeds": list(seeds),
-        "num_held_out": recipe("default", "tiny").evaluation.num_prompts,
-    }
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, mp_context=spawn) as pool:
+        rows = list(pool.map(partial(run_seed, rewards=rewards, work=work), seeds))
+    found = {reward: [row[reward] for row in rows] for reward in rewards}
+    text = table(found, seeds)
+    print(text)
+    command = f"python -m benchmarks.tiny_controls --first-seed {seeds[0]} --seeds {len(seeds)}"
+    held_out = recipe("default", "tiny").evaluation
+    made = conditions(command) | {"seeds": list(seeds), "evaluation": vars(held_out)}
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(options.out, conditions | {"runs": found})
+    write_json_atomic(options.out, made | {"runs": found})
+    if options.out == RESULTS and len(seeds) >= LEAST_SEEDS:
+        put_in_readme(text, made)
     return 0
+
+
+def put_in_readme(text: str, made: dict[str, Any]) -> None:
+    """The table between the README's two marks, with its conditions."""
+    first, last = made["seeds"][0], made["seeds"][-1]
+    evaluation, versions = made["evaluation"], made["versions"]
+    note = (
+        f"Mean ± standard deviation over seeds {first} to {last}; gold score from 0 to 5 over "
+        f"{evaluation['num_prompts']} held-out instructions, {evaluation['samples']} answers each. "
+        f"fp32, {made['device']}, torch {versions['torch']}; `{made['command']}`."
+    )
+    before, rest = README.read_text("utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    begin = f"{BEGIN} (written by `python -m benchmarks.tiny_controls`) -->"
+    write_text_atomic(README, f"{before}{begin}\n{text}\n\n{note}\n{END}{after}")
 
 
 if __name__ == "__main__":

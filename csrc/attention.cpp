@@ -28,9 +28,20 @@ struct Row {
   int64_t low, end;        // it sees keys at positions low .. end - 1
 };
 
-struct Item {
-  int64_t kv_head, first_head, num_heads;  // query heads
-  int64_t first_row, num_rows;             // of the list of rows
+// Neighbouring rows of a group that read the same page, at positions start .. start + used - 1.
+struct Run {
+  int64_t page, start, used, first_row, num_rows;
+};
+
+// Rows that share their first page, and every (row, page) of theirs once, in order of position.
+struct Group {
+  const Row* rows;
+  int64_t num_rows, begin, stride;  // its scores hold positions begin .. begin + stride - 1
+  std::vector<Run> runs;
+};
+
+struct Heads {
+  int64_t kv_head, first, count;  // one key/value head and query heads that use it
 };
 
 // scores[j] for positions begin + j; what the row does not see becomes 0. Returns the sum.
@@ -73,33 +84,33 @@ SRLM_INLINE void tile_all(int rows, int64_t depth, const float* a, int64_t a_str
                b_stride, columns, c + m * c_stride, c_stride, accumulate);
 }
 
-// Neighbouring rows of an item that read the same page, at positions start .. start + used - 1.
-struct Run {
-  int64_t page, start, used, first_row, num_rows;
-};
-
 bool reads(const Row& row, int64_t start, int64_t page_tokens) {
   return row.end > start && row.low < start + page_tokens;
 }
 
-// Every (row, page) of the item once, in order of position.
-void collect_runs(const Row* rows, int64_t num_rows, int64_t begin, int64_t end,
-                  int64_t page_tokens, std::vector<Run>& runs) {
-  runs.clear();
+Group group_of(const Row* rows, int64_t num_rows, int64_t page_tokens) {
+  int64_t low = rows[0].low, end = rows[0].end;
+  for (int64_t r = 1; r < num_rows; ++r) {
+    low = std::min(low, rows[r].low);
+    end = std::max(end, rows[r].end);
+  }
+  const int64_t begin = low / page_tokens * page_tokens;
+  Group group{rows, num_rows, begin, (end - begin + page_tokens - 1) / page_tokens * page_tokens, {}};
   for (int64_t start = begin; start < end; start += page_tokens)
     for (int64_t r = 0; r < num_rows; ++r) {
       if (!reads(rows[r], start, page_tokens)) continue;
       const int64_t page = rows[r].pages[start / page_tokens];
       const int64_t used = std::min(page_tokens, rows[r].end - start);
-      Run* last = runs.empty() ? nullptr : &runs.back();
+      Run* last = group.runs.empty() ? nullptr : &group.runs.back();
       if (last != nullptr && last->start == start && last->page == page &&
           last->first_row + last->num_rows == r) {
         ++last->num_rows;
         last->used = std::max(last->used, used);
       } else {
-        runs.push_back({page, start, used, r, 1});
+        group.runs.push_back({page, start, used, r, 1});
       }
     }
+  return group;
 }
 
 // Pages lie scattered, too short for the processor's own prefetching: ask for the one after next.
@@ -107,32 +118,28 @@ SRLM_INLINE void prefetch(const float* block, int64_t count) {
   for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(block + i);
 }
 
-struct Scratch {
-  std::vector<float> floats;
-  std::vector<Run> runs;
-};
-
 SRLM_CLONES
-void attend_item(const Item& item, const Row* rows, const float* q, int64_t q_stride,
+void attend_item(const Group& group, const Heads& item, const float* q, int64_t q_stride,
                  const PageShape& shape, const float* keys, const float* values, float scale,
-                 int64_t begin, int64_t stride, Scratch& scratch, float* out) {
+                 float* scores, float* out) {
+  const Row* rows = group.rows;
+  const int64_t begin = group.begin, stride = group.stride;
   const int64_t width = shape.head_dim, value_width = shape.value_width, P = shape.page_tokens;
-  const int64_t heads = item.num_heads, tile_count = item.num_rows * heads;
-  float* scores = scratch.floats.data();
+  const int64_t heads = item.count, tile_count = group.num_rows * heads;
   float* tile_q = scores + tile_count * stride;
   float* tile_out = tile_q + tile_count * width;
   for (int64_t m = 0; m < tile_count; ++m) {
     const float* source =
-        q + rows[m / heads].index * q_stride + (item.first_head + m % heads) * width;
+        q + rows[m / heads].index * q_stride + (item.first + m % heads) * width;
     for (int64_t d = 0; d < width; ++d) tile_q[m * width + d] = source[d] * scale;
     for (int64_t d = 0; d < value_width; ++d) tile_out[m * value_width + d] = 0.0f;
   }
   const int64_t block = width * P, value_block = P * value_width;
-  const int64_t num_runs = static_cast<int64_t>(scratch.runs.size());
+  const int64_t num_runs = static_cast<int64_t>(group.runs.size());
   for (int64_t i = 0; i < num_runs; ++i) {
-    const Run& run = scratch.runs[i];
+    const Run& run = group.runs[i];
     if (i + 1 < num_runs)
-      prefetch(keys + (scratch.runs[i + 1].page * shape.kv_heads + item.kv_head) * block, block);
+      prefetch(keys + (group.runs[i + 1].page * shape.kv_heads + item.kv_head) * block, block);
     tile_all(static_cast<int>(run.num_rows * heads), width, tile_q + run.first_row * heads * width,
              width, keys + (run.page * shape.kv_heads + item.kv_head) * block, P,
              (run.used + kPanel - 1) / kPanel * kPanel,
@@ -149,9 +156,9 @@ void attend_item(const Item& item, const Row* rows, const float* q, int64_t q_st
     for (int64_t j = padded; j < (row.end - first + P - 1) / P * P; ++j) own[j] = 0.0f;
   }
   for (int64_t i = 0; i < num_runs; ++i) {
-    const Run& run = scratch.runs[i];
+    const Run& run = group.runs[i];
     if (i + 1 < num_runs)
-      prefetch(values + (scratch.runs[i + 1].page * shape.kv_heads + item.kv_head) * value_block,
+      prefetch(values + (group.runs[i + 1].page * shape.kv_heads + item.kv_head) * value_block,
                value_block);
     tile_all(static_cast<int>(run.num_rows * heads), run.used,
              scores + run.first_row * heads * stride + run.start - begin, stride,
@@ -160,7 +167,7 @@ void attend_item(const Item& item, const Row* rows, const float* q, int64_t q_st
   }
   for (int64_t m = 0; m < tile_count; ++m) {
     float* target =
-        out + (rows[m / heads].index * shape.heads + item.first_head + m % heads) * width;
+        out + (rows[m / heads].index * shape.heads + item.first + m % heads) * width;
     for (int64_t d = 0; d < width; ++d) target[d] = tile_out[m * value_width + d] / totals[m];
   }
 }
@@ -176,24 +183,29 @@ std::vector<Row> rows_of(const PagedBatch& batch, int64_t window) {
   return rows;
 }
 
-// Which rows share an item changes no row's result, only how often a page is read.
-std::vector<Item> items_of(const std::vector<Row>& rows, const PageShape& shape) {
-  const int64_t group = shape.heads / shape.kv_heads, P = shape.page_tokens;
-  const int64_t heads = std::min<int64_t>(group, kTileRows);
-  std::vector<Item> items;
+// Which rows share a group changes no row's result, only how often a page is read.
+std::vector<Group> groups_of(const std::vector<Row>& rows, int64_t heads, int64_t page_tokens) {
+  std::vector<Group> groups;
   for (size_t first = 0, next; first < rows.size(); first = next) {
-    const int64_t page = rows[first].low / P;
+    const int64_t page = rows[first].low / page_tokens;
     const int64_t most = (rows[first].end > kLongContext ? kTileRows : kItemRows) / heads;
     for (next = first + 1; next < rows.size(); ++next)
       if (static_cast<int64_t>(next - first) >= std::max<int64_t>(most, 1) ||
-          !reads(rows[next], page * P, P) || rows[next].pages[page] != rows[first].pages[page])
+          !reads(rows[next], page * page_tokens, page_tokens) ||
+          rows[next].pages[page] != rows[first].pages[page])
         break;
-    for (int64_t g = 0; g < shape.kv_heads; ++g)
-      for (int64_t h = 0; h < group; h += heads)
-        items.push_back({g, g * group + h, std::min(heads, group - h),
-                         static_cast<int64_t>(first), static_cast<int64_t>(next - first)});
+    groups.push_back(group_of(&rows[first], static_cast<int64_t>(next - first), page_tokens));
   }
-  return items;
+  return groups;
+}
+
+std::vector<Heads> heads_of(const PageShape& shape) {
+  const int64_t group = shape.heads / shape.kv_heads;
+  std::vector<Heads> heads;
+  for (int64_t g = 0; g < shape.kv_heads; ++g)
+    for (int64_t h = 0; h < group; h += kTileRows)
+      heads.push_back({g, g * group + h, std::min<int64_t>(kTileRows, group - h)});
+  return heads;
 }
 
 }  // namespace
@@ -219,26 +231,20 @@ void paged_attention(const float* q, int64_t q_stride, const PagedBatch& batch,
                      const PageShape& shape, const float* keys, const float* values, float scale,
                      int64_t window, float* out) {
   const std::vector<Row> rows = rows_of(batch, window);
-  const std::vector<Item> items = items_of(rows, shape);
-  const int64_t P = shape.page_tokens;
+  const std::vector<Heads> heads = heads_of(shape);
+  const std::vector<Group> groups = groups_of(rows, heads[0].count, shape.page_tokens);
+  const int64_t per_row = shape.head_dim + shape.value_width;
 #pragma omp parallel
   {
-    Scratch scratch;
-#pragma omp for schedule(dynamic, 1)
-    for (size_t i = 0; i < items.size(); ++i) {
-      const Row* first = &rows[items[i].first_row];
-      int64_t low = first->low, end = first->end;
-      for (int64_t r = 1; r < items[i].num_rows; ++r) {
-        low = std::min(low, first[r].low);
-        end = std::max(end, first[r].end);
+    std::vector<float> scratch;
+#pragma omp for schedule(dynamic, 1) collapse(2)
+    for (size_t i = 0; i < groups.size(); ++i)
+      for (size_t h = 0; h < heads.size(); ++h) {
+        const Group& group = groups[i];
+        scratch.resize(std::max<size_t>(
+            scratch.size(), group.num_rows * heads[h].count * (group.stride + per_row)));
+        attend_item(group, heads[h], q, q_stride, shape, keys, values, scale, scratch.data(), out);
       }
-      const int64_t begin = low / P * P, stride = (end - begin + P - 1) / P * P;
-      collect_runs(first, items[i].num_rows, begin, end, P, scratch.runs);
-      scratch.floats.resize(items[i].num_rows * items[i].num_heads *
-                            (stride + shape.head_dim + shape.value_width));
-      attend_item(items[i], first, q, q_stride, shape, keys, values, scale, begin, stride, scratch,
-                  out);
-    }
   }
 }
 

@@ -11,7 +11,7 @@
 namespace srlm {
 namespace {
 
-constexpr int64_t kRowBlock = 8 * kTileRows;  // rows of x that stay in the first-level cache
+constexpr int64_t kRowBlock = 32 * kTileRows;  // rows that a panel, once read, is used for
 
 // One panel of 16 outputs for up to kRowBlock rows.
 SRLM_CLONES

@@ -111,12 +111,23 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def iter_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows one by one. Raises InputError naming the line that is no JSON object."""
     if not path.exists():
         return
     with open(path, "rb") as file:
-        for line in file:
+        for number, line in enumerate(file, 1):
             if line.endswith(b"\n"):
-                yield json.loads(line)
+                yield _load_row(line, path, number)
+
+
+def _load_row(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{path} line {number}: found no JSON ({error}), wanted a row") from None
+    if not isinstance(row, dict):
+        raise InputError(f"{path} line {number}: found {line[:40]!r}, wanted a JSON object")
+    return row
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from srlm_fast.records import (
     Candidate,
+    InputError,
     RowWriter,
     dump_row,
     read_jsonl,
@@ -34,6 +35,14 @@ def test_torn_last_line_is_dropped_and_cut(tmp_path, torn):
     with RowWriter(path) as writer:
         writer.write({"n": 4})
     assert [row["n"] for row in read_jsonl(path)] == [1, 2, 4]
+
+
+@pytest.mark.parametrize("bad", [b"{oops}", b"[1]", b"\xff"])
+def test_a_damaged_row_is_named(tmp_path, bad):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"n": 1}\n' + bad + b"\n")
+    with pytest.raises(InputError, match="rows.jsonl line 2"):
+        read_jsonl(path)
 
 
 def test_nan_is_refused():

@@ -42,7 +42,7 @@ from srlm_fast.records import (
     write_jsonl,
 )
 from srlm_fast.sampler import Progress, Sampler, SamplingParams
-from srlm_fast.train import StepReport, TrainReport, train_dpo, train_sft
+from srlm_fast.train import CheckpointError, StepReport, TrainReport, train_dpo, train_sft
 
 from .answers import AnswerStage, load_candidates
 from .learning import fitting, sft_rows, token_pair, write_reference
@@ -411,7 +411,10 @@ class Run:
                 self.state.measure({"stage": stage, **step.to_row()})
                 shown.update(step.step + 1, step.num_steps, loss=step.loss)
 
-            report = work(checkpoint=folder.checkpoint, on_step=on_step, stop=self.stop)
+            try:
+                report = work(checkpoint=folder.checkpoint, on_step=on_step, stop=self.stop)
+            except CheckpointError as error:
+                raise InputError(f"{error}; delete it to train this stage from its start") from None
         self.model.save(folder.model)
         folder.checkpoint.unlink(missing_ok=True)
         self.sampler.acquire()

@@ -15,7 +15,7 @@ from srlm_fast.tiny.judgement import RUBRIC, judgement
 from srlm_fast.tiny.world import draw_distinct
 
 CROWD = Flaws(
-    off_topic=0.05, refusal=0.04, wrong=0.40, hedge=0.25, style=0.30, extra=0.30, doubled=0.06
+    off_topic=0.05, refusal=0.04, wrong=0.45, hedge=0.35, style=0.40, extra=0.40, doubled=0.06
 )
 LABEL_NOISE = 0.05
 NUM_SCORES = 6

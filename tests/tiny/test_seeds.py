@@ -13,7 +13,7 @@ def test_ift_rows_are_mediocre_and_valid():
     assert all(set(row) == {"prompt", "response"} for row in rows)
     assert all(parse(row["prompt"]) for row in rows)
     mean = sum(score(row["prompt"], row["response"]).score for row in rows) / len(rows)
-    assert 2.4 < mean < 3.4
+    assert 2.2 < mean < 3.2
 
 
 def test_eft_scores_are_balanced_and_end_the_judgement():
