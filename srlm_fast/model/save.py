@@ -71,8 +71,10 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Bring the files to disk before the folder gets its name."""
+    """Bring the files to disk, readable as the config is, before the folder gets its name."""
+    mode = (folder / "config.json").stat().st_mode
     for path in folder.iterdir():
         if path.is_file():
+            path.chmod(mode)  # safetensors makes its files readable by their owner only
             with open(path, "rb") as file:
                 os.fsync(file.fileno())

@@ -147,6 +147,8 @@ def save_half(model: Model, folder: Path) -> None:
     """Write a model in half precision, leaving the model itself as it is."""
     half = random_model(model.config, model.tokenizer)
     half.load_state_dict(model.state_dict())
+    end = model.tokenizer.eos_token_id
+    half.generation_config = {"eos_token_id": end, "pad_token_id": end}
     half.to(torch.float16).save(folder)
 
 

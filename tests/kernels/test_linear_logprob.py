@@ -244,7 +244,7 @@ def test_head_gradient_is_summed_in_fp32():
 
 
 def test_memory_stays_within_the_workspace():
-    """fp32, T 2,048, V 16,384: all logits would be 128 MiB, three times over in eager's backward."""
+    """fp32, T 2,048, V 16,384: all logits would be 128 MiB, thrice in eager's backward."""
     code = """
 import resource, torch
 from srlm_fast.kernels import linear_logprob

@@ -57,6 +57,15 @@ def test_pair_logps_against_a_naive_loop():
     assert [x.tolist() for x in pair_logps(model, [])] == [[], []]
 
 
+def test_pair_logps_know_no_dropout_and_leave_the_mode_alone():
+    model, pairs = small_model(), make_pairs(5)
+    wanted = pair_logps(model, pairs)
+    model.train().dropout_p = 0.5
+    ours = pair_logps(model, pairs)
+    assert model.training and model.dropout_p == 0.5
+    assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
+
+
 @pytest.mark.parametrize("loss", ["sigmoid", "robust", "hinge", "ipo"])
 def test_loss_and_gradients_against_a_naive_loop_in_fp64(loss):
     model, ref_model = (small_model(seed, torch.float64) for seed in (0, 1))
