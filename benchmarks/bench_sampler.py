@@ -2,12 +2,14 @@
 
     python benchmarks/bench_sampler.py [--rounds 5] [--threads N] [--write]
 
-Work `candidates`: 16 prompts of 32..192 random tokens, n = 4, 128 new tokens each, temperature 0.7, top-p 0.9,
-end-of-text ignored: 8,192 tokens out. `judge`: 64 prompts of 256 shared and 128 own tokens, n = 3, 32 new tokens
-each: 6,144 tokens out. The model is the embedded tiny one. Every round starts with an empty prefix cache.
+Work `candidates`: 16 prompts of 32..192 random tokens, n = 4, 128 new tokens each, temperature 0.7,
+top-p 0.9, end-of-text ignored: 8,192 tokens out. `judge`: 64 prompts of 256 shared and 128 own
+tokens, n = 3, 32 new tokens each: 6,144 tokens out. The model is the embedded tiny one. Every round
+starts with an empty prefix cache.
 
-FLOPs of one token: 2 per weight of the projections and the head. Bytes of one decode step: the weights once, and keys
-and values of every running sample. The share of peak is against a square matmul of torch in the same run.
+FLOPs of one token: 2 per weight of the projections and the head. Bytes of one decode step: the
+weights once, and keys and values of every running sample. The share of peak is against a square
+matmul of torch in the same run.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import platform
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -92,28 +95,22 @@ def timed(call: Callable[[], int]) -> tuple[float, int]:
     return time.perf_counter() - start, tokens
 
 
-def measure(ours: Callable[[], int], theirs: Callable[[], int], rounds: int) -> dict[str, Any]:
-    """Turn by turn, so that a busy moment of the machine hits both."""
-    ours(), theirs()
-    rates: dict[str, list[float]] = {"srlm_fast": [], "transformers": []}
-    for _ in range(rounds):
-        for name, call in (("srlm_fast", ours), ("transformers", theirs)):
+def measure(calls: dict[str, Callable[[], int]], rounds: int) -> dict[str, Any]:
+    """Turn by turn, so that a busy moment of the machine hits all."""
+    rates: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds + 1):
+        for name, call in calls.items():
             seconds, tokens = timed(call)
-            rates[name].append(tokens / seconds)
-    out: dict[str, Any] = {}
-    for name, values in rates.items():
-        out[name] = {
-            "tokens_per_s": statistics.median(values),
-            "lowest": min(values),
-            "highest": max(values),
-        }
-    ratios = [a / b for a, b in zip(rates["srlm_fast"], rates["transformers"], strict=True)]
-    out["ratio"] = {
-        "median": statistics.median(ratios),
-        "lowest": min(ratios),
-        "highest": max(ratios),
-    }
-    return out
+            if turn > 0:  # the first is for warming up
+                rates[name].append(tokens / seconds)
+    out: dict[str, Any] = {name: spread(values, "tokens_per_s") for name, values in rates.items()}
+    pairs = zip(rates["srlm_fast"], rates["transformers"], strict=True)
+    return out | {"ratio": spread([ours / theirs for ours, theirs in pairs], "median")}
+
+
+def spread(values: list[float], name: str) -> dict[str, float]:
+    found = {name: statistics.median(values), "lowest": min(values), "highest": max(values)}
+    return {key: round(value, 2) for key, value in found.items()}
 
 
 def peak_flops() -> float:
@@ -163,8 +160,6 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     model = load_model("tiny", "cpu", "float32")
     result: dict[str, Any] = {"conditions": conditions(options.threads), "work": {}}
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         theirs = rival(model, Path(folder))
     for work in WORK if options.work == "all" else [options.work]:
@@ -177,38 +172,27 @@ def main() -> None:
 
 
 def bench(work: str, model: Model, theirs: Any, options: argparse.Namespace) -> dict[str, Any]:
-    shape = WORK[work]
-    prompts = prompts_of(work, model.config.vocab_size)
-    sampler = Sampler(model)
-    found = measure(
-        lambda: run_ours(sampler, prompts, **shape),
-        lambda: run_transformers(theirs, prompts, **shape),
-        options.rounds,
-    )
-    found["gflops_of_decode"] = round(
-        2 * weight_count(model) * found["srlm_fast"]["tokens_per_s"] / 1e9, 1
-    )
-    for name in ("srlm_fast", "transformers"):
+    shape, prompts = WORK[work], prompts_of(work, model.config.vocab_size)
+
+    def ours(**settings: int) -> Callable[[], int]:
+        sampler = Sampler(model, **settings)
+        return lambda: run_ours(sampler, prompts, **shape)
+
+    calls = {
+        "srlm_fast": ours(),
+        "transformers": lambda: run_transformers(theirs, prompts, **shape),
+    }
+    calls |= {f"pages of {size}": ours(page_tokens=size) for size in options.page_tokens or ()}
+    found = measure(calls, options.rounds)
+    for name in calls:
         row = found[name]
-        print(
-            f"{work:>10}  {name:<13} {row['tokens_per_s']:8.0f} tokens/s  ({row['lowest']:.0f} .. {row['highest']:.0f})"
-        )
+        span = f"({row['lowest']:.0f} .. {row['highest']:.0f})"
+        print(f"{work:>10}  {name:<13} {row['tokens_per_s']:8.0f} tokens/s  {span}")
     ratio = found["ratio"]
-    print(
-        f"{work:>10}  ratio         {ratio['median']:8.2f}  ({ratio['lowest']:.2f} .. {ratio['highest']:.2f})"
-    )
-    for page_tokens in options.page_tokens or ():
-        other = Sampler(model, page_tokens=page_tokens)
-        run_ours(other, prompts, **shape)
-        rates = [
-            t / s
-            for s, t in (
-                timed(lambda o=other: run_ours(o, prompts, **shape)) for _ in range(options.rounds)
-            )
-        ]
-        found[f"pages_of_{page_tokens}"] = {"tokens_per_s": statistics.median(rates)}
-        print(f"{work:>10}  pages of {page_tokens:<4} {statistics.median(rates):8.0f} tokens/s")
-    return found
+    span = f"({ratio['lowest']:.2f} .. {ratio['highest']:.2f})"
+    print(f"{work:>10}  ratio         {ratio['median']:8.2f}  {span}")
+    rate = 2 * weight_count(model) * found["srlm_fast"]["tokens_per_s"]
+    return found | {"gflops_of_decode": round(rate / 1e9, 1)}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from srlm_fast.data.prompts import read_prompts
 from srlm_fast.data.rouge import RougePool, rouge_l_max, words
 from srlm_fast.data.seeds import EftEvalRow, EftRow, IftRow, read_eft, read_eft_eval, read_ift
-from srlm_fast.data.selfmade import MadePrompts, Progress, PromptConfig, make_prompts
+from srlm_fast.data.selfmade import MadePrompts, Progress, PromptConfig, make_prompts, same_text
 
 __all__ = [
     "EftEvalRow",
@@ -19,5 +19,6 @@ __all__ = [
     "read_ift",
     "read_prompts",
     "rouge_l_max",
+    "same_text",
     "words",
 ]

@@ -172,7 +172,7 @@ def _fill(template: str, n: int, prompt: str = "") -> str:
     return _FIELD.sub(lambda match: str(n) if match[1] == "n" else prompt, template)
 
 
-def _same(text: str) -> str:
+def same_text(text: str) -> str:
     """What two texts share that differ in case and white space only."""
     return " ".join(text.casefold().split())
 
@@ -206,7 +206,7 @@ class _Maker:
         self.requests = 0
         self.rejects: Counter[str] = Counter()
         known = [*seeds, *pool]
-        self.known = {_same(text) for text in known}
+        self.known = {same_text(text) for text in known}
         self.similar = RougePool(known)
         self.is_held_out = exclude if callable(exclude) else _membership(exclude)
         keywords = "|".join(re.escape(word) for word in config.keywords)
@@ -261,14 +261,14 @@ class _Maker:
             return "keyword"
         if self.is_held_out(text):
             return "held_out"
-        if _same(text) in self.known:
+        if same_text(text) in self.known:
             return "duplicate"
         # Native and plain F-measures may round differently in the last bit; the verdict must not.
         return "similar" if self.similar.best(text) > self.config.similarity - 1e-9 else ""
 
     def _accept(self, prompt: Prompt) -> None:
         self.prompts.append(prompt)
-        self.known.add(_same(prompt.text))
+        self.known.add(same_text(prompt.text))
         self.similar.add(prompt.text)
 
     def fresh(self, before: int, accepted: Sequence[Prompt]) -> list[Prompt]:
@@ -281,5 +281,5 @@ class _Maker:
 
 
 def _membership(texts: Iterable[str]) -> Callable[[str], bool]:
-    held_out: Mapping[str, None] = dict.fromkeys(_same(text) for text in texts)
-    return lambda text: _same(text) in held_out
+    held_out: Mapping[str, None] = dict.fromkeys(same_text(text) for text in texts)
+    return lambda text: same_text(text) in held_out

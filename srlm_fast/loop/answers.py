@@ -66,7 +66,6 @@ class AnswerStage:
         self.candidates = load_candidates(candidates, params.n)
         self.judgements = load_judgements(judgements, reader.sampling.n) if reader else {}
         self._paths = (candidates, judgements)
-        self._pending: list[Generation] = []
         self.too_long: list[str] = []
         self.tokens = Tokens()
 
@@ -76,7 +75,6 @@ class AnswerStage:
         with RowWriter(self._paths[0]) as candidates, RowWriter(self._paths[1]) as judgements:
             self._write_candidates, self._write_judgements = candidates.write, judgements.write
             self.sampler.run(self._requests(prompts), self._finished, progress)
-            self._flush()
 
     def _requests(self, prompts: Sequence[Prompt]) -> Iterable[Request]:
         # What an earlier process sampled but did not judge goes first, then new prompts.
@@ -92,9 +90,8 @@ class AnswerStage:
         generated = sum(len(sample.token_ids) for sample in generation.samples)
         if isinstance(generation.tag, Answer):
             self.tokens.judgements += generated
-            self._pending.append(generation)
-            if self.reader and len(self._pending) >= self.reader.batch:
-                self._flush()
+            assert self.reader is not None
+            self._judged(generation, self.reader)
             return ()
         self.tokens.answers += generated
         found = [_candidate(generation.tag, k, s) for k, s in enumerate(generation.samples)]
@@ -127,23 +124,19 @@ class AnswerStage:
             self.too_long.append(prompt_id)
         return fits
 
-    def _flush(self) -> None:
-        if self.reader is None or not self._pending:
-            return
-        for generation, readings in zip(
-            self._pending, self.reader.read(self._pending), strict=True
-        ):
-            rows = [
-                Judgement(prompt_id, index, k, sample.text, score if score == score else None, name)
-                for prompt_id, index in generation.tag.owners
-                for k, (sample, (score, name)) in enumerate(
-                    zip(generation.samples, readings, strict=True)
-                )
-            ]
-            self._write_judgements(*rows)
-            for row in rows:
-                self.judgements.setdefault((row.prompt_id, row.candidate), []).append(row)
-        self._pending.clear()
+    def _judged(self, generation: Generation, reader: Reader) -> None:
+        answer: Answer = generation.tag
+        readings = reader.read(generation)
+        rows = [
+            Judgement(prompt_id, index, k, sample.text, score if score == score else None, name)
+            for prompt_id, index in answer.owners
+            for k, (sample, (score, name)) in enumerate(
+                zip(generation.samples, readings, strict=True)
+            )
+        ]
+        self._write_judgements(*rows)
+        for row in rows:
+            self.judgements.setdefault((row.prompt_id, row.candidate), []).append(row)
 
 
 def judge_text(rubric: Rubric, tokenizer: Any, prompt: str, response: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from srlm_fast.judge import Rubric
 from srlm_fast.model import Model, chat
-from srlm_fast.records import Candidate, RowWriter, read_jsonl
+from srlm_fast.records import Candidate, RowWriter, read_jsonl, write_jsonl
 from srlm_fast.train import SftRow, TokenPair, pair_logps
 
 from .answers import judge_text
@@ -17,8 +17,11 @@ REFERENCE_ROWS = 64  # pairs whose reference log-probs are written at a time
 
 
 def end_ids(model: Model) -> list[int]:
-    """What closes an answer: the first of the model's end tokens."""
-    return list(model.eos_token_ids[:1])
+    """What closes an answer: the tokenizer's end token (that of a chat model ends its turns), else
+    the first of the model's.
+    """
+    end = model.tokenizer.eos_token_id
+    return list(model.eos_token_ids[:1]) if end is None else [end]
 
 
 def sft_rows(
@@ -81,7 +84,11 @@ def write_reference(
     """Append the pair rows with the log-probs of the round's starting weights; goes on behind those
     written.
     """
-    done = len(read_jsonl(folder.pairs))
+    # Whole groups only: log-probs are computed in the same company as in an unbroken run.
+    written = read_jsonl(folder.pairs)
+    done = len(written) - len(written) % REFERENCE_ROWS if len(written) < len(rows) else len(rows)
+    if done < len(written):
+        write_jsonl(folder.pairs, written[:done])
     with RowWriter(folder.pairs) as writer:
         for start in range(done, len(rows), REFERENCE_ROWS):
             part = slice(start, start + REFERENCE_ROWS)

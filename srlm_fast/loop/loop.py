@@ -198,7 +198,7 @@ class Run:
             row["text"] for f in self.folders[: folder.number - 1] for row in read_jsonl(f.prompts)
         ]
         count, seed = self.config.num_prompts, self.seed(folder.name, "prompts")
-        params = dataclasses.replace(self.config.prompt_sampling, seed=seed)
+        params = self.config.prompt_sampling
         shown = self.display.stage(f"{folder.name} prompts", count, "prompts", len(accepted))
         with shown, RowWriter(folder.prompts) as writer:
             done, tokens = len(accepted), 0
@@ -207,7 +207,11 @@ class Run:
                 nonlocal tokens
                 self.check_stop()
                 ids = [_request_ids(self.model, text) for _, text in requests]
-                found = self.sampler.generate(ids, params)
+                # The same demonstrations drawn twice must not bring the same prompt twice.
+                keyed = [
+                    dataclasses.replace(params, seed=derive_seed(seed, i)) for i, _ in requests
+                ]
+                found = self.sampler.generate(ids, keyed)
                 tokens += sum(len(g.samples[0].token_ids) for g in found)
                 return [
                     s.text if s.finish_reason == "stop" else None
@@ -227,7 +231,7 @@ class Run:
                 count,
                 self.config.prompts,
                 seed,
-                exclude=[prompt.text for prompt in self.material.held_out],
+                exclude=self.material.measured_on,
                 pool=earlier,
                 accepted=accepted,
                 progress=progress,
@@ -249,7 +253,6 @@ class Run:
         stage = self.answer_stage(folder, self.reader(folder) if judged and not swap else None)
         start = time.perf_counter()
         self.show_answers(f"{folder.name} answers", stage, prompts)
-        seconds = time.perf_counter() - start
         too_long, tokens = set(stage.too_long), stage.tokens
         if swap:
             with self.weights_of(first):
@@ -259,8 +262,8 @@ class Run:
             tokens.judgements = stage.tokens.judgements
         if too_long:
             self.display.note(
-                f"{folder.name}: {len(too_long)} of {len(prompts)} prompts are left out, wholly or in "
-                "part: longer than the model's context with their answers"
+                f"{folder.name}: {len(too_long)} of {len(prompts)} prompts are left out, wholly or "
+                "in part: longer than the model's context with their answers"
             )
         return {
             "candidates": sum(len(group) for group in stage.candidates.values()),
@@ -268,7 +271,7 @@ class Run:
             "unparsed": sum(j.score is None for group in stage.judgements.values() for j in group),
             "too_long": len(too_long),
             "tokens": dataclasses.asdict(tokens),
-            "seconds_here": seconds,
+            "seconds_here": time.perf_counter() - start,
         }
 
     def answer_stage(self, folder: ModelFolder, reader: Reader | None) -> AnswerStage:

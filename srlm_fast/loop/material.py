@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from srlm_fast.config import TINY, Config
-from srlm_fast.data import read_eft, read_ift, read_prompts
+from srlm_fast.data import read_eft, read_ift, read_prompts, same_text
 from srlm_fast.judge import DEFAULT_RUBRIC, Rubric
 from srlm_fast.records import InputError, Prompt
 
@@ -24,9 +24,8 @@ Row = dict[str, Any]
 class Material:
     """ift: {"prompt", "response"}. eft: {"prompt", "response", "judgement", "score"}. eft_eval:
     {"prompt", "responses", "scores"}. held_out: prompts that are never trained on. prompts: the
-    user's own, empty when the model makes them. demonstrations: instructions shown to the model
-    when it makes prompts. score_bits: a program's score of an answer with the points it is made of,
-    where the world has one (used to measure, and by `--reward gold`).
+    user's own, empty when the model makes them. score_bits: a program's score of an answer with the
+    points it is made of, where the world has one (used to measure, and by `--reward gold`).
     """
 
     ift: list[Row]
@@ -34,7 +33,6 @@ class Material:
     eft_eval: list[Row]
     held_out: list[Prompt]
     prompts: list[Prompt]
-    demonstrations: list[str]
     rubric: Rubric
     score_bits: Callable[[str, str], tuple[float, dict[str, bool]]] | None
 
@@ -42,45 +40,64 @@ class Material:
     def has_seeds(self) -> bool:
         return bool(self.ift or self.eft)
 
+    @property
+    def demonstrations(self) -> list[str]:
+        """Instructions shown to the model when it makes prompts."""
+        return [row["prompt"] for row in self.ift]
+
+    @property
+    def measured_on(self) -> list[str]:
+        """Prompts that must never be trained on."""
+        return [prompt.text for prompt in self.held_out] + [row["prompt"] for row in self.eft_eval]
+
 
 def gather(config: Config) -> Material:
     """Read what the options name; `--model tiny` brings what they do not. Raises InputError."""
-    seed = derive_seed(config.seed, "material")
-    prompts = read_prompts(Path(config.prompts_file)) if config.prompts_file else []
-    ift = _rows(read_ift, config.ift_file)
-    eft = _rows(read_eft, config.eft_file)
-    held_out = (
-        read_prompts(Path(config.eval_prompts_file))[: config.evaluation.num_prompts]
-        if config.eval_prompts_file
-        else []
+    given = Given(
+        ift=_rows(read_ift, config.ift_file)[: config.num_ift],
+        eft=_rows(read_eft, config.eft_file)[: config.num_eft],
+        held_out=_prompts(config.eval_prompts_file)[: config.evaluation.num_prompts],
+        prompts=_prompts(config.prompts_file),
     )
-    if config.model == TINY:
-        return _tiny(config, ift, eft, held_out, prompts)
-    if not prompts and not ift:
+    found = _tiny(config, given) if config.model == TINY else _users(config, given)
+    _check_left(config, found)
+    return found
+
+
+@dataclass(frozen=True)
+class Given:
+    """The rows of the user's files, empty where none was named."""
+
+    ift: list[Row]
+    eft: list[Row]
+    held_out: list[Prompt]
+    prompts: list[Prompt]
+
+
+def _users(config: Config, given: Given) -> Material:
+    if not given.prompts and not given.ift:
         raise InputError(
             "--prompts: not given, and no --ift to make prompts from; wanted a JSONL file with a "
             "`prompt` field"
         )
-    if not held_out:
-        pool = prompts or [Prompt(row["prompt"], row["prompt"], "file") for row in ift]
-        held_out = _hold_out(pool, config.evaluation.num_prompts, seed)
-    kept = {prompt.text for prompt in held_out}
-    eft, eft_eval = _split_eft([row for row in eft if row["prompt"] not in kept], seed)
-    return Material(
-        ift=[row for row in ift if row["prompt"] not in kept],
-        eft=eft,
-        eft_eval=eft_eval[: config.evaluation.num_judged],
-        held_out=held_out,
-        prompts=[prompt for prompt in prompts if prompt.text not in kept],
-        demonstrations=[row["prompt"] for row in ift if row["prompt"] not in kept],
-        rubric=DEFAULT_RUBRIC,
-        score_bits=None,
+    seed = derive_seed(config.seed, "material")
+    pool = given.prompts or [Prompt(row["prompt"], row["prompt"], "file") for row in given.ift]
+    held_out = given.held_out or _hold_out(pool, config.evaluation.num_prompts, seed)
+    eft, eft_eval = _split_eft(given.eft, seed)
+    return _apart(
+        Material(
+            ift=given.ift,
+            eft=eft,
+            eft_eval=eft_eval[: config.evaluation.num_judged],
+            held_out=held_out,
+            prompts=given.prompts,
+            rubric=DEFAULT_RUBRIC,
+            score_bits=None,
+        )
     )
 
 
-def _tiny(
-    config: Config, ift: list[Row], eft: list[Row], held_out: list[Prompt], prompts: list[Prompt]
-) -> Material:
+def _tiny(config: Config, given: Given) -> Material:
     """The embedded world; the user's files stand in for its own where they are given."""
     from srlm_fast.tiny import gold, seeds
     from srlm_fast.tiny.rubric import RUBRIC
@@ -91,22 +108,50 @@ def _tiny(
         return float(found.score), found.bits
 
     seed = derive_seed(config.seed, "tiny")
-    ift = ift or seeds.ift(seed, config.num_ift or SETTINGS.num_ift)
-    texts = held_out or [
-        Prompt(f"held-out-{i}", text, "seed")
-        for i, text in enumerate(seeds.heldout(config.evaluation.num_prompts))
-    ]
-    kept = {prompt.text for prompt in texts}
-    return Material(
-        ift=[row for row in ift if row["prompt"] not in kept],
-        eft=eft or seeds.eft(seed, config.num_eft or SETTINGS.num_eft),
-        eft_eval=seeds.eft_eval()[: config.evaluation.num_judged],
-        held_out=texts,
-        prompts=[prompt for prompt in prompts if prompt.text not in kept],
-        demonstrations=[row["prompt"] for row in ift if row["prompt"] not in kept],
-        rubric=RUBRIC,
-        score_bits=score_bits,
+    ift = given.ift or seeds.ift(seed, config.num_ift or SETTINGS.num_ift)
+    taught = [row["prompt"] for row in ift]
+    eft = given.eft or seeds.eft(seed, config.num_eft or SETTINGS.num_eft, exclude=taught)
+    count = config.evaluation.num_prompts
+    return _apart(
+        Material(
+            ift=ift,
+            eft=eft,
+            eft_eval=seeds.eft_eval()[: config.evaluation.num_judged],
+            held_out=given.held_out
+            or [
+                Prompt(f"held-out-{i}", text, "seed") for i, text in enumerate(seeds.heldout(count))
+            ],
+            prompts=given.prompts,
+            rubric=RUBRIC,
+            score_bits=score_bits,
+        )
     )
+
+
+def _apart(found: Material) -> Material:
+    """Without the rows whose prompt a model is measured on, but for case and white space."""
+    measured = {same_text(text) for text in found.measured_on}
+
+    def kept(rows: list[Row]) -> list[Row]:
+        return [row for row in rows if same_text(row["prompt"]) not in measured]
+
+    prompts = [prompt for prompt in found.prompts if same_text(prompt.text) not in measured]
+    return replace(found, ift=kept(found.ift), eft=kept(found.eft), prompts=prompts)
+
+
+def _check_left(config: Config, found: Material) -> None:
+    """Refuse files of which nothing is left to learn from."""
+    files = {"--prompts": config.prompts_file, "--ift": config.ift_file, "--eft": config.eft_file}
+    rows = {"--prompts": found.prompts, "--ift": found.ift, "--eft": found.eft}
+    for option, path in files.items():
+        if path and not rows[option]:
+            raise InputError(
+                f"{option} {path}: every prompt in it is held out for measuring, wanted more of them"
+            )
+
+
+def _prompts(path: str | None) -> list[Prompt]:
+    return read_prompts(Path(path)) if path else []
 
 
 def _rows(read: Callable[[Path], Sequence[Mapping[str, Any]]], path: str | None) -> list[Row]:
@@ -115,7 +160,7 @@ def _rows(read: Callable[[Path], Sequence[Mapping[str, Any]]], path: str | None)
 
 def _hold_out(pool: Sequence[Prompt], most: int, seed: int) -> list[Prompt]:
     """A tenth of the different prompts, at most `most`, at least one where two are there."""
-    unique = list({prompt.text: prompt for prompt in pool}.values())
+    unique = list({same_text(prompt.text): prompt for prompt in pool}.values())
     count = min(most, max(1, round(len(unique) * HELD_OUT_SHARE))) if len(unique) > 1 else 0
     return random.Random(seed).sample(unique, count)
 

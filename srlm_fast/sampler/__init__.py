@@ -1,4 +1,6 @@
-"""Sampling with the live weights: paged keys and values, continuous batching, noise that knows no neighbours."""
+"""Sampling with the live weights: paged keys and values, continuous batching, noise that knows no
+neighbours.
+"""
 
 from .engine import Sampler
 from .generation import Generation, Progress, Request, Sample

@@ -1,7 +1,7 @@
 """The sampler: plan a step, run the model, draw, accept; until nothing is left to do.
 
-A step is the same few calls however many samples run: one to plan, one model forward, one to draw and one to accept.
-Nothing in Python runs per token and sequence.
+A step is the same few calls however many samples run: one to plan, one model forward, one to draw
+and one to accept. Nothing in Python runs per token and sequence.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from .token_bytes import decode, token_bytes
 PAGE_TOKENS = 16
 MAX_BATCH_TOKENS = 1024
 MAX_SEQUENCES = 256
-ROW_BLOCK = 64  # library matmuls get whole blocks of rows, so that their bits do not depend on how many there are
-DEFAULT_CPU_KV_BYTES = 2**30
+# A library's matmul gets whole blocks of rows, so that a row's bits do not depend on their number.
+ROW_BLOCK = 64
+DEFAULT_CPU_KV_BYTES = 2**29
 PROGRESS_SECONDS = 0.1
 
 OnFinished = Callable[[Generation], Iterable[Request] | None]
@@ -40,10 +41,10 @@ OnFinished = Callable[[Generation], Iterable[Request] | None]
 class Sampler:
     """Draws continuations with a model's live weights.
 
-    kv_bytes: budget of the KV pool (default: a quarter of the memory, at most 1 GiB on a CPU). max_batch_tokens: rows
-    of one step. page_tokens: tokens of a page, a multiple of 16. max_sequences: samples that run at once.
-    The same request gives the same tokens and log-probabilities alone, in any batch, in any order.
-    Raises ValueError naming the argument.
+    kv_bytes: budget of the KV pool (default: a quarter of the memory, at most 512 MiB on a CPU).
+    max_batch_tokens: rows of one step. page_tokens: tokens of a page, a multiple of 16.
+    max_sequences: samples that run at once. The same request gives the same tokens and
+    log-probabilities alone, in any batch, in any order. Raises ValueError naming the argument.
     """
 
     def __init__(
@@ -58,7 +59,8 @@ class Sampler:
             raise ValueError(f"page_tokens: {page_tokens}, wanted a multiple of {LANES}")
         if max_batch_tokens < 1 or max_sequences < 1:
             raise ValueError(
-                f"max_batch_tokens, max_sequences: {max_batch_tokens}, {max_sequences}, wanted at least 1"
+                f"max_batch_tokens, max_sequences: {max_batch_tokens}, {max_sequences}, "
+                "wanted at least 1"
             )
         self.model, self.page_tokens = model, page_tokens
         self.kv_bytes = default_kv_bytes(model.device) if kv_bytes is None else kv_bytes
@@ -68,7 +70,7 @@ class Sampler:
         self.num_pages = min(self.kv_bytes // one_page, most)
         if self.num_pages < 1:
             raise ValueError(f"kv_bytes: {self.kv_bytes}, wanted at least one page of {one_page}")
-        kind = native().Scheduler if available() else twin.Scheduler
+        kind: Any = native().Scheduler if available() else twin.Scheduler
         self._scheduler = kind(
             num_pages=self.num_pages,
             page_tokens=page_tokens,
@@ -79,7 +81,7 @@ class Sampler:
         )
         self._cache: PagedCache | None = None
         self._packed: PackedDecoder | None = None
-        self._packed_version = -1
+        self._packed_key: tuple[int, ...] = ()
         self._token_bytes: list[bytes] = []
         self._busy = False
 
@@ -92,8 +94,8 @@ class Sampler:
     ) -> list[Generation]:
         """Generations in the order of the prompts.
 
-        prompts: texts, taken as they are (no chat template, the tokenizer's own start token), or token ids.
-        params: one for all or one for each. Raises ValueError naming the prompt.
+        prompts: texts, taken as they are (no chat template, the tokenizer's own start token), or
+        token ids. params: one for all or one for each. Raises ValueError naming the prompt.
         """
         if isinstance(prompts, str):
             raise ValueError("prompts: a string, wanted a list of strings or of token ids")
@@ -117,10 +119,12 @@ class Sampler:
         on_finished: OnFinished | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        """Continuous batching. `on_finished` is called once per request, when all its samples are done, and may return
-        new requests, which join the running batch. `progress` is called at most every 0.1 s and at the end.
+        """Continuous batching. `on_finished` is called once per request, when all its samples are
+        done, and may return new requests, which join the running batch. `progress` is called at
+        most every 0.1 s and at the end.
 
-        Raises ValueError naming the request that cannot be run, FloatingPointError when the model gives NaN.
+        Raises ValueError naming the request that cannot be run, FloatingPointError when the model
+        gives NaN.
         """
         open_requests: dict[int, Request] = {}
         with self._session():
@@ -137,7 +141,9 @@ class Sampler:
             report.tick(last=True)
 
     def hidden_at_end(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """The hidden row (after the final norm) of each prompt's last token: [B, D] in the model's dtype."""
+        """The hidden row (after the final norm) of each prompt's last token: [B, D] in the model's
+        dtype.
+        """
         config = self.model.config
         out = torch.empty(
             len(prompts), config.hidden_size, dtype=self.model.dtype, device=self.model.device
@@ -188,7 +194,8 @@ class Sampler:
             with torch.inference_mode():
                 yield
         except BaseException:
-            # Pages are offered to the prefix cache before they are written, so none can be trusted now.
+            # Pages are offered to the prefix cache before they are written, so none can be trusted
+            # now.
             self._scheduler.reset()
             raise
         finally:
@@ -196,13 +203,14 @@ class Sampler:
             self._busy = False
 
     def _pack(self) -> None:
-        """Pack the weights again if they have changed."""
-        version = self.model.weights_version
-        if self._packed is not None and self._packed_version == version:
+        """Pack the weights again if they, or the memory they stand in, have changed."""
+        addresses = (p.data_ptr() for p in self.model.parameters())
+        key = (self.model.weights_version, *addresses)
+        if self._packed is not None and self._packed_key == key:
             return
         assert self._cache is not None
         self._packed = PackedDecoder(self.model, self._cache) if can_pack(self.model) else None
-        self._packed_version = version
+        self._packed_key = key
 
     def _step(self, on_hidden: Callable[[list[int], Tensor], object] | None = None) -> None:
         plan, device = self._scheduler, self.model.device
@@ -339,12 +347,14 @@ class _Reporter:
         if self.progress is None or not (last or now - self.last >= PROGRESS_SECONDS):
             return
         self.last = now
-        counts = (a - b for a, b in zip(self._counts(), self.before, strict=True))
-        self.progress(Progress(self.done, self.total, *counts, seconds=now - self.start))
+        made, computed, cached = (a - b for a, b in zip(self._counts(), self.before, strict=True))
+        self.progress(Progress(self.done, self.total, made, computed, cached, now - self.start))
 
 
 def default_kv_bytes(device: torch.device) -> int:
-    """A quarter of the memory there is, on a CPU at most 1 GiB: a stated budget, not what happens to be free now."""
+    """A quarter of the memory there is, on a CPU at most 512 MiB: a stated budget, not what
+    happens to be free now.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory // 4
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

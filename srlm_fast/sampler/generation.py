@@ -22,9 +22,11 @@ class Request:
 class Sample:
     """One drawn continuation.
 
-    token_ids include the token that ended it. text: without special tokens, cut before a stop string.
-    logprob: sum over token_ids of the raw log-probabilities at temperature 1, in nats; logprobs: each of them, or
-    None unless asked for. finish_reason: "stop" (end of text, stop id or stop string) or "length".
+    token_ids include the token that ended it. text: without special tokens, cut before a stop
+        string.
+    logprob: sum over token_ids of the raw log-probabilities at temperature 1, in nats; logprobs:
+        each of them, or None unless asked for.
+    finish_reason: "stop" (end of text, stop id or stop string) or "length".
     """
 
     token_ids: list[int]
@@ -45,7 +47,9 @@ class Generation:
 
 @dataclass(frozen=True)
 class Progress:
-    """Counts since `run` began. prefill_tokens: prompt tokens computed; cached_tokens: those found in the cache."""
+    """Counts since `run` began. prefill_tokens: prompt tokens computed; cached_tokens: those found
+    in the cache.
+    """
 
     requests_done: int
     requests_total: int

@@ -1,6 +1,7 @@
 """The counter-based noise: a pure function of (seed, prompt, sample, position).
 
-The same request meets the same noise alone, in any batch and after any interruption. csrc/hash.hpp is the same text.
+The same request meets the same noise alone, in any batch and after any interruption. csrc/hash.hpp
+is the same text.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ MASK = 2**64 - 1
 
 
 def mix64(x: int) -> int:
-    """The splitmix64 step (Steele, Lea, Flood 2014): a bijection of 64-bit words with full avalanche."""
+    """The splitmix64 step (Steele, Lea, Flood 2014): a bijection of 64-bit words with full
+    avalanche.
+    """
     x = (x + 0x9E3779B97F4A7C15) & MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK

@@ -72,7 +72,9 @@ class PackedDecoder:
 
 
 def can_pack(model: Model) -> bool:
-    """Whether a model can run packed: fp32 on a CPU, plain layers, small enough to be held twice."""
+    """Whether a model can run packed: fp32 on a CPU, plain layers, small enough to be held
+    twice.
+    """
     if model.device.type != "cpu" or model.dtype != torch.float32 or not available():
         return False
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]

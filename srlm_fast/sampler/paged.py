@@ -1,7 +1,7 @@
 """The KV cache in pages, and attention over it.
 
-Shape letters: L layers, B pages, P tokens of a page, T rows of a step, S sequences, H heads, G key/value heads,
-K head width, V = K rounded up to 16.
+Shape letters: L layers, B pages, P tokens of a page, T rows of a step, S sequences, H heads, G
+key/value heads, K head width, V = K rounded up to 16.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ LANES = 16  # the native kernel's columns per tile
 
 
 class PagedCache:
-    """keys [L, B, G, K, P]: a page's tokens stand side by side, so scores of 16 keys are one vector; values [L, B, G, P, V].
+    """keys [L, B, G, K, P]: a page's tokens stand side by side, so scores of 16 keys are one
+    vector; values [L, B, G, P, V].
 
-    On a CPU always fp32, elsewhere the model's dtype. Memory is touched only as pages are first written.
+    On a CPU always fp32, elsewhere the model's dtype. Memory is touched only as pages are first
+    written.
     """
 
     def __init__(
@@ -57,8 +59,8 @@ def page_bytes(config: ModelConfig, page_tokens: int, dtype: torch.dtype) -> int
 class PagedContext:
     """Attention of one planned step: keys and values go into their pages, then every row attends.
 
-    plan: the scheduler's arrays (slots, row_starts, context_lengths, block_table). Rows of q beyond the plan's are
-    padding; their output is zero.
+    plan: the scheduler's arrays (slots, row_starts, context_lengths, block_table). Rows of q beyond
+    the plan's are padding; their output is zero.
     """
 
     def __init__(self, cache: PagedCache, plan: Any) -> None:
@@ -101,9 +103,10 @@ class PagedContext:
 
     def _attend_reference(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
-        write_reference(keys, values, k, v, self._arrays[0])
+        slots, row_starts, lengths, table = self._arrays
+        write_reference(keys, values, k, v, slots)
         window = self.windows[layer]
-        return attend_reference(q, keys, values, *self._arrays[1:], self.scale, window)
+        return attend_reference(q, keys, values, row_starts, lengths, table, self.scale, window)
 
 
 def _row_strided(x: Tensor) -> Tensor:
@@ -128,7 +131,8 @@ def attend_reference(
     scale: float,
     window: int | None,
 ) -> Tensor:
-    """The specification: for each sequence gather its pages, then causal (windowed) softmax attention in fp32.
+    """The specification: for each sequence gather its pages, then causal (windowed) softmax
+    attention in fp32.
 
     q [T, H, K], row_starts [S + 1], context_lengths [S], block_table [S, W] -> [T, H, K].
     """

@@ -13,13 +13,18 @@ INT32_MAX = 2**31 - 1
 class SamplingParams:
     """Applied in this order: repetition penalty, temperature, top-k, top-p among those, min-p.
 
-    n: samples per prompt. temperature: 0 is greedy (the largest logit, the lowest id among equals).
-    top_p: the smallest set of most probable tokens that reaches it; the token that crosses it stays. top_k: 0 is off.
-    min_p: floor relative to the most probable token. repetition_penalty: divides positive and multiplies negative
-    logits of tokens seen in prompt or sample; 1 is off. max_tokens, min_tokens: length of a sample in tokens.
-    stop: strings that end a sample; its text is cut before the first. stop_token_ids: tokens that end it.
-    ignore_eos: go on after an end-of-text token. seed: with the prompt, the sample's index and the token's position it
-    fixes the noise. logprobs: also return each token's log-probability. Raises ValueError naming the field.
+    n: samples per prompt.
+    temperature: 0 is greedy (the largest logit, the lowest id among equals).
+    top_p: keeps the smallest set of most probable tokens that reaches it, so also the token that
+        crosses it. top_k: 0 is off. min_p: floor relative to the most probable token.
+    repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt or
+        sample; 1 is off.
+    max_tokens, min_tokens: length of a sample in tokens.
+    stop: strings that end a sample; its text is cut before the first. stop_token_ids: tokens that
+        end it. ignore_eos: go on after an end-of-text token.
+    seed: with the prompt, the sample's index and the token's position it fixes the noise.
+    logprobs: also return each token's log-probability.
+    Raises ValueError naming the field.
     """
 
     n: int = 1

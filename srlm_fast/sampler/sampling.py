@@ -3,11 +3,13 @@
 For logits z [V] with seen tokens S, forbidden tokens B and parameters of the row:
     z'_i = z_i / penalty if z_i > 0 else z_i * penalty   for i in S;    z'_i = -inf for i in B
     p    = softmax(z' / temperature);  rank tokens by p, equal ones by id
-    keep the first top_k; among them the first that reach top_p of their mass (the one that crosses stays);
-    among them those with p_i >= min_p * max p
-    token = the first i, in order of id, whose cumulative kept mass exceeds u * total;  u = noise_uniform(key, position)
+    keep the first top_k; among them the first that reach top_p of their mass (the one that
+        crosses stays); among them those with p_i >= min_p * max p
+    u = noise_uniform(key, position)
+    token = the first i, in order of id, whose cumulative kept mass exceeds u * total
     logprob = z_token - logsumexp(z)
-Sums are in double. `sample_reference` is this text; `sample` picks the native kernel (csrc/sampling.cpp) on a CPU.
+Sums are in double. `sample_reference` is this text; `sample` picks the native kernel
+(csrc/sampling.cpp) on a CPU.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from .noise import noise_uniform
 
 
 def sample(logits: Tensor, plan: Any) -> tuple[np.ndarray, np.ndarray]:
-    """logits [U, V], plan: the scheduler's plan of this step -> token_ids [N] int32, logprobs [N] fp32 in nats.
+    """logits [U, V], plan: the scheduler's plan of this step -> token_ids [N] int32, logprobs [N]
+    fp32 in nats.
 
     A row without a finite largest logit (NaN weights) has the log-probability NaN.
     """

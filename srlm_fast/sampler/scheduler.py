@@ -1,18 +1,21 @@
 """Pages, prefix cache and scheduler in plain Python: the specification of csrc/scheduler.cpp.
 
-Both classes have one face and, for the same calls, give the same plans. Property tests hold them against each other;
-the engine takes this one only where the extension is missing.
+Both classes have one face and, for the same calls, give the same plans. Property tests hold them
+against each other; the engine takes this one only where the extension is missing.
 
 The rules:
-- A page holds the keys and values of `page_tokens` consecutive tokens in every layer. It may have several owners; only
-  a page with one owner is written. Free pages stand in order of their last use; pages that the prefix cache still
-  knows are taken last, the longest unused first.
-- Full pages are shared by content: tokens of the page and everything before it, under one version of the weights.
-- A request's prompt is computed once. Its n samples then share all pages; who writes on the shared last page copies it.
-- Each step takes at most `max_batch_tokens` tokens: one of every running sample first, then the rest of cut prompts,
-  then new requests in order of arrival, each as far as the budget goes.
-- A request is admitted when its prompt fits and every running sample still has one page in reserve. When a page is
-  wanted and none is free, the youngest sample gives its pages back and is computed again later.
+- A page holds the keys and values of `page_tokens` consecutive tokens in every layer. It may have
+  several owners; only a page with one owner is written. Free pages stand in order of their last
+  use; pages that the prefix cache still knows are taken last, the longest unused first.
+- Full pages are shared by content: tokens of the page and everything before it, under one version
+  of the weights.
+- A request's prompt is computed once. Its n samples then share all pages; who writes on the shared
+  last page copies it.
+- Each step takes at most `max_batch_tokens` tokens: one of every running sample first, then the
+  rest of cut prompts, then new requests in order of arrival, each as far as the budget goes.
+- A request is admitted when its prompt fits and every running sample still has one page in reserve.
+  When a page is wanted and none is free, the youngest sample gives its pages back and is computed
+  again later.
 """
 
 from __future__ import annotations
@@ -46,7 +49,9 @@ class BlockPool:
         self.refs[page] += 1
 
     def release(self, page: int, cached: bool) -> None:
-        """One owner less; the last one puts the page at the back of the free list if it is cached, else in front."""
+        """One owner less; the last one puts the page at the back of the free list if it is cached,
+        else in front.
+        """
         self.refs[page] -= 1
         if self.refs[page] == 0:
             self.free[page] = None
@@ -54,7 +59,9 @@ class BlockPool:
 
 
 class PrefixCache:
-    """Full pages by all the tokens up to their end. The whole prefix is the key, so there is no false hit."""
+    """Full pages by all the tokens up to their end. The whole prefix is the key, so there is no
+    false hit.
+    """
 
     def __init__(self) -> None:
         self.pages: dict[tuple[int, ...], int] = {}
@@ -152,12 +159,19 @@ PLAN_FIELDS = tuple(_PLAN)
 
 
 class Scheduler:
-    """Call `add`, then `plan` and `accept` in turn until `plan` is False; the plan's arrays are attributes."""
+    """Call `add`, then `plan` and `accept` in turn until `plan` is False; the plan's arrays are
+    attributes.
+    """
 
     token_ids: np.ndarray
     positions: np.ndarray
     row_starts: np.ndarray
+    block_table: np.ndarray
+    copies: np.ndarray
+    logit_rows: np.ndarray
+    sample_rows: np.ndarray
     hidden_rows: np.ndarray
+    hidden_ids: np.ndarray
 
     def __init__(
         self,
@@ -205,7 +219,8 @@ class Scheduler:
         self.cache.clear()
 
     def add(self, prompt: Sequence[int], n: int, *params: object) -> int:
-        """Queue a request; `params` in the order of `_Request`. n = 0: the prompt's last hidden row instead of samples.
+        """Queue a request; `params` in the order of `_Request`. n = 0: the prompt's last hidden row
+        instead of samples.
 
         Raises ValueError when it can never fit.
         """
@@ -282,7 +297,9 @@ class Scheduler:
         return True
 
     def _find_prefix(self, sequence: _Sequence) -> list[int]:
-        """Cached pages at the head. The last token is always computed anew: its hidden row is wanted."""
+        """Cached pages at the head. The last token is always computed anew: its hidden row is
+        wanted.
+        """
         hits: list[int] = []
         for index in range((len(sequence.tokens) - 1) // self.page_tokens):
             prefix = tuple(sequence.tokens[: (index + 1) * self.page_tokens])
@@ -294,8 +311,9 @@ class Scheduler:
     def _schedule(self, sequence: _Sequence, count: int) -> None:
         """Put the next `count` tokens into the step.
 
-        Pages that become full are offered to the cache now, before they are written: every row of a step writes its
-        keys before any row attends, so a later sequence of this same step may already use them.
+        Pages that become full are offered to the cache now, before they are written: every row of a
+        step writes its keys before any row attends, so a later sequence of this same step may
+        already use them.
         """
         plan, size = self._lists, self.page_tokens
         end = sequence.computed + count
@@ -364,7 +382,9 @@ class Scheduler:
         self.pool.release(page, page in self.cache.keys)
 
     def _make_writable(self, sequence: _Sequence) -> bool:
-        """The page of the next token, owned by this sequence alone. A shared last page is copied."""
+        """The page of the next token, owned by this sequence alone. A shared last page is
+        copied.
+        """
         index = sequence.computed // self.page_tokens
         append = index == len(sequence.pages)
         while append or self.pool.refs[sequence.pages[index]] > 1:
@@ -470,7 +490,9 @@ class Scheduler:
         return finished
 
     def take_results(self, request_id: int) -> list[tuple[np.ndarray, np.ndarray, str, int]]:
-        """(token_ids, logprobs, finish_reason, byte where a stop string began or -1) of each sample, once."""
+        """(token_ids, logprobs, finish_reason, byte where a stop string began or -1) of each
+        sample, once.
+        """
         request = self.requests.pop(request_id)
         return [request.results[sample] for sample in range(request.n)]
 

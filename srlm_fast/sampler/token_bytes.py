@@ -1,8 +1,9 @@
-"""The bytes each token of a vocabulary adds to a text, so that stop strings can be matched on bytes.
+"""The bytes each token of a vocabulary adds to a text, so that stop strings can be matched on
+bytes.
 
-Byte-level BPE (GPT-2, Llama 3, Qwen) writes every byte as one printable letter; SentencePiece-style vocabularies
-(Llama 2, Mistral) write a space as U+2581 and lone bytes as <0xAB>. Whatever the kind, the table is checked against the
-tokenizer's own decoding before it is used.
+Byte-level BPE (GPT-2, Llama 3, Qwen) writes every byte as one printable letter; SentencePiece-style
+vocabularies (Llama 2, Mistral) write a space as U+2581 and lone bytes as <0xAB>. Whatever the kind,
+the table is checked against the tokenizer's own decoding before it is used.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ _LONE_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def token_bytes(tokenizer: Any) -> list[bytes]:
-    """Bytes of every id; special tokens add none. Raises ValueError when the table disagrees with the tokenizer."""
+    """Bytes of every id; special tokens add none. Raises ValueError when the table disagrees with
+    the tokenizer.
+    """
     size = len(tokenizer)
     special = set(tokenizer.all_special_ids)
     added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
@@ -47,7 +50,9 @@ def _is_byte_level(tokenizer: Any) -> bool:
 
 
 def _letters() -> dict[str, int]:
-    """GPT-2's printable letter of each byte: itself if printable Latin-1, else the next free one from U+0100."""
+    """GPT-2's printable letter of each byte: itself if printable Latin-1, else the next free one
+    from U+0100.
+    """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}

@@ -5,6 +5,13 @@
 Each stage goes on from the one before and brings its learning rate down to about zero, so every
 stage ends with weights that can be judged. They are written to FOLDER/stage-<name>, and a stage
 that lies there is not made again; the last one goes to FOLDER/m0 in half precision.
+
+Budget: 15,700 steps of about 2,010 tokens, 31.6 million tokens in all; 77 minutes (4,600
+CPU-seconds) on one core of an AMD EPYC (Zen 3) at 6,900 tokens/s. The same seed, thread count and
+torch build give the same weights; the shipped ones are of seed 0 and one thread
+(OMP_NUM_THREADS=1). What the stages brought, greedily, on held-out instructions (correct answers;
+judge's verdict on correctness; its order of answers that gold scores apart): a .66, .53, .70;
+b .82, .75, .85; c .92, .92, .95; d .93, .96, .97.
 """
 
 from __future__ import annotations

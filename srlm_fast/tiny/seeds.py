@@ -7,6 +7,7 @@ evaluation sets only.
 """
 
 import random
+from collections.abc import Iterable
 from typing import Any
 
 from srlm_fast.tiny.answers import Flaws, compose
@@ -33,13 +34,13 @@ def ift(seed: int, n: int = 256) -> list[Row]:
     return [{"prompt": t.instruction, "response": compose(t, CROWD, rng)} for t in tasks]
 
 
-def eft(seed: int, n: int = 384) -> list[Row]:
+def eft(seed: int, n: int = 384, exclude: Iterable[str] = ()) -> list[Row]:
     """`n` rows {"prompt", "response", "judgement", "score"}, the scores 0..5 balanced to one row.
 
-    The instructions are disjoint from those of `ift(seed)`.
+    exclude: instructions that must not occur, those of the IFT rows among them.
     """
     rng = random.Random(f"eft-{seed}")
-    seen = {row["prompt"] for row in ift(seed)}
+    seen = set(exclude)
     wanted = [n // NUM_SCORES + (k < n % NUM_SCORES) for k in range(NUM_SCORES)]
     rows: list[Row] = []
     for task in draw_distinct(rng):

@@ -21,7 +21,7 @@ class TinySettings:
     num_judgements: int = 3
     judge_temperature: float = 0.7
     judge_max_tokens: int = 64
-    dpo_learning_rate: float = 2e-4
+    dpo_learning_rate: float = 1e-4
     dpo_beta: float = 0.1
     dpo_epochs: int = 1
     dpo_batch_pairs: int = 16

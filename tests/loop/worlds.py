@@ -13,7 +13,7 @@ from srlm_fast.loop import run
 
 SMALL = {
     "num_ift": 24,
-    "num_eft": 96,
+    "num_eft": 192,
     "num_prompts": 20,
     "evaluation.num_prompts": 24,
     "evaluation.num_judged": 8,

@@ -1,4 +1,6 @@
-"""The C++ scheduler against its Python twin on random traffic, and both against the rules of the house."""
+"""The C++ scheduler against its Python twin on random traffic, and both against the rules of the
+house.
+"""
 
 import numpy as np
 import pytest
@@ -78,7 +80,9 @@ class Pages:
             self.held[slot] = (int(token), int(position))
 
     def check(self, plan, sequences):
-        """Pages that are written have one writer, and what a row will see are its own tokens, written by now."""
+        """Pages that are written have one writer, and what a row will see are its own tokens,
+        written by now.
+        """
         writers = {}
         for s, sequence in enumerate(sequences):
             rows = slice(plan.row_starts[s], plan.row_starts[s + 1])
@@ -154,7 +158,9 @@ def test_cpp_equals_python_on_random_traffic(
 
 
 def check_pool(scheduler):
-    """Owners of a page are those sequences that list it; the others are free; free and owned make the pool."""
+    """Owners of a page are those sequences that list it; the others are free; free and owned make
+    the pool.
+    """
     owners = [0] * scheduler.num_pages
     for sequence in scheduler.running:
         for page in sequence.pages:

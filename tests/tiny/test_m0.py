@@ -18,14 +18,14 @@ def m0():
     return load_model("tiny", dtype=torch.float32)
 
 
+@torch.inference_mode()
 def greedy(model, text, most=40):
     """Continue a text greedily, without a cache: slow and simple."""
     ids = model.tokenizer(text)["input_ids"]
     start = len(ids)
     while len(ids) < start + most:
         context = PackedContext([len(ids)], model.config.windows)
-        with torch.inference_mode():
-            hidden = model(torch.tensor(ids), context.positions, context)
+        hidden = model(torch.tensor(ids), context.positions, context)
         ids.append(int((model.head @ hidden[-1]).argmax()))
         if ids[-1] in model.eos_token_ids:
             break

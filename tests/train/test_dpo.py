@@ -117,7 +117,7 @@ def test_step_0_is_ln_2_and_nothing_moved(budget):
     seen = []
     config = DpoConfig(learning_rate=1e-3, batch_pairs=8, micro_batch_tokens=budget)
     report = train_dpo(small_model(), pairs, config, on_step=seen.append)
-    assert report.losses[0] == pytest.approx(math.log(2), rel=1e-7)
+    assert report.losses[0] == pytest.approx(math.log(2), rel=3e-7)
     assert report.losses[1] != report.losses[0]
     first = seen[0]
     assert (first.margin, first.chosen_logratio, first.rejected_logratio) == (0.0, 0.0, 0.0)
