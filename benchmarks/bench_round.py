@@ -1,4 +1,4 @@
-"""The default run as a user starts it: wall seconds, CPU seconds and peak memory of the whole process.
+"""The default run as a user starts it: seconds, CPU seconds and peak memory of the process.
 
     python -m benchmarks.bench_round [--runs 3] [--seed 0]
 

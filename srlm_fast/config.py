@@ -30,6 +30,7 @@ FILES = ("prompts_file", "ift_file", "eft_file", "eval_prompts_file")
 # Tokens run at once in training. Activations are kept for backward, some megabytes a token for a
 # model of billions, so a small piece decides whether such a model fits; its rows still fill a GPU.
 MICRO_BATCH = 2048
+ENDS_BYTES = 1 << 20  # read of each end of a file of weights
 # Where a run is written is not what it is.
 NOT_COMPARED = ("out",)
 
@@ -199,6 +200,9 @@ def from_options(arguments: Namespace) -> Config:
             config = put_option(config, option, value)
     for name in FILES:
         config = put(config, name, absolute(getattr(config, name)))
+    folder = Path(config.model).expanduser()
+    if folder.is_dir():
+        config = dataclasses.replace(config, model=str(folder.absolute()))
     config = dataclasses.replace(config, inputs=fingerprints(config))
     check(config)
     return config
@@ -230,7 +234,22 @@ def absolute(path: str | None) -> str | None:
 def fingerprints(config: Config) -> dict[str, str]:
     """What the given files hold, so that a run is not gone on with after a file has changed."""
     given = {name: getattr(config, name) for name in FILES if getattr(config, name) is not None}
-    return {name: fingerprint(option_at(name), path) for name, path in given.items()}
+    found = {name: fingerprint(option_at(name), path) for name, path in given.items()}
+    model = Path(config.model)
+    return found | ({"model": model_fingerprint(model)} if model.is_dir() else {})
+
+
+def model_fingerprint(folder: Path) -> str:
+    """SHA-256 over the configuration and, of each file of weights, its size and both ends."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(ENDS_BYTES))
+            file.seek(max(0, size - ENDS_BYTES))
+            digest.update(file.read(ENDS_BYTES))
+    return digest.hexdigest()
 
 
 def fingerprint(option: str, path: str) -> str:

@@ -72,7 +72,8 @@ def dump_row(row: Any) -> str:
 
 
 class RowWriter:
-    """Appends rows to a JSONL file; each row reaches the operating system before `write` returns.
+    """Appends rows to a JSONL file; each row reaches the operating system before `write`
+    returns.
     """
 
     def __init__(self, path: Path) -> None:

@@ -140,7 +140,6 @@ def command(argv: Sequence[str]) -> int:
 
 def train(config: Config, out: Path | None) -> int:
     """Find the folder, hold it, run the loop in it, and leave a report behind."""
-    from srlm_fast.config import differences, read_config, versions
     from srlm_fast.plan import check_fits
     from srlm_fast.report.display import Display
 
@@ -149,6 +148,22 @@ def train(config: Config, out: Path | None) -> int:
     config = dataclasses.replace(config, out=str(folder))
     display = Display(sys.stdout)
     run_folder.check_out(folder)
+    try:
+        return hold_and_run(config, folder, display)
+    except InputError:
+        raise
+    except Exception as error:
+        display.close()
+        message = resource_message(error, folder)
+        if message is None:
+            raise
+        return complain(message, UNUSABLE)
+
+
+def hold_and_run(config: Config, folder: Path, display: Display) -> int:
+    """Run the loop in a folder that no other process holds and that belongs to these options."""
+    from srlm_fast.config import differences, read_config, versions
+
     with run_folder.Lock(folder):
         if run_folder.is_run_folder(folder) and run_folder.is_started(folder):
             refuse_other_run(folder, differences(read_config(folder), config))
@@ -196,12 +211,6 @@ def run_loop(config: Config, folder: Path, display: Display) -> int:
         display.close()
         kept = f"interrupted; everything finished is kept in {folder}"
         return complain(f"{kept}: the same command goes on from there", INTERRUPTED)
-    except Exception as error:
-        display.close()
-        message = resource_message(error, folder)
-        if message is None:
-            raise
-        return complain(message, UNUSABLE)
     display.table(summary)
     display.note(f"report: {report}")
     return DONE

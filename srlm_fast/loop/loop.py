@@ -55,7 +55,7 @@ from .measuring import (
     score_by_program,
 )
 from .readers import Reader, make_reader
-from .state import ModelFolder, RunState, derive_seed, weights_hash
+from .state import ModelFolder, RunState, derive_seed, read_object, weights_hash
 from .summary import SUMMARY_FILE, summarize
 
 Stop = Callable[[], bool]
@@ -101,6 +101,8 @@ class Run:
 
     def go(self) -> dict[str, Any]:
         try:
+            if not self.material.held_out:
+                self.display.note("no prompt is left to hold out: the models get no score")
             self.load()
             self.first_model(self.folders[0])
             for before, after in zip(self.folders, self.folders[1:], strict=False):
@@ -119,9 +121,6 @@ class Run:
         source: Any = made[-1].model if made else self.config.model
         self.model: Model = load_model(source, self.config.device, self.config.dtype)
         self.sampler = Sampler(self.model)
-
-    def weights_of(self, folder: ModelFolder) -> WeightsOf:
-        return WeightsOf(self, folder)
 
     def seed(self, *parts: Any) -> int:
         return derive_seed(self.config.seed, *parts)
@@ -193,7 +192,8 @@ class Run:
     def make_prompts(self, folder: ModelFolder) -> dict[str, Any]:
         account = folder.path / "prompts_progress.json"
         accepted = [Prompt(**row) for row in read_jsonl(folder.prompts)]
-        progress = _read_progress(account)
+        before = read_object(account)
+        progress = PromptProgress(**before) if before else None
         earlier = [
             row["text"] for f in self.folders[: folder.number - 1] for row in read_jsonl(f.prompts)
         ]
@@ -255,7 +255,7 @@ class Run:
         self.show_answers(f"{folder.name} answers", stage, prompts)
         too_long, tokens = set(stage.too_long), stage.tokens
         if swap:
-            with self.weights_of(first):
+            with WeightsOf(self, first):
                 stage = self.answer_stage(folder, self.reader(folder))
                 self.show_answers(f"{folder.name} frozen judge", stage, prompts)
             too_long |= set(stage.too_long)
@@ -451,7 +451,7 @@ class Run:
         else:
             if not own:
                 # One judge for all models, so that their scores can be compared: M1.
-                with self.weights_of(self.folders[0]):
+                with WeightsOf(self, self.folders[0]):
                     stage = held_out_stage(self.reader())
                     self.show_answers(f"{folder.name} by M1", stage, held_out)
             scored = score_by_judge(held_out, stage.candidates, stage.judgements)
@@ -494,12 +494,6 @@ class WeightsOf:
 
     def __exit__(self, *exc: object) -> None:
         self.run.model.load_weights(self.back.model)
-
-
-def _read_progress(path: Path) -> PromptProgress | None:
-    import json
-
-    return PromptProgress(**json.loads(path.read_text("utf-8"))) if path.is_file() else None
 
 
 def _request_ids(model: Model, text: str) -> list[int]:

@@ -112,15 +112,19 @@ def _tiny(config: Config, given: Given) -> Material:
     taught = [row["prompt"] for row in ift]
     eft = given.eft or seeds.eft(seed, config.num_eft or SETTINGS.num_eft, exclude=taught)
     count = config.evaluation.num_prompts
+    held_out = seeds.heldout(count)
+    if len(held_out) < count:
+        raise InputError(
+            f"--eval-count: found {count}, wanted at most {len(held_out)}: "
+            "the tiny world has no more held-out instructions"
+        )
     return _apart(
         Material(
             ift=ift,
             eft=eft,
             eft_eval=seeds.eft_eval()[: config.evaluation.num_judged],
             held_out=given.held_out
-            or [
-                Prompt(f"held-out-{i}", text, "seed") for i, text in enumerate(seeds.heldout(count))
-            ],
+            or [Prompt(f"held-out-{i}", text, "seed") for i, text in enumerate(held_out)],
             prompts=given.prompts,
             rubric=RUBRIC,
             score_bits=score_bits,
@@ -146,7 +150,8 @@ def _check_left(config: Config, found: Material) -> None:
     for option, path in files.items():
         if path and not rows[option]:
             raise InputError(
-                f"{option} {path}: every prompt in it is held out for measuring, wanted more of them"
+                f"{option} {path}: every prompt in it is held out for measuring, "
+                "wanted more of them"
             )
 
 

@@ -33,9 +33,14 @@ def make_reader(model: Model, rubric: Rubric, mode: str, sampling: SamplingParam
     """mode "sampled": the score each sample writes; "expected": the mean over the score that one
     sample would write.
     """
-    if mode == "expected":
-        return ExpectedReader(model, rubric, sampling)
-    return SampledReader(model, rubric, sampling)
+    kind: type[ExpectedReader] | type[SampledReader]
+    kind = ExpectedReader if mode == "expected" else SampledReader
+    try:
+        return kind(model, rubric, sampling)
+    except ModelError:
+        raise
+    except ValueError as error:  # a tokenizer whose tokens cannot be turned into bytes
+        raise ModelError(f"the tokenizer cannot be used for judging ({error})") from None
 
 
 class SampledReader:

@@ -38,22 +38,16 @@ class RunState:
         }
 
     def _read(self) -> dict[str, Any]:
-        path = self.folder / STATE_FILE
-        if not path.exists():
-            return {}
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path}: is not JSON ({error}); wanted the state of a run") from None
+        return read_object(self.folder / STATE_FILE) or {}
 
     def finished(self, stage: str) -> bool:
         return stage in self.figures
 
     def finish(self, stage: str, figures: dict[str, Any]) -> None:
         """Mark `stage` as finished; what it wrote must be on disk before."""
+        self.measure({"stage": stage, "seconds": self.seconds.get(stage, 0.0), **figures})
         self.figures[stage] = figures
         self._write()
-        self.measure({"stage": stage, "seconds": self.seconds.get(stage, 0.0), **figures})
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -82,6 +76,19 @@ class RunState:
 
     def close(self) -> None:
         self._metrics.close()
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object that this run wrote to `path`, None when there is none. Raises InputError."""
+    if not path.exists():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: found no JSON ({error}), wanted what the run wrote") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: found no JSON object, wanted what the run wrote")
+    return value
 
 
 class ModelFolder:

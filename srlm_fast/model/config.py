@@ -70,6 +70,8 @@ class ModelConfig:
             )
         sizes = {name: _size(hf, name, where) for name in _SIZES}
         num_heads = sizes["num_attention_heads"]
+        if hf.get("hidden_act", "silu") not in ("silu", "swish"):
+            raise ModelError(f"{where}: hidden_act is {hf['hidden_act']!r}; wanted 'silu'")
         rope_theta, rope_scaling = _rope(hf, where)
         return cls(
             family=family,
@@ -79,11 +81,11 @@ class ModelConfig:
             num_layers=sizes["num_hidden_layers"],
             num_heads=num_heads,
             num_kv_heads=_size(hf, "num_key_value_heads", where, num_heads),
-            head_dim=_size(hf, "head_dim", where, sizes["hidden_size"] // num_heads),
-            rms_norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
+            head_dim=_size(hf, "head_dim", where, max(1, sizes["hidden_size"] // num_heads)),
+            rms_norm_eps=_number(hf, "rms_norm_eps", where, 1e-6),
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
-            windows=_windows(hf, family, sizes["num_hidden_layers"]),
+            windows=_windows(hf, family, sizes["num_hidden_layers"], where),
             qkv_bias=family == "qwen2" or bool(hf.get("attention_bias", False)),
             o_bias=family in ("llama", "qwen3") and bool(hf.get("attention_bias", False)),
             mlp_bias=family == "llama" and bool(hf.get("mlp_bias", False)),
@@ -91,7 +93,7 @@ class ModelConfig:
             tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
             max_position_embeddings=_size(hf, "max_position_embeddings", where, 2048),
             bos_token_id=hf.get("bos_token_id"),
-            eos_token_ids=_ids(hf.get("eos_token_id")),
+            eos_token_ids=token_ids(hf.get("eos_token_id"), where),
             hf=dict(hf),
         )
 
@@ -132,16 +134,33 @@ def _size(hf: dict[str, Any], name: str, where: str, default: int | None = None)
     return value
 
 
-def _ids(value: Any) -> tuple[int, ...]:
-    return () if value is None else tuple(value) if isinstance(value, list) else (value,)
+def _number(hf: dict[str, Any], name: str, where: str, default: float) -> float:
+    value = hf.get(name, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise ModelError(f"{where}: {name} is {value!r}; wanted a number above 0")
+    return float(value)
+
+
+def token_ids(value: Any, where: str) -> tuple[int, ...]:
+    """`eos_token_id` as it stands in a file: none, one id or several. Raises ModelError."""
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(i, int) and i >= 0 for i in ids):
+        raise ModelError(f"{where}: eos_token_id is {value!r}; wanted an id or a list of ids")
+    return tuple(ids)
 
 
 def _rope(hf: dict[str, Any], where: str) -> tuple[float, dict[str, Any] | None]:
     """(theta, scaling) from either spelling: `rope_parameters`, or `rope_theta` with
     `rope_scaling`.
     """
-    scaling = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
-    theta = float(scaling.pop("rope_theta", None) or hf.get("rope_theta") or 10000.0)
+    given = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    if not isinstance(given, dict):
+        raise ModelError(f"{where}: rope scaling is {given!r}; wanted an object")
+    theta = _number({"rope_theta": hf.get("rope_theta", 10000.0)} | given, "rope_theta", where, 0.0)
+    scaling = {name: value for name, value in given.items() if name != "rope_theta"}
+    for name in ("factor", "low_freq_factor", "high_freq_factor"):
+        if name in scaling:
+            _number(scaling, name, where, 1.0)
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind not in ("default", "linear", "llama3", "yarn"):
         raise ModelError(
@@ -152,9 +171,13 @@ def _rope(hf: dict[str, Any], where: str) -> tuple[float, dict[str, Any] | None]
     return theta, None if kind == "default" else scaling
 
 
-def _windows(hf: dict[str, Any], family: str, num_layers: int) -> tuple[int | None, ...]:
+def _windows(
+    hf: dict[str, Any], family: str, num_layers: int, where: str
+) -> tuple[int | None, ...]:
     """The attention window of each layer, by the rules of each family's configuration."""
     window = hf.get("sliding_window")
+    if window is not None:
+        window = _size(hf, "sliding_window", where)
     if family == "llama" or not window:
         return (None,) * num_layers
     if family in ("qwen2", "qwen3") and not hf.get("use_sliding_window", False):
@@ -163,6 +186,11 @@ def _windows(hf: dict[str, Any], family: str, num_layers: int) -> tuple[int | No
     if not kinds:
         first = hf.get("max_window_layers", 28) if family.startswith("qwen") else 0
         kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(num_layers)]
+    if len(kinds) != num_layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
+        raise ModelError(
+            f"{where}: layer_types is {kinds!r}; wanted sliding_attention or full_attention "
+            f"for each of {num_layers} layers"
+        )
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from .chat import ensure_chat_template
-from .config import ModelConfig, ModelError
+from . import chat
+from .config import ModelConfig, ModelError, token_ids
 from .decoder import Model, empty_model
 from .presets import PRESETS
+from .rope import rope_frequencies
 from .weights import read_weights, weight_files
 
 TINY = "tiny"
@@ -36,9 +37,10 @@ def load_model(
     config = read_config(folder)
     weight_files(folder)
     tokenizer = read_tokenizer(folder)
+    check_tokenizer(tokenizer, config, folder)
     place = resolve_device(device)
     model = empty_model(config, place, resolve_dtype(dtype, place), tokenizer)
-    model.generation_config = _read_json(folder / "generation_config.json", {})
+    model.generation_config = read_generation_config(folder)
     read_weights(model, folder)
     return model
 
@@ -91,7 +93,9 @@ def read_config(folder: Path) -> ModelConfig:
     hf = _read_json(path, None)
     if not isinstance(hf, dict):
         raise ModelError(f"{path}: wanted a JSON object")
-    return ModelConfig.from_hf(hf, str(path))
+    config = ModelConfig.from_hf(hf, str(path))
+    rope_frequencies(config)  # refuses a scaling that lacks a value
+    return config
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -107,8 +111,33 @@ def read_tokenizer(folder: Path) -> Any:
     except Exception as error:  # the library raises many kinds for a broken file
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"{folder}: the tokenizer cannot be read ({reason})") from None
-    ensure_chat_template(tokenizer)
+    chat.ensure_chat_template(tokenizer)
     return tokenizer
+
+
+def check_tokenizer(tokenizer: Any, config: ModelConfig, folder: Path) -> None:
+    """Refuse a tokenizer of another model, and a chat template that cannot be rendered."""
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= config.vocab_size:
+        raise ModelError(
+            f"{folder}: the tokenizer has the id {largest}, config.json has vocab_size "
+            f"{config.vocab_size}; wanted a tokenizer of this model"
+        )
+    try:
+        chat.encode(tokenizer, "Hello.")
+    except Exception as error:  # jinja raises many kinds
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"{folder}: the chat template cannot be used ({reason})") from None
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """The folder's generation_config.json, {} where there is none. Raises ModelError."""
+    path = folder / "generation_config.json"
+    found = _read_json(path, {})
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}: wanted a JSON object")
+    token_ids(found.get("eos_token_id"), str(path))
+    return found
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

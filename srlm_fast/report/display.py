@@ -9,6 +9,7 @@ rate and the time left come from this process's work alone.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -60,8 +61,12 @@ class Display:
 
     def _write(self, text: str) -> None:
         erase = "\r\x1b[K" if self._terminal else ""
-        self._out.write(erase + text)
-        self._out.flush()
+        try:
+            self._out.write(erase + text)
+            self._out.flush()
+        except BrokenPipeError:
+            # The reader has gone (`| head`); the work goes on without being watched.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
 
     def _redraw(self) -> None:
         if self._stage is not None and self._terminal:

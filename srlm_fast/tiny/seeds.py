@@ -8,11 +8,12 @@ evaluation sets only.
 
 import random
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from srlm_fast.tiny.answers import Flaws, compose
-from srlm_fast.tiny.gold import read, score
-from srlm_fast.tiny.judgement import RUBRIC, judgement
+from srlm_fast.tiny.gold import read
+from srlm_fast.tiny.judgement import judgement
 from srlm_fast.tiny.world import draw_distinct
 
 CROWD = Flaws(
@@ -29,8 +30,7 @@ Row = dict[str, Any]
 def ift(seed: int, n: int = 256) -> list[Row]:
     """`n` rows {"prompt", "response"} of mediocre answers to different instructions."""
     rng = random.Random(f"ift-{seed}")
-    source = draw_distinct(rng)
-    tasks = [next(source) for _ in range(n)]
+    tasks = list(islice(draw_distinct(rng), n))
     return [{"prompt": t.instruction, "response": compose(t, CROWD, rng)} for t in tasks]
 
 
@@ -78,16 +78,8 @@ def eft_eval(n: int = NUM_EFT_EVAL) -> list[Row]:
 
 
 def heldout(n: int = 400) -> list[str]:
-    """`n` different held-out instructions for the gold score of a model."""
+    """`n` different held-out instructions for the gold score of a model; fewer where the world has
+    not as many.
+    """
     source = draw_distinct(random.Random("held-out"), held_out=True)
-    return [next(source).instruction for _ in range(n)]
-
-
-def judge_prompt(prompt: str, response: str) -> str:
-    """The rubric with an instruction and an answer filled in."""
-    return RUBRIC.format(prompt=prompt, response=response)
-
-
-def gold_scores(prompt: str, responses: list[str]) -> list[int]:
-    """Gold score 0..5 of each answer."""
-    return [score(prompt, response).score for response in responses]
+    return [task.instruction for task in islice(source, n)]

@@ -51,6 +51,7 @@ LETTERS = tuple("abcdefghijklmnopqrstuvwxyz")
 SPELLABLE = tuple(word for word in WORDS if len(word) <= 4)
 ORDINALS = ("first", "second", "third", "last")
 HELD_OUT_MODULUS = 12
+PATIENCE = 20_000  # draws without a new instruction after which a class counts as used up
 
 KINDS: dict[str, tuple[str, ...]] = {
     "number": NUMBERS,
@@ -455,10 +456,13 @@ def draw(rng: random.Random, held_out: bool = False) -> Task:
 
 
 def draw_distinct(rng: random.Random, held_out: bool = False) -> Iterator[Task]:
-    """Random valid tasks, no instruction twice."""
+    """Random valid tasks, no instruction twice; it ends when new ones have become hard to find."""
     seen: set[str] = set()
-    while True:
+    repeats = 0
+    while repeats < PATIENCE:
         task = draw(rng, held_out)
+        repeats += 1
         if task.instruction not in seen:
             seen.add(task.instruction)
+            repeats = 0
             yield task

@@ -1,4 +1,6 @@
-"""A user's own Hugging Face folder and prompts, through the command line: random weights, odd prompts."""
+"""A user's own Hugging Face folder and prompts, through the command line: random weights, odd
+prompts.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,16 @@ ODD = [
     " \u200b zero width",
     "e\u0301 combining",
 ]
-LIMITS = ["--max-tokens", "8", "--judge-max-tokens", "8", "--num-prompts", "11", "--iterations", "1"]
+LIMITS = [
+    "--max-tokens",
+    "8",
+    "--judge-max-tokens",
+    "8",
+    "--num-prompts",
+    "11",
+    "--iterations",
+    "1",
+]
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2"])
@@ -86,7 +97,9 @@ def test_the_round_with_a_reward_that_needs_no_judge(folder, prompts, tmp_path, 
     summary = json.loads((out / "summary.json").read_text("utf-8"))
     assert [model["name"] for model in summary["models"]] == ["M1", "M2"]
     assert summary["models"][0]["judge"] is None
-    assert main([*command, "--reward", "random"]) == 0  # finished: told again, nothing is done twice
+    assert (
+        main([*command, "--reward", "random"]) == 0
+    )  # finished: told again, nothing is done twice
     assert read_jsonl(out / "m2" / "pairs.jsonl") == pairs
 
 

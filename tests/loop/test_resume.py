@@ -4,6 +4,7 @@ same weights.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,9 @@ import pytest
 
 from srlm_fast import records
 from srlm_fast.loop import run, state
+from srlm_fast.model import Model
 from srlm_fast.records import read_jsonl
+from srlm_fast.run import main
 from tests.loop.worlds import Silent, results, same, small_config, small_run
 
 
@@ -75,17 +78,17 @@ def test_broken_inside_stages_by_rows(unbroken, tmp_path, monkeypatch):
 
 
 def test_broken_before_a_stage_is_marked(unbroken, tmp_path, monkeypatch):
-    """The model is written, the mark is not: the stage is done again and gives the same."""
+    """Each time a model is written and not yet marked: the stage is done again and gives the
+    same.
+    """
     out = tmp_path / "run"
-    for _ in range(3):
+    for number in (1, 2, 3):
         with monkeypatch.context() as patch:
-            from srlm_fast.model import Model
-
-            break_at(patch, Model, "save", 1)
+            # Every start repeats the stage whose mark is missing before it comes to the next one.
+            break_at(patch, Model, "save", 1 if number == 1 else 2)
             with pytest.raises(Killed):
                 run(small_config(out), Silent())
-            assert (out / "m1" / "model").is_dir()
-        break
+        assert (out / f"m{number}" / "model").is_dir()
     small_run(out)
     same(unbroken, results(out))
 
@@ -105,25 +108,35 @@ def test_torn_rows_are_made_again(unbroken, tmp_path, monkeypatch):
         path = out / "m2" / name
         assert len(read_jsonl(path)) > 1
         path.write_bytes(path.read_bytes()[:-7])
+    with monkeypatch.context() as patch:
+        break_at(patch, state.RunState, "finish", 2)  # m2/answers, m2/pairs
+        with pytest.raises(Killed):
+            run(small_config(out), Silent())
+    pairs = out / "m2" / "pairs.jsonl"
+    pairs.write_bytes(pairs.read_bytes()[:-7])
+    kept = json.loads((out / "state.json").read_text())
+    del kept["stages"]["m2/pairs"]
+    (out / "state.json").write_text(json.dumps(kept))
     small_run(out)
     same(unbroken, results(out))
 
 
 def test_asked_to_stop_in_training(unbroken, tmp_path):
-    """A stop asked for in the middle of SFT is taken at a step, with a checkpoint."""
-    out, screen, asked = tmp_path / "run", Silent(), [0]
+    """A stop asked for in the middle of SFT or DPO is taken at a step, with a checkpoint."""
+    out = tmp_path / "run"
+    for name in ("m1", "m2"):
 
-    def stop():
-        asked[0] += 1
-        return asked[0] == 4
+        def stop(folder=out / name):
+            rows = read_jsonl(out / "metrics.jsonl")
+            return any(r["stage"] == f"{folder.name}/train" and "step" in r for r in rows)
 
-    with pytest.raises(KeyboardInterrupt):
-        run(small_config(out), screen, stop)
-    assert (out / "m1" / "checkpoint.pt").exists()
-    assert not (out / "m1" / "model").exists()
+        with pytest.raises(KeyboardInterrupt):
+            run(small_config(out), Silent(), stop)
+        assert (out / name / "checkpoint.pt").exists()
+        assert not (out / name / "model").exists()
     small_run(out)
     same(unbroken, results(out))
-    assert not (out / "m1" / "checkpoint.pt").exists()
+    assert not list(out.glob("m*/checkpoint.pt"))
     steps = [
         row["step"]
         for row in read_jsonl(out / "metrics.jsonl")
@@ -135,6 +148,7 @@ def test_asked_to_stop_in_training(unbroken, tmp_path):
 COMMAND = """
 import sys
 from pathlib import Path
+from srlm_fast.run import main
 from tests.loop.worlds import small_run
 small_run(Path(sys.argv[1]))
 """
@@ -154,3 +168,36 @@ def test_sigkill_for_real(unbroken, tmp_path):
         process.wait()
     small_run(out)
     same(unbroken, results(out))
+
+
+def test_sigint_for_real(tmp_path):
+    """Ctrl-C: the next safe point, exit status 130, one line that says how to go on; then it
+    does.
+    """
+    out = tmp_path / "run"
+    limits = [
+        "--num-prompts",
+        "12",
+        "--eval-count",
+        "8",
+        "--judge-samples",
+        "1",
+        "--iterations",
+        "1",
+    ]
+    command = [sys.executable, "-m", "srlm_fast.run", "--out", str(out), *limits]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 120
+    while not (out / "m1" / "sft.jsonl").exists():
+        assert time.monotonic() < until
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 130
+    assert error.count("\n") == 1
+    assert "the same command goes on" in error
+    assert main(command[3:]) == 0
+    assert (out / "summary.json").is_file()

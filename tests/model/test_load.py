@@ -148,6 +148,43 @@ def test_foreign_configurations(folder):
     refused(folder, "config.json", "not JSON")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rms_norm_eps": None},
+        {"rope_theta": "x", "rope_parameters": None},
+        {"rope_parameters": "abc"},
+        {"rope_parameters": {"rope_type": "linear", "factor": "2"}},
+        {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}},
+        {"eos_token_id": "x"},
+        {"hidden_act": "gelu"},
+        {"vocab_size": True},
+        {"num_key_value_heads": 3},
+        {"num_attention_heads": 64, "head_dim": None},
+        {"model_type": "mistral", "sliding_window": "8"},
+        {"model_type": "mistral", "sliding_window": 8, "layer_types": ["full_attention"]},
+    ],
+)
+def test_a_value_of_the_configuration_is_named(folder, changes):
+    edit_config(folder, **changes)
+    refused(folder, "config.json: ")
+
+
+def test_tokenizer_of_another_model(folder):
+    edit_config(folder, vocab_size=200)
+    refused(folder, "the tokenizer has the id 256", "vocab_size 200")
+
+
+def test_generation_config_and_chat_template_are_checked(folder):
+    (folder / "generation_config.json").write_text("[]")
+    refused(folder, "generation_config.json", "JSON object")
+    (folder / "generation_config.json").write_text('{"eos_token_id": "end"}')
+    refused(folder, "generation_config.json", "eos_token_id")
+    (folder / "generation_config.json").unlink()
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+    refused(folder, "chat template cannot be used")
+
+
 def test_weights_of_another_shape(folder):
     edit_config(folder, intermediate_size=50)
     refused(folder, "model.layers.0.mlp.down_proj.weight", "[32, 48]", "[32, 50]")

@@ -4,6 +4,7 @@ from collections import Counter
 
 from srlm_fast.tiny import seeds
 from srlm_fast.tiny.gold import score
+from srlm_fast.tiny.rubric import RUBRIC
 from srlm_fast.tiny.world import is_held_out, parse
 
 
@@ -64,10 +65,10 @@ def test_eft_eval_rows_have_four_answers_that_gold_tells_apart():
     assert len(rows) >= 120
     for row in rows:
         assert len(set(row["responses"])) == 4
-        assert row["scores"] == seeds.gold_scores(row["prompt"], row["responses"])
+        assert row["scores"] == [score(row["prompt"], answer).score for answer in row["responses"]]
         assert len(set(row["scores"])) > 1
 
 
 def test_judge_prompt_holds_question_then_answer():
-    text = seeds.judge_prompt("Spell fox.", "F-o-x.")
+    text = RUBRIC.render("Spell fox.", "F-o-x.")
     assert text.index("Spell fox.") < text.index("F-o-x.")
