@@ -25,12 +25,22 @@ void panel_rows(const float* x, int64_t rows, int64_t depth, const float* panel,
     tile_rows<2>(count, depth, x + first * depth, depth, panel, kPanel, direct ? target : edge,
                  direct ? out_stride : kPanel, false);
     if (direct) continue;
-    for (int m = 0; m < count; ++m)
-      for (int64_t j = 0; j < columns; ++j) {
-        float y = edge[m * kPanel + j];
-        if (bias != nullptr) y += bias[j];
-        target[m * out_stride + j] = add ? target[m * out_stride + j] + y : y;
+    for (int m = 0; m < count; ++m) {
+      const float* y = edge + m * kPanel;
+      float* row = target + m * out_stride;
+      if (columns == kPanel) {
+        for (int j = 0; j < kPanel; j += kLanes) {
+          v8f value = load8(y + j);
+          if (bias != nullptr) value += load8(bias + j);
+          store8(row + j, add ? load8(row + j) + value : value);
+        }
+        continue;
       }
+      for (int64_t j = 0; j < columns; ++j) {
+        const float value = bias != nullptr ? y[j] + bias[j] : y[j];
+        row[j] = add ? row[j] + value : value;
+      }
+    }
   }
 }
 

@@ -243,12 +243,15 @@ def model_fingerprint(folder: Path) -> str:
     """SHA-256 over the configuration and, of each file of weights, its size and both ends."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with open(path, "rb") as file:
-            digest.update(file.read(ENDS_BYTES))
-            file.seek(max(0, size - ENDS_BYTES))
-            digest.update(file.read(ENDS_BYTES))
+        try:
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}".encode())
+            with open(path, "rb") as file:
+                digest.update(file.read(ENDS_BYTES))
+                file.seek(max(0, size - ENDS_BYTES))
+                digest.update(file.read(ENDS_BYTES))
+        except OSError as error:
+            raise InputError(f"--model {path}: {error.strerror}, wanted a readable file") from None
     return digest.hexdigest()
 
 

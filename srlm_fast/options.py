@@ -34,7 +34,7 @@ class Kind:
 
 def whole(low: int) -> Kind:
     """A whole number; lengths and counts are 32 bits wide further down."""
-    wanted = f"a whole number of at least {low}"
+    wanted = f"a whole number from {low} to {2**31 - 1}"
     return Kind(int, lambda value: low <= value < 2**31, wanted)
 
 
@@ -97,6 +97,7 @@ def shown(value: Any) -> str:
 
 
 _FILE = text("the name of a file")
+_AT_LEAST_0 = whole(0)
 _AT_LEAST_1 = whole(1)
 
 GROUPS: dict[str, tuple[Option, ...]] = {
@@ -233,6 +234,13 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         ),
         Option(
             "--eval-samples", "evaluation.samples", _AT_LEAST_1, "N", "answers per held-out prompt"
+        ),
+        Option(
+            "--eval-judged",
+            "evaluation.num_judged",
+            _AT_LEAST_0,
+            "N",
+            "prompts with answers of known order that the judge is measured on, at most",
         ),
     ),
 }

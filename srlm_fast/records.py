@@ -86,6 +86,8 @@ class RowWriter:
         self._file.flush()
 
     def close(self) -> None:
+        """Bring the rows to disk: what is marked as finished after this survives a power cut."""
+        os.fsync(self._file.fileno())
         self._file.close()
 
     def __enter__(self) -> RowWriter:
@@ -145,8 +147,12 @@ def write_text_atomic(path: Path, text: str) -> None:
     a part.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # on a full disk what is left of it is in the way
+        raise

@@ -110,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(sys.argv[1:] if argv is None else argv)
     except InputError as error:
         return complain(str(error), UNUSABLE)
+    except (PermissionError, NotADirectoryError, FileNotFoundError) as error:
+        return complain(f"{error.filename}: {error.strerror}", UNUSABLE)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); nothing is left to say to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,15 +7,24 @@ noise is keyed by what it reads, so that a second judgement would be the same.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from srlm_fast.judge import Rubric
 from srlm_fast.model import chat
-from srlm_fast.records import Candidate, Judgement, Prompt, RowWriter, read_jsonl, write_jsonl
+from srlm_fast.records import (
+    Candidate,
+    InputError,
+    Judgement,
+    Prompt,
+    RowWriter,
+    read_jsonl,
+    write_jsonl,
+)
 from srlm_fast.sampler import Generation, Progress, Request, Sample, Sampler, SamplingParams
 
 from .readers import Reader
@@ -65,6 +74,9 @@ class AnswerStage:
         self.longest = min(sampler.model.config.max_position_embeddings, pool)
         self.candidates = load_candidates(candidates, params.n)
         self.judgements = load_judgements(judgements, reader.sampling.n) if reader else {}
+        _keep(candidates, self.candidates)
+        if reader:
+            _keep(judgements, self.judgements)
         self._paths = (candidates, judgements)
         self.too_long: list[str] = []
         self.tokens = Tokens()
@@ -158,32 +170,33 @@ def _candidate(prompt: Prompt, index: int, sample: Sample) -> Candidate:
 
 
 def load_candidates(path: Path, n: int) -> dict[str, list[Candidate]]:
-    """prompt_id -> its n candidates in order; groups that are not whole are cut from the file."""
+    """prompt_id -> its n candidates in order. Groups that are not whole are left out. Raises
+    InputError for a row that is no candidate.
+    """
     groups: dict[str, dict[int, Candidate]] = defaultdict(dict)
-    for row in _whole_rows(path, ("prompt_id",), n):
-        candidate = Candidate(**row | {"token_ids": tuple(row["token_ids"])})
-        groups[candidate.prompt_id][candidate.index] = candidate
-    return {key: [group[k] for k in sorted(group)] for key, group in groups.items()}
+    for row in read_records(path, Candidate):
+        groups[row.prompt_id][row.index] = dataclasses.replace(row, token_ids=tuple(row.token_ids))
+    return {key: [g[k] for k in sorted(g)] for key, g in groups.items() if len(g) == n}
 
 
 def load_judgements(path: Path, n: int) -> dict[tuple[str, int], list[Judgement]]:
-    """(prompt_id, candidate) -> its n judgements in order; groups that are not whole are cut from
-    the file.
-    """
-    groups: dict[tuple[str, int], list[Judgement]] = defaultdict(list)
-    for row in _whole_rows(path, ("prompt_id", "candidate"), n):
-        groups[row["prompt_id"], row["candidate"]].append(Judgement(**row))
-    for group in groups.values():
-        group.sort(key=lambda row: row.sample)
-    return dict(groups)
+    """(prompt_id, candidate) -> its n judgements in order, as `load_candidates` does."""
+    groups: dict[tuple[str, int], dict[int, Judgement]] = defaultdict(dict)
+    for row in read_records(path, Judgement):
+        groups[row.prompt_id, row.candidate][row.sample] = row
+    return {key: [g[k] for k in sorted(g)] for key, g in groups.items() if len(g) == n}
 
 
-def _whole_rows(path: Path, keys: tuple[str, ...], n: int) -> list[dict[str, Any]]:
-    rows = read_jsonl(path)
-    groups: dict[tuple[Any, ...], int] = defaultdict(int)
-    for row in rows:
-        groups[tuple(row[key] for key in keys)] += 1
-    whole = [row for row in rows if groups[tuple(row[key] for key in keys)] == n]
-    if len(whole) != len(rows):
-        write_jsonl(path, whole)
-    return whole
+def read_records(path: Path, kind: Any) -> list[Any]:
+    """The rows of a file as records of `kind`. Raises InputError for a row that is none."""
+    try:
+        return [kind(**row) for row in read_jsonl(path)]
+    except TypeError as error:
+        raise InputError(f"{path}: found a row that is no {kind.__name__} ({error})") from None
+
+
+def _keep(path: Path, groups: Mapping[Any, Sequence[Any]]) -> None:
+    """Cut from the file what is not in `groups`: those of a prompt or candidate not whole."""
+    rows = [row for group in groups.values() for row in group]
+    if len(rows) != len(read_jsonl(path)):
+        write_jsonl(path, rows)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,7 +45,7 @@ from srlm_fast.records import (
 from srlm_fast.sampler import Progress, Sampler, SamplingParams
 from srlm_fast.train import CheckpointError, StepReport, TrainReport, train_dpo, train_sft
 
-from .answers import AnswerStage, load_candidates
+from .answers import AnswerStage, load_candidates, read_records
 from .learning import fitting, sft_rows, token_pair, write_reference
 from .material import Material, gather, round_prompts
 from .measuring import (
@@ -246,7 +247,8 @@ class Run:
 
     def answers(self, folder: ModelFolder) -> dict[str, Any]:
         """Candidates, and where the reward asks for it, judgements that join the running batch."""
-        prompts = [Prompt(**row) for row in read_jsonl(folder.prompts)]
+        rows = self.rows_of(folder, folder.prompts, "prompts", "prompts")
+        prompts = [Prompt(**row) for row in rows]
         first = self.folders[0]
         swap = self.config.reward == "frozen" and folder.number > 2
         judged = self.config.reward in ("self", "frozen")
@@ -315,7 +317,7 @@ class Run:
         them.
         """
         prompts = [Prompt(**row) for row in read_jsonl(folder.prompts)]
-        groups = load_candidates(folder.candidates, self.config.candidates.n)
+        groups = self.sampled(folder)
         candidates = [c for p in prompts for c in groups.get(p.prompt_id, [])]
         scores = score_candidates(self.reward(folder), prompts, candidates)
         found = make_pairs(
@@ -327,8 +329,10 @@ class Run:
             sampling=_sampling_row(self.config.candidates),
         )
         if not found.pairs:
+            statuses = Counter(row["status"].lower() for row in read_jsonl(folder.judgements))
             raise StoppedError(
-                f"{folder.name}: the round gave no pair to learn from ({_reasons(found.dropped)})"
+                f"{folder.name}: the round gave no pair to learn from (prompts: "
+                f"{_reasons(found.dropped)}; judgements: {_reasons(statuses)})"
             )
         origin = {"model_hash": weights_hash(self.folders[folder.number - 2].model)}
         rows = [row | origin for row in found.pairs]
@@ -373,6 +377,21 @@ class Run:
         ]
         return judge_table(rows)
 
+    def sampled(self, folder: ModelFolder) -> dict[str, list[Candidate]]:
+        """The candidates of the finished answer stage, all of them."""
+        self.rows_of(folder, folder.candidates, "answers", "candidates")
+        return load_candidates(folder.candidates, self.config.candidates.n)
+
+    def rows_of(
+        self, folder: ModelFolder, path: Path, stage: str, figure: str
+    ) -> list[dict[str, Any]]:
+        """The rows that a finished stage left. Raises InputError when some have been lost since."""
+        rows = read_jsonl(path)
+        wanted = self.state.figures[folder.stage(stage)][figure]
+        if len(rows) != wanted:
+            raise InputError(f"{path}: found {len(rows)} rows, wanted the {wanted} of the stage")
+        return rows
+
     def reward(self, folder: ModelFolder) -> Reward:
         if self.config.reward == "random":
             return RandomReward(self.seed(folder.name, "random"), self.config.judge.sampling.n)
@@ -380,17 +399,21 @@ class Run:
             program = self.material.score_bits
             assert program is not None
             return ScorerReward(lambda prompt, response: program(prompt, response)[0])
-        return JudgedReward(Judgement(**row) for row in read_jsonl(folder.judgements))
+        self.rows_of(folder, folder.judgements, "answers", "judgements")
+        return JudgedReward(read_records(folder.judgements, Judgement))
 
     def learn(self, folder: ModelFolder) -> dict[str, Any]:
         """DPO on the round's own pairs; the reference is the round's start."""
-        rows = read_jsonl(folder.pairs)
-        candidates = load_candidates(folder.candidates, self.config.candidates.n)
-        pairs = [token_pair(self.model, row, candidates) for row in rows]
-        chosen, rejected = (
-            torch.tensor([row["ref_logps"][side] for row in rows])
-            for side in ("chosen", "rejected")
-        )
+        rows = self.rows_of(folder, folder.pairs, "pairs", "pairs")
+        candidates = self.sampled(folder)
+        try:
+            pairs = [token_pair(self.model, row, candidates) for row in rows]
+            chosen, rejected = (
+                torch.tensor([row["ref_logps"][side] for row in rows])
+                for side in ("chosen", "rejected")
+            )
+        except KeyError as error:
+            raise InputError(f"{folder.pairs}: found a row without {error}, wanted pairs") from None
         seed = self.seed(folder.name, "dpo")
         return self.train(
             folder,
@@ -455,6 +478,13 @@ class Run:
                     stage = held_out_stage(self.reader())
                     self.show_answers(f"{folder.name} by M1", stage, held_out)
             scored = score_by_judge(held_out, stage.candidates, stage.judgements)
+            if held_out and not scored:
+                found = Counter(
+                    j.status.lower() for group in stage.judgements.values() for j in group
+                )
+                self.display.note(
+                    f"{folder.name}: no score, none of M1's judgements held one ({_reasons(found)})"
+                )
         answers = [c for group in stage.candidates.values() for c in group]
         return {
             "eval": evaluation_figures(scored, "program" if program else "M1"),
@@ -508,6 +538,6 @@ def _sampling_row(params: SamplingParams) -> dict[str, Any]:
     return {name: getattr(params, name) for name in ("n", "temperature", "top_p", "max_tokens")}
 
 
-def _reasons(counts: dict[str, int]) -> str:
+def _reasons(counts: Mapping[str, int]) -> str:
     found = [f"{name.replace('_', ' ')} {count}" for name, count in counts.items() if count]
     return ", ".join(found) or "nothing was counted"

@@ -32,6 +32,8 @@ class RunState:
         found = self._read()
         self.figures: dict[str, dict[str, Any]] = found.get("stages", {})
         self.seconds: dict[str, float] = found.get("seconds", {})
+        if not isinstance(self.figures, dict) or not isinstance(self.seconds, dict):
+            raise InputError(f"{folder / STATE_FILE}: found no stages, wanted what the run wrote")
         self._metrics = RowWriter(folder / METRICS_FILE)
         self._measured = {
             (row["stage"], row.get("step")) for row in read_jsonl(folder / METRICS_FILE)

@@ -175,6 +175,12 @@ def _windows(
     hf: dict[str, Any], family: str, num_layers: int, where: str
 ) -> tuple[int | None, ...]:
     """The attention window of each layer, by the rules of each family's configuration."""
+    kinds = hf.get("layer_types") or ["full_attention"] * num_layers
+    if len(kinds) != num_layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
+        raise ModelError(
+            f"{where}: layer_types is {kinds!r}; wanted sliding_attention or full_attention "
+            f"for each of {num_layers} layers"
+        )
     window = hf.get("sliding_window")
     if window is not None:
         window = _size(hf, "sliding_window", where)
@@ -186,11 +192,6 @@ def _windows(
     if not kinds:
         first = hf.get("max_window_layers", 28) if family.startswith("qwen") else 0
         kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(num_layers)]
-    if len(kinds) != num_layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
-        raise ModelError(
-            f"{where}: layer_types is {kinds!r}; wanted sliding_attention or full_attention "
-            f"for each of {num_layers} layers"
-        )
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 

@@ -55,10 +55,18 @@ def write_report(folder: Path) -> Path:
     return path
 
 
+def is_run(folder: Path) -> bool:
+    """Whether `config.json` is a run's (a model folder has one of another kind)."""
+    try:
+        return "run" in json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
 def render(folder: Path) -> str:
     """The page as text."""
-    if not folder.is_dir() or not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: found no config.json, wanted the folder of a run")
+    if not is_run(folder):
+        raise InputError(f"{folder}: found no config.json of a run, wanted the folder of a run")
     run = read_run(folder)
     examples = read_examples(run.round_folders)
     page = template().render(

@@ -28,9 +28,11 @@ def model_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
 def model_row(model: dict[str, Any], made: dict[str, Any]) -> tuple[str, ...]:
     score = model.get("eval") or {}
     judge = model.get("judge") or {}
-    # M1 has no round: its time is that of its own training and measuring.
-    spent = (made or model).get("seconds") or {}
-    seconds = [value for value in spent.values() if value is not None]
+    # A round's time and that of measuring its model; M1 has no round but its own training.
+    own = model.get("seconds") or {}
+    spent = [*(made.get("seconds") or {}).values(), own.get("measure")]
+    spent += [] if made else [own.get("train")]
+    seconds = [value for value in spent if value is not None]
     return (
         str(model["name"]),
         figure(score.get("score"), ".2f"),

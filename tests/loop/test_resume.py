@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from srlm_fast import records
 from srlm_fast.loop import run, state
 from srlm_fast.model import Model
-from srlm_fast.records import read_jsonl
+from srlm_fast.records import InputError, read_jsonl
 from srlm_fast.run import main
 from tests.loop.worlds import Silent, results, same, small_config, small_run
 
@@ -201,3 +202,34 @@ def test_sigint_for_real(tmp_path):
     assert "the same command goes on" in error
     assert main(command[3:]) == 0
     assert (out / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["candidates.jsonl", "pairs.jsonl", "judgements.jsonl"])
+@pytest.mark.parametrize("damage", ["cut", "lost", "foreign"])
+def test_rows_lost_after_their_stage_are_named(finished_answers, tmp_path, name, damage):
+    """Rows that a finished stage left and that are gone are not quietly done without."""
+    out = tmp_path / "run"
+    shutil.copytree(finished_answers, out)
+    path = out / "m2" / name
+    rows = path.read_bytes().splitlines(keepends=True)
+    left = {"cut": b"".join(rows)[:-5], "lost": b"", "foreign": b'{"a": 1}\n' * len(rows)}
+    path.write_bytes(left[damage])
+    kept = json.loads((out / "state.json").read_text())
+    if name != "pairs.jsonl":
+        del kept["stages"]["m2/pairs"]
+        (out / "m2" / "pairs.jsonl").unlink()
+    (out / "state.json").write_text(json.dumps(kept))
+    with pytest.raises(InputError, match=name):
+        run(small_config(out), Silent())
+    assert path.read_bytes() == left[damage]
+
+
+@pytest.fixture(scope="module")
+def finished_answers(tmp_path_factory):
+    """A run that died when the pairs of M2 were there."""
+    out = tmp_path_factory.mktemp("answers") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        break_at(patch, state.RunState, "finish", 5)
+        with pytest.raises(Killed):
+            run(small_config(out), Silent())
+    return out

@@ -18,6 +18,7 @@ SMALL = {
     "evaluation.num_prompts": 24,
     "evaluation.num_judged": 8,
     "judge.sampling.n": 2,
+    "dpo.batch_pairs": 4,
     "judge.sampling.max_tokens": 40,
     "sft.learning_rate": 2e-3,
     "sft.epochs": 2,

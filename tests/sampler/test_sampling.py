@@ -73,7 +73,7 @@ OPTIONS = [
     {"top_p": 0.999},
     {"min_p": 0.2},
     {"min_p": 1.0},
-    {"repetition_penalty": 1.7, "history": [0, 3, 3, 9, 20]},
+    {"repetition_penalty": 1.7, "history": [*range(0, 24, 2)] * 2},
     {"repetition_penalty": 0.6, "history": [1, 4]},
     {"banned": [2, 7]},
     {"temperature": 0.7, "top_k": 12, "top_p": 0.8, "min_p": 0.05, "banned": [1]},
