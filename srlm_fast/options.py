@@ -34,7 +34,7 @@ class Kind:
 
 def whole(low: int) -> Kind:
     """A whole number; lengths and counts are 32 bits wide further down."""
-    wanted = f"a whole number from {low} to {2**31 - 1}"
+    wanted = f"a whole number of at least {low} and below {2**31}"
     return Kind(int, lambda value: low <= value < 2**31, wanted)
 
 

@@ -66,7 +66,7 @@ def test_the_two_lines_are_the_makefiles():
     assert commands()[:2] == ["make run", "make test"]
     for target, command in (("run", "-m srlm_fast.run"), ("test", "-m pytest")):
         planned = subprocess.run(
-            ["make", "--dry-run", "--always-make", target],
+            ["make", "--no-print-directory", "--dry-run", "--always-make", target],
             cwd=ROOT,
             capture_output=True,
             text=True,
