@@ -52,7 +52,7 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-def refused(source, *wanted):
+def check_refused(source, *wanted):
     with pytest.raises(ModelError) as error:
         load_model(source)
     message = str(error.value)
@@ -113,17 +113,19 @@ def test_presets_have_the_published_sizes():
 
 
 def test_missing_folder_and_near_preset(tmp_path):
-    refused(tmp_path / "nowhere", "nowhere", "no such folder")
-    refused("llama-2-70", "did you mean llama-2-70b")
+    check_refused(tmp_path / "nowhere", "nowhere", "no such folder")
+    check_refused("llama-2-70", "did you mean llama-2-70b")
     (tmp_path / "file").write_text("x")
-    refused(tmp_path / "file", "is a file")
-    refused(tmp_path, "no config.json")
+    check_refused(tmp_path / "file", "is a file")
+    check_refused(tmp_path, "no config.json")
 
 
 def test_hub_id_without_network(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    refused("some-org/some-model", "some-org/some-model", "not in the local Hugging Face cache")
+    check_refused(
+        "some-org/some-model", "some-org/some-model", "not in the local Hugging Face cache"
+    )
 
 
 def test_hub_id_in_the_local_cache(monkeypatch, folder, tmp_path):
@@ -139,13 +141,13 @@ def test_hub_id_in_the_local_cache(monkeypatch, folder, tmp_path):
 
 def test_foreign_configurations(folder):
     edit_config(folder, model_type="gpt_neox")
-    refused(folder, "model_type 'gpt_neox'", "llama")
+    check_refused(folder, "model_type 'gpt_neox'", "llama")
     edit_config(folder, model_type="llama", hidden_size=0)
-    refused(folder, "hidden_size")
+    check_refused(folder, "hidden_size")
     edit_config(folder, hidden_size=32, rope_parameters={"rope_type": "dynamic", "factor": 2.0})
-    refused(folder, "rope scaling 'dynamic'")
+    check_refused(folder, "rope scaling 'dynamic'")
     (folder / "config.json").write_text("{")
-    refused(folder, "config.json", "not JSON")
+    check_refused(folder, "config.json", "not JSON")
 
 
 @pytest.mark.parametrize(
@@ -167,39 +169,39 @@ def test_foreign_configurations(folder):
 )
 def test_a_value_of_the_configuration_is_named(folder, changes):
     edit_config(folder, **changes)
-    refused(folder, "config.json: ")
+    check_refused(folder, "config.json: ")
 
 
 def test_tokenizer_of_another_model(folder):
     edit_config(folder, vocab_size=200)
-    refused(folder, "the tokenizer has the id 256", "vocab_size 200")
+    check_refused(folder, "the tokenizer has the id 256", "vocab_size 200")
 
 
 def test_generation_config_and_chat_template_are_checked(folder):
     (folder / "generation_config.json").write_text("[]")
-    refused(folder, "generation_config.json", "JSON object")
+    check_refused(folder, "generation_config.json", "JSON object")
     (folder / "generation_config.json").write_text('{"eos_token_id": "end"}')
-    refused(folder, "generation_config.json", "eos_token_id")
+    check_refused(folder, "generation_config.json", "eos_token_id")
     (folder / "generation_config.json").unlink()
     (folder / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
-    refused(folder, "chat template cannot be used")
+    check_refused(folder, "chat template cannot be used")
 
 
 def test_weights_of_another_shape(folder):
     edit_config(folder, intermediate_size=50)
-    refused(folder, "model.layers.0.mlp.down_proj.weight", "[32, 48]", "[32, 50]")
+    check_refused(folder, "model.layers.0.mlp.down_proj.weight", "[32, 48]", "[32, 50]")
 
 
 def test_weights_of_another_depth(folder):
     edit_config(folder, num_hidden_layers=1)
-    refused(folder, "model.layers.1.", "no place")
+    check_refused(folder, "model.layers.1.", "no place")
     edit_config(folder, num_hidden_layers=3)
-    refused(folder, "model.layers.2.", "missing")
+    check_refused(folder, "model.layers.2.", "missing")
 
 
 def test_a_missing_tensor_is_named(folder):
     edit_weights(folder, lambda weights: weights.pop("model.layers.1.self_attn.k_proj.weight"))
-    refused(folder, "model.layers.1.self_attn.k_proj.weight is missing")
+    check_refused(folder, "model.layers.1.self_attn.k_proj.weight is missing")
 
 
 def test_old_computed_buffers_are_ignored(folder):
@@ -212,30 +214,30 @@ def test_old_computed_buffers_are_ignored(folder):
 def test_empty_and_truncated_weights(folder, keep):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    refused(folder, "model.safetensors", "empty" if keep == 0 else "truncated")
+    check_refused(folder, "model.safetensors", "empty" if keep == 0 else "truncated")
 
 
 def test_missing_weights_and_other_formats(folder):
     (folder / "model.safetensors").unlink()
-    refused(folder, "found none")
+    check_refused(folder, "found none")
     (folder / "pytorch_model.bin").write_bytes(b"x")
-    refused(folder, "pytorch_model.bin", "safetensors")
+    check_refused(folder, "pytorch_model.bin", "safetensors")
 
 
 def test_a_shard_that_is_not_there(folder):
     (folder / "model.safetensors").unlink()
     index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(folder, "model-00001-of-00002.safetensors", "missing")
+    check_refused(folder, "model-00001-of-00002.safetensors", "missing")
     (folder / "model.safetensors.index.json").write_text("[]")
-    refused(folder, "no safetensors index")
+    check_refused(folder, "no safetensors index")
 
 
 def test_no_tokenizer_and_a_broken_one(folder):
     (folder / "tokenizer.json").write_text("{}")
-    refused(folder, "tokenizer cannot be read")
+    check_refused(folder, "tokenizer cannot be read")
     (folder / "tokenizer.json").unlink()
-    refused(folder, "no tokenizer")
+    check_refused(folder, "no tokenizer")
 
 
 def test_devices_and_dtypes():
