@@ -27,8 +27,8 @@ from .params import SamplingParams
 from .sampling import sample
 from .token_bytes import decode, token_bytes
 
-# Small pages share more of short prompts: of 100 tiny questions with 4 answers each, judge prompts of
-# 35 to 61 tokens, pages of 16 compute 8,302 of 18,046 tokens, 32 compute 11,358 and 64 all of them.
+# Small pages share more of short prompts: of 400 tiny judge prompts (100 questions, 4 answers each,
+# 35 to 61 tokens) pages of 16 compute 8,302 of 18,046 tokens, 32 compute 11,358 and 64 all of them.
 # Speed differs by less than its spread (benchmarks/results/bench_sampler_cpu.json).
 PAGE_TOKENS = 16
 MAX_BATCH_TOKENS = 1024
