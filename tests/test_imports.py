@@ -152,4 +152,5 @@ def test_importing_everything_touches_no_device_and_no_network():
 
 def test_the_package_and_the_parser_import_no_torch():
     code = "import sys, srlm_fast, srlm_fast.run; assert 'torch' not in sys.modules, 'torch'"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
