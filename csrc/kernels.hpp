@@ -59,6 +59,33 @@ struct SamplingBatch {
 // maximum.
 void sample(const SamplingBatch& batch, int32_t* tokens, float* logprobs);
 
+// A block of logits [rows, width], fp32 or bf16, worked on in place; see csrc/logit_rows.cpp.
+struct LogitMap {
+  float softcap;  // 0: none
+  float temperature;
+};
+struct LogitBlock {
+  void* data;
+  bool is_bf16;
+  int64_t rows, width, stride;
+  const float* bias;  // [width] or null
+  LogitMap map;
+};
+// What the gradient of one row needs; `own` is that of the target's cell.
+struct RowFacts {
+  float top, spread, entropy, grad_logp, grad_lse, grad_entropy, own;
+};
+void logit_exponentials(const LogitBlock& block, const int64_t* targets, int64_t first, float* top,
+                        float* total, float* moment, float* shrink, bool store);
+// facts [7, rows], upstream [3, rows].
+void logit_slopes(const LogitBlock& block, const int64_t* targets, int64_t first,
+                  const float* facts, const float* upstream);
+// acc[rows, width] += scale[r] part, and out = scale[r] x; part and x fp32 or bf16, contiguous.
+void add_scaled_rows(const void* part, bool is_bf16, const float* scale, int64_t rows,
+                     int64_t width, float* acc);
+void scale_rows(const void* x, bool is_bf16, const float* scale, int64_t rows, int64_t width,
+                void* out);
+
 // The largest ROUGE-L F-measure (2 * LCS / (both lengths)) against any sequence of the pool.
 double rouge_l_max(const int32_t* candidate, int64_t length, const int32_t* pool,
                    const int64_t* starts, int64_t num_sequences);

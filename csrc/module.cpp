@@ -109,6 +109,29 @@ void decoder_head(Decoder& self, uintptr_t hidden, Array<int64_t> wanted, uintpt
   self.head(at<float>(hidden), rows, count, at<float>(logits));
 }
 
+// data, is_bf16, rows, width, stride, bias, softcap, temperature
+using BlockArguments =
+    std::tuple<uintptr_t, bool, int64_t, int64_t, int64_t, uintptr_t, float, float>;
+
+LogitBlock logit_block(const BlockArguments& arguments) {
+  const auto& [data, is_bf16, rows, width, stride, bias, softcap, temperature] = arguments;
+  return {at<void>(data), is_bf16, rows, width, stride, at<float>(bias), {softcap, temperature}};
+}
+
+void exponentials(const BlockArguments& block, uintptr_t targets, int64_t first, uintptr_t top,
+                  uintptr_t total, uintptr_t moment, uintptr_t shrink, bool store) {
+  py::gil_scoped_release release;
+  logit_exponentials(logit_block(block), at<int64_t>(targets), first, at<float>(top),
+                     at<float>(total), at<float>(moment), at<float>(shrink), store);
+}
+
+void slopes(const BlockArguments& block, uintptr_t targets, int64_t first, uintptr_t facts,
+            uintptr_t upstream) {
+  py::gil_scoped_release release;
+  logit_slopes(logit_block(block), at<int64_t>(targets), first, at<float>(facts),
+               at<float>(upstream));
+}
+
 py::tuple sample_tokens(uintptr_t logits, int64_t vocab, Array<int64_t> rows,
                         Array<float> temperature, Array<int32_t> top_k, Array<float> top_p,
                         Array<float> min_p, Array<float> repetition_penalty,
@@ -259,6 +282,18 @@ void bind_kernels(py::module_& m) {
       .def("add_layer", &add_layer)
       .def("forward", &decoder_forward)
       .def("head", &decoder_head);
+  m.def("logit_exponentials", &exponentials);
+  m.def("logit_slopes", &slopes);
+  m.def("add_scaled_rows", [](uintptr_t part, bool is_bf16, uintptr_t scale, int64_t rows,
+                              int64_t width, uintptr_t acc) {
+    py::gil_scoped_release release;
+    add_scaled_rows(at<void>(part), is_bf16, at<float>(scale), rows, width, at<float>(acc));
+  });
+  m.def("scale_rows", [](uintptr_t x, bool is_bf16, uintptr_t scale, int64_t rows, int64_t width,
+                         uintptr_t out) {
+    py::gil_scoped_release release;
+    scale_rows(at<void>(x), is_bf16, at<float>(scale), rows, width, at<void>(out));
+  });
   m.def("sample", &sample_tokens);
   m.def("noise_uniform", &noise_uniform);
   m.def("noise_key", &noise_key);

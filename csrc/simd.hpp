@@ -42,26 +42,29 @@ SRLM_INLINE float max_lanes(v8f v) {
 
 // exp(x), relative error below 2e-7; exactly 0 below -87 (so also at -inf), capped above 88.
 // Range reduction by ln 2 in two parts, then the degree-6 polynomial of Cephes' expf.
-SRLM_INLINE v8f exp8(v8f x) {
-  const v8f magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const v8i tiny = x < splat(-87.0f);
-  x = x > splat(88.0f) ? splat(88.0f) : x;
-  x = tiny ? splat(0.0f) : x;
-  const v8f shifted = x * splat(1.44269504088896341f) + magic;
-  const v8f n = shifted - magic;
-  v8f r = x - n * splat(0.693359375f);
-  r = r - n * splat(-2.12194440e-4f);
-  v8f p = splat(1.9875691500e-4f);
-  p = p * r + splat(1.3981999507e-3f);
-  p = p * r + splat(8.3334519073e-3f);
-  p = p * r + splat(4.1665795894e-2f);
-  p = p * r + splat(1.6666665459e-1f);
-  p = p * r + splat(5.0000001201e-1f);
-  p = p * (r * r) + r + splat(1.0f);
-  const v8i exponent = ((v8i)shifted - (v8i)magic) << 23;
-  const v8f value = (v8f)((v8i)p + exponent);
-  return tiny ? splat(0.0f) : value;
+template <typename F, typename I>
+SRLM_INLINE F exp_lanes(F x) {
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const I tiny = x < -87.0f;
+  x = x > 88.0f ? F{} + 88.0f : x;
+  x = tiny ? F{} : x;
+  const F shifted = x * 1.44269504088896341f + magic;
+  const F n = shifted - magic;
+  F r = x - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  F p = F{} + 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const I exponent = ((I)shifted - (I)(F{} + magic)) << 23;
+  const F value = (F)((I)p + exponent);
+  return tiny ? F{} : value;
 }
+
+SRLM_INLINE v8f exp8(v8f x) { return exp_lanes<v8f, v8i>(x); }
 
 // c[m][j] (+)= sum_k a[m][k] * b[k][j] for m < ROWS, j < 8 * VECTORS.
 // Every element is one chain of multiply-adds in the order of k, whatever ROWS and VECTORS are:

@@ -18,7 +18,7 @@ from srlm_fast.records import InputError
 REWARDS = ("self", "frozen", "random", "gold")
 RECIPES = ("default", "paper")
 JUDGES = ("sampled", "expected")
-LOSSES = ("sigmoid", "robust", "hinge", "ipo")
+LOSSES = ("sigmoid", "robust", "hinge", "ipo", "simpo")
 DTYPES = ("float32", "bfloat16", "float16")
 DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
 
@@ -225,6 +225,14 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "of DPO: how closely the policy is held to the round's start",
         ),
         Option("--loss", "dpo.loss", one_of(*LOSSES), "NAME", "of DPO"),
+        Option("--gamma", "dpo.gamma", real(0.0), "G", "target margin of --loss simpo"),
+        Option(
+            "--nll-weight",
+            "dpo.nll_weight",
+            real(0.0),
+            "W",
+            "weight of the chosen answer's NLL beside the loss of DPO",
+        ),
         Option("--epochs", "dpo.epochs", _AT_LEAST_1, "N", "passes over a round's pairs"),
         Option("--batch-pairs", "dpo.batch_pairs", _AT_LEAST_1, "N", "pairs in an optimizer step"),
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from srlm_fast import config as configs
 from srlm_fast.config import Config, differences, from_json, from_options
-from srlm_fast.options import OPTIONS
+from srlm_fast.options import LOSSES, OPTIONS
 from srlm_fast.records import InputError
 from srlm_fast.run import read_options
 from srlm_fast.tiny.settings import SETTINGS
@@ -68,6 +69,14 @@ def test_options_override_the_recipe():
     assert (made.candidates.n, made.dpo.beta, made.judge.mode) == (8, 0.2, "expected")
     assert made.dtype == "bfloat16"
     assert made.candidates.top_p == SETTINGS.top_p
+
+
+def test_losses_are_the_kernels_and_gamma_is_simpos():
+    assert LOSSES == importlib.import_module("srlm_fast.kernels.dpo_loss").LOSSES
+    made = tree("--gamma", "0.5", "--loss", "simpo", "--nll-weight", "0.1")
+    assert (made.dpo.loss, made.dpo.gamma, made.dpo.nll_weight) == ("simpo", 0.5, 0.1)
+    with pytest.raises(InputError, match="--gamma: gamma: 0.5, wanted 0, or with simpo"):
+        tree("--gamma", "0.5")
 
 
 def test_values_of_python_callers_are_checked_too():

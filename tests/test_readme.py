@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from srlm_fast import config as configs
 from srlm_fast import run
@@ -139,6 +140,22 @@ def test_the_users_line_runs_on_a_foreign_folder(tmp_path: Path, monkeypatch: py
 def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]):
     exec(compile(fenced("python")[0], str(README), "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) >= 4
+
+
+def test_the_dpo_step_learns():
+    """On a backbone of one embedding: the margin of its own pairs rises."""
+    names: dict[str, Any] = {}
+    exec(compile(fenced("python")[1], str(README), "exec"), names)
+    torch.manual_seed(0)
+    backbone, head = torch.nn.Embedding(50, 8), torch.nn.Parameter(torch.randn(50, 8))
+    optimizer = torch.optim.SGD([*backbone.parameters(), head], lr=1.0)
+    input_ids = torch.randint(50, (6, 12))
+    labels = input_ids.clone()
+    labels[:, :5] = -100
+    batch = {"input_ids": input_ids, "labels": labels}
+    batch |= {"ref_chosen": torch.zeros(3), "ref_rejected": torch.zeros(3)}
+    margins = [names["dpo_step"](backbone, head, optimizer, batch)[1] for _ in range(3)]
+    assert bool((margins[2] > margins[0]).all())
 
 
 def test_the_options_table_is_the_packages():

@@ -1,6 +1,12 @@
 """The operations, one file each: formula, eager reference, fast form, contract."""
 
-from .dpo_loss import DpoOutput, dpo_loss, dpo_loss_reference
+from .dpo_loss import (
+    DpoOutput,
+    dpo_loss,
+    dpo_loss_reference,
+    dpo_loss_tokens,
+    dpo_loss_tokens_reference,
+)
 from .judge_score import (
     ScoreStatus,
     ScoreTable,
@@ -9,26 +15,45 @@ from .judge_score import (
     extract_scores,
     extract_scores_reference,
 )
-from .linear_logprob import linear_logprob, linear_logprob_reference
-from .rms_norm import rms_norm, rms_norm_reference
-from .rope import rope, rope_reference
+from .linear_logprob import (
+    LogprobOutput,
+    linear_logprob,
+    linear_logprob_reference,
+    linear_logprob_route,
+)
+from .logprob_route import Route
+from .rms_norm import (
+    rms_norm,
+    rms_norm_reference,
+    rms_norm_residual,
+    rms_norm_residual_reference,
+)
+from .rope import rope, rope_qk, rope_reference
 from .swiglu import swiglu, swiglu_reference
 
 __all__ = [
     "DpoOutput",
+    "LogprobOutput",
+    "Route",
     "ScoreStatus",
     "ScoreTable",
     "dpo_loss",
     "dpo_loss_reference",
+    "dpo_loss_tokens",
+    "dpo_loss_tokens_reference",
     "expected_scores",
     "expected_scores_reference",
     "extract_scores",
     "extract_scores_reference",
     "linear_logprob",
     "linear_logprob_reference",
+    "linear_logprob_route",
     "rms_norm",
     "rms_norm_reference",
+    "rms_norm_residual",
+    "rms_norm_residual_reference",
     "rope",
+    "rope_qk",
     "rope_reference",
     "swiglu",
     "swiglu_reference",

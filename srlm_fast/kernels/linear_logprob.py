@@ -1,47 +1,76 @@
 """Log-probabilities of given tokens under softmax(hidden @ head.T + bias), without a [T, V] tensor.
 
-    z_t = hidden_t @ head.T + bias             logp_t = z_ty - log sum_j exp(z_tj),  y = targets_t
+    x_t = hidden_t @ head.T + bias
+    z_t = softcap tanh(x_t / softcap) / temperature          (softcap optional)
+    lse_t = log sum_j e^(z_tj)         logp_t = z_ty - lse_t,  y = targets_t
+    entropy_t = lse_t - sum_j p_tj z_tj,                       p_tj = e^(z_tj - lse_t)
 
 T rows, D width, V vocabulary. Results in nats, fp32 (fp64 for fp64 input). Rows whose target is
-`ignore_index` give 0 and never reach a matmul. The vocabulary is walked in blocks with a running
-maximum and sum (online softmax, arXiv 1805.02867). The target's own logit is kept out of both: with
-n_t = log sum_{j != y} exp(z_tj),
+`ignore_index` give 0 and never reach a matmul; N rows are left. With g, g', g'' = dL/dlogp,
+dL/dlse, dL/dentropy:
 
-    logp_t = logsigmoid(z_ty - n_t)            1 - p_ty = sigmoid(n_t - z_ty)
+    dL/dx_tj = (g_t (1[j = y] - p_tj) + g'_t p_tj - g''_t p_tj (log p_tj + entropy_t)) dz/dx
+    dL/dhidden = dL/dx @ head        dL/dhead = dL/dx^T @ hidden        dL/dbias = sum_t dL/dx_t
 
-which lose nothing where p -> 1 or p -> 0; 1 - p is never a difference. With g_t = dL/dlogp_t,
-lse_t = log sum_j exp(z_tj) and p_tj = exp(z_tj - lse_t):
+The matmuls are the vendor's, between them stands one pass over a block of logits in place
+(`logit_rows`, which also says how 1 - p is kept from cancelling). The route
+(`linear_logprob_route`) follows from what needs a gradient and from `workspace_bytes`:
 
-    dL/dz_tj = -g_t p_tj  (j != y)             dL/dz_ty = g_t (1 - p_ty)
-    dL/dhidden = dL/dz @ head                  dL/dhead = dL/dz^T @ hidden
-                                               dL/dbias = sum_t dL/dz_t
+    score      nothing needs one    2 N D V FLOPs   sums only
+    frozen     hidden only          4 N D V         exponentials E of R rows and C columns; E @ head
+                                                    gives dlogp/dhidden in the forward pass, and
+                                                    backward only scales its rows: [T, D] is kept
+    trainable  head (or bias)       6..8 N D V      E of `kept` columns, all N rows, is kept for the
+                                                    backward pass; other columns are made again
 
-The route follows from what needs a gradient and from `workspace_bytes` (N rows that count):
+    extra bytes beside gradients and some [N, D]:    R C b                    (score, frozen)
+                                                     N (kept + C) b           (trainable)
 
-    score      nothing          2 N D V FLOPs   running sums only
-    frozen     hidden only      4 N D V         dlogp/dhidden is made in the forward pass: [N, D]
-    kept       head, [N, V] fits    6 N D V     probabilities are kept, at most workspace_bytes
-    recompute  head             8 N D V         probabilities are made again, block by block
+R rows and C columns of a block, b bytes of the matmul's dtype (without Triton and the compiled
+extension b + 2 w, w bytes of the statistics). dL/dhead is summed over all rows inside one matmul
+per block of columns and rounded to the head's dtype once; dL/dhidden is summed over blocks in fp32.
+On a GPU a head of D <= 2048 in half precision, and scoring at every D, take the matmul of
+`head_softmax` with the softmax in its epilogue.
 
-At no time is there more than max(workspace_bytes, N * MIN_BLOCK * b) of logits, b bytes each: 4,
-and 2 more where the matmul is in half precision. dL/dhead is summed over all rows inside one matmul
-per block, so it is rounded to the dtype of the head once; dL/dhidden is summed over blocks in fp32.
+No atomics anywhere: the same call gives the same bits. With `batch_invariant` a row's log-prob and
+its dL/dhidden have the same bits in any company: every matmul that makes rows is cut into pieces of
+one fixed number of rows, the last filled up.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from . import jit
 from .contracts import check_tensor
-
-# Blocks that stay in the last-level cache are the fastest (AMD Zen 3, 32 MiB, torch 2.13, fp32).
-WORKSPACE_BYTES = 16 << 20
-# Narrower blocks starve the matmul, so many rows may need more than the workspace asked for.
-MIN_BLOCK = 256
+from .head_blocks import Blocks, Call, Gradients
+from .logit_rows import (
+    ENTROPY,
+    LOGP,
+    LSE,
+    RowState,
+    Transform,
+    finish,
+    scale_rows,
+    seal_,
+    slopes_,
+    wide,
+)
+from .logprob_route import Route, choose_route
+from .pages import Pages
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class LogprobOutput(NamedTuple):
+    """All [T], nats, 0 in ignored rows, differentiable; None where not asked for."""
+
+    logprobs: Tensor
+    lse: Tensor | None
+    entropy: Tensor | None
 
 
 def linear_logprob_reference(
@@ -49,17 +78,25 @@ def linear_logprob_reference(
     head: Tensor,
     targets: Tensor,
     bias: Tensor | None = None,
-    ignore_index: int = -100,
-) -> Tensor:
-    """The same in eager PyTorch with all logits in memory.
-
-    hidden [T, D], head [V, D], targets [T], bias [V] -> [T].
-    """
-    logits = F.linear(hidden, head, bias).to(_wide(hidden.dtype))
-    counts = targets != ignore_index
+    ignore_index: int | None = -100,
+    *,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    return_lse: bool = False,
+    return_entropy: bool = False,
+) -> Tensor | LogprobOutput:
+    """The same in eager PyTorch with all logits in memory."""
+    logits = torch.nn.functional.linear(hidden, head, bias).to(wide(hidden.dtype))
+    logits, _ = Transform(softcap, temperature)(logits)
+    counts = torch.ones_like(targets, dtype=torch.bool)
+    if ignore_index is not None:
+        counts = targets != ignore_index
+    log_p, lse = logits.log_softmax(-1), logits.logsumexp(-1)
     index = torch.where(counts, targets, 0).long()
-    logp = logits.log_softmax(-1).gather(1, index[:, None]).squeeze(1)
-    return torch.where(counts, logp, 0.0)
+    logp = log_p.gather(1, index[:, None]).squeeze(1)
+    entropy = -torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0.0).sum(1)
+    logp, lse, entropy = (torch.where(counts, value, 0.0) for value in (logp, lse, entropy))
+    return _output(logp, lse, entropy, return_lse, return_entropy)
 
 
 def linear_logprob(
@@ -67,53 +104,233 @@ def linear_logprob(
     head: Tensor,
     targets: Tensor,
     bias: Tensor | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     *,
-    workspace_bytes: int = WORKSPACE_BYTES,
-) -> Tensor:
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    return_lse: bool = False,
+    return_entropy: bool = False,
+    workspace_bytes: int | None = None,
+    overwrite_hidden: bool = False,
+    batch_invariant: bool = False,
+) -> Tensor | LogprobOutput:
     """Log-probs [T] of `targets`, nats, fp32 (fp64 for fp64 input); 0 where the target is ignored.
 
     hidden [T, D] fp32, bf16, fp16 or fp64; head [V, D] and bias [V] of the same dtype and device;
-    targets [T] int64 or int32, each in 0..V-1 or `ignore_index`. Any strides. No rows, or none that
-    counts: zeros, and zero gradients. Differentiable once, for hidden, head and bias.
+    targets [T] int64 or int32, each in 0..V-1 or `ignore_index`. No rows, or none that counts:
+    zeros, and zero gradients. Differentiable once, for hidden, head and bias. With `return_lse` or
+    `return_entropy` a LogprobOutput, its fields differentiable too; their gradients make the logits
+    again.
 
-    Extra memory: the logits of the formula above, some [N, D] for the N rows that count, and the
-    gradients. On a GPU it waits for the device twice (to count rows, to check targets).
+    ignore_index None: every row counts; then a GPU is not waited for, and does not check the range
+    of targets. Otherwise it is waited for once, to count rows and check targets.
+    workspace_bytes: bytes for blocks of logits, as in the formula above; MIN_COLUMNS columns of a
+    block are made whatever it says. Default: 4 MiB on a CPU, 256 MiB on a GPU; with a trainable
+    head four times that, or 5 V D if it is more, which is less than summing the head's gradient in
+    fp32 and rounding it would take.
+    overwrite_hidden: with a frozen head, dlogp/dhidden is written over `hidden`, whose values are
+    lost: for hidden states that nobody reads again. In-place autograd rules apply: RuntimeError in
+    backward where another operation has saved them.
+    batch_invariant: see above; costs the rows that fill up the last piece.
 
-    Raises ValueError, naming the argument, on wrong shapes, dtypes or devices, a target out of
-    range, or a DTensor.
+    Raises ValueError, naming the argument: wrong shapes, dtypes or devices; a target out of range;
+    a DTensor; on a GPU a head whose rows are not contiguous; temperature or softcap not above 0;
+    overwrite_hidden with a trainable head, a non-contiguous hidden, or return_lse, return_entropy.
     """
-    _check(hidden, head, targets, bias)
-    rows = (targets != ignore_index).nonzero().squeeze(1)
-    all_count = rows.numel() == targets.numel()
-    if not all_count:
-        hidden, chosen = hidden.index_select(0, rows), targets.index_select(0, rows)
-    else:
-        chosen = targets
-    _check_range(chosen, head.shape[0], ignore_index)
-    taken = route(hidden, head, bias, workspace_bytes)
-    if taken == "score":
+    transform = Transform(softcap, temperature)
+    _check(hidden, head, targets, bias, transform, workspace_bytes)
+    counts, rows = _counted(targets, ignore_index, head.shape[0])
+    num_rows = targets.shape[0] if rows is None else rows.shape[0]
+    keep_inputs = return_lse or return_entropy
+    taken = choose_route(
+        hidden, head, bias, num_rows, workspace_bytes, batch_invariant, keep_inputs
+    )
+    call = Call(transform, taken, counts, rows, batch_invariant, return_entropy, overwrite_hidden)
+    if overwrite_hidden:
+        _check_overwrite(hidden, taken, keep_inputs)
+    elif jit.runs_triton(hidden) and hidden.stride(1) != 1:
+        hidden = hidden.contiguous()
+    if taken.name == "score":
         # Detached, so that autograd does not keep a node that has nothing to give back.
         hidden, head, bias = hidden.detach(), head.detach(), None if bias is None else bias.detach()
-    logp = _LinearLogprob.apply(hidden, head, bias, chosen.long(), taken, workspace_bytes)
-    if all_count:
+    chosen = (targets if rows is None else targets.index_select(0, rows)).long().contiguous()
+    values = _LinearLogprob.apply(hidden, head, bias, chosen, call, keep_inputs)
+    if rows is not None:
+        values = [v.new_zeros(targets.shape[0]).index_copy(0, rows, v) for v in values]
+    return _output(*values, return_lse, return_entropy)
+
+
+def _output(logp, lse, entropy, return_lse, return_entropy) -> Tensor | LogprobOutput:
+    if not (return_lse or return_entropy):
         return logp
-    return logp.new_zeros(targets.shape[0]).index_copy(0, rows, logp)
+    return LogprobOutput(logp, lse if return_lse else None, entropy if return_entropy else None)
 
 
-def route(
-    hidden: Tensor, head: Tensor, bias: Tensor | None, workspace_bytes: int = WORKSPACE_BYTES
-) -> str:
-    """Which of "score", "frozen", "kept" and "recompute" (see above) these inputs take."""
-    if not torch.is_grad_enabled():
-        return "score"
-    if not head.requires_grad and not (bias is not None and bias.requires_grad):
-        return "frozen" if hidden.requires_grad else "score"
-    fits = hidden.shape[0] * head.shape[0] * _logit_bytes(hidden) <= workspace_bytes
-    return "kept" if fits else "recompute"
+def linear_logprob_route(
+    hidden: Tensor,
+    head: Tensor,
+    num_rows: int,
+    bias: Tensor | None = None,
+    *,
+    workspace_bytes: int | None = None,
+    batch_invariant: bool = False,
+    return_lse: bool = False,
+    return_entropy: bool = False,
+) -> Route:
+    """The route that `linear_logprob` takes for these inputs, of whose rows num_rows count."""
+    keep_inputs = return_lse or return_entropy
+    return choose_route(hidden, head, bias, num_rows, workspace_bytes, batch_invariant, keep_inputs)
 
 
-def _check(hidden: Tensor, head: Tensor, targets: Tensor, bias: Tensor | None) -> None:
+class _LinearLogprob(torch.autograd.Function):
+    """hidden [T, D], head [V, D], bias [V] or None, targets [N] int64 -> logp, lse, entropy [N]."""
+
+    @staticmethod
+    def forward(ctx, hidden, head, bias, targets, call, keep_inputs):
+        ctx.set_materialize_grads(False)
+        ctx.call, ctx.kept, slope = call, [], None
+        if call.route.name == "trainable":
+            facts, ctx.kept = _forward_by_columns(hidden, head, bias, targets, call)
+        else:
+            if call.route.name == "frozen":
+                slope = _slope_buffer(hidden, call)
+            facts = _forward_by_rows(hidden, head, bias, targets, call, slope)
+        if slope is not None and not keep_inputs:
+            ctx.save_for_backward(slope)
+        elif call.route.name != "score":
+            ctx.save_for_backward(slope, hidden, head, bias, targets, facts)
+        return facts[LOGP].clone(), facts[LSE].clone(), facts[ENTROPY].clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad, grad_lse, grad_entropy):
+        if grad is None and grad_lse is None and grad_entropy is None:
+            return (None,) * 6
+        slope, *inputs = ctx.saved_tensors
+        if slope is not None and grad_lse is None and grad_entropy is None:
+            return _scaled(slope, grad, ctx.call), None, None, None, None, None
+        facts, grads = inputs[-1], (grad, grad_lse, grad_entropy)
+        zero = torch.zeros_like(facts[0])
+        upstream = torch.stack([zero if g is None else g.to(zero) for g in grads])
+        # Kept exponentials serve the gradient of logp only; the others make the logits again.
+        kept = ctx.kept if grad_lse is None and grad_entropy is None else []
+        needs = ctx.needs_input_grad[:3]
+        return *_backward_by_columns(*inputs, upstream, ctx.call, kept, needs), None, None, None
+
+
+def _forward_by_rows(hidden, head, bias, targets, call, slope) -> Tensor:
+    """facts [7, N], and with `slope` [T, D] dlogp/dhidden there."""
+    blocks, step = Blocks(head, bias, call), call.route.rows
+    facts = torch.empty((7, targets.shape[0]), dtype=wide(hidden.dtype), device=hidden.device)
+    for start in range(0, targets.shape[0], step):
+        part = slice(start, start + step)
+        h, y = _take(hidden, call.rows, part), targets[part]
+        state, product = blocks.statistics(h, y, with_product=slope is not None)
+        out = None
+        if slope is not None:
+            out = slope[part] if call.rows is None else torch.empty_like(h)
+        facts[:, part] = finish(h, head, bias, y, state, call.transform, product, out)
+        if slope is not None and call.rows is not None:
+            slope.index_copy_(0, call.rows[part], out)
+    if slope is not None and call.overwrite and call.counts is not None:
+        slope.masked_fill_(~call.counts[:, None], 0.0)  # hidden states still, perhaps NaN
+    return facts
+
+
+def _slope_buffer(hidden: Tensor, call: Call) -> Tensor:
+    """[T, D], zero in rows that do not count: new, or `hidden` itself."""
+    if not call.overwrite:
+        return torch.empty_like(hidden) if call.rows is None else torch.zeros_like(hidden)
+    buffer = hidden.detach()
+    torch.autograd.graph.increment_version(buffer)
+    return buffer
+
+
+def _scaled(slope: Tensor, grad: Tensor, call: Call) -> Tensor:
+    """slope [T, D] times dL/dlogp [N] of its rows; in place when backward cannot come again."""
+    if call.rows is not None:
+        grad = grad.new_zeros(slope.shape[0]).index_copy(0, call.rows, grad)
+    out = torch.empty_like(slope) if _graph_is_kept() else slope
+    return scale_rows(slope, grad.contiguous(), out)
+
+
+def _graph_is_kept() -> bool:
+    """Whether the backward pass that runs may be followed by another (retain_graph)."""
+    try:
+        return bool(torch._C._autograd._get_current_graph_task_keep_graph())
+    except AttributeError:  # not public: without it, memory for one more [T, D]
+        return True
+
+
+class _Kept(NamedTuple):
+    """Exponentials [N, C] of the columns from `first` on; p = rate [N] times them."""
+
+    first: int
+    x: Tensor
+    rate: Tensor
+    pages: Pages | None
+
+    def release(self) -> None:
+        """Gives the memory back. The block must not be read again."""
+        if self.pages is not None and self.x.is_contiguous():
+            start = self.x.storage_offset()
+            self.pages.release(start, start + self.x.numel())
+
+
+def _forward_by_columns(hidden, head, bias, targets, call) -> tuple[Tensor, list]:
+    """facts [7, N], and what is kept for the backward pass."""
+    route, blocks, num_classes = call.route, Blocks(head, bias, call), head.shape[0]
+    h = _take(hidden, call.rows, slice(None))
+    if targets.shape[0] == 0:
+        return torch.zeros((7, 0), dtype=wide(hidden.dtype), device=hidden.device), []
+    if route.fused:
+        state, kept = blocks.fused(h, targets, store=True)
+    else:
+        state = RowState.empty(targets.shape[0], hidden, call.with_entropy)
+        kept = []
+        pages = Pages(h.shape[0] * blocks.stride(route.kept), blocks.narrow, h.device)
+        for first in range(0, route.kept, max(route.kept_columns, 1)):
+            width = min(route.kept_columns, route.kept - first)
+            x = blocks.view(pages.elements[h.shape[0] * first :], h.shape[0], width)
+            blocks.exponentials_(x, h, targets, first, state)
+            kept.append((first, x, state.top.clone(), pages))
+        for first in range(route.kept, num_classes, max(route.columns, 1)):
+            x = blocks.workspace(h, min(route.columns, num_classes - first))
+            blocks.exponentials_(x, h, targets, first, state, store=False)
+    facts = finish(h, head, bias, targets, state, call.transform)
+    return facts, [
+        _Kept(first, x, seal_(x, targets, first, top, facts), pages)
+        for first, x, top, pages in kept
+    ]
+
+
+def _backward_by_columns(hidden, head, bias, targets, facts, upstream, call, kept, needs):
+    """Gradients of hidden [T, D], head and bias; `needs` says which."""
+    num_classes = head.shape[0]
+    h = _take(hidden, call.rows, slice(None))
+    into = Gradients(h, head, bias, call, needs)
+    reached, keep_graph = sum(block.x.shape[1] for block in kept), _graph_is_kept()
+    if targets.shape[0]:
+        for block in kept:
+            into.add_exponentials(block.first, block.x, -upstream[0] * block.rate)
+            if not keep_graph:
+                block.release()
+        columns = call.route.columns or num_classes
+        for first in range(reached, num_classes, columns):
+            x = into.blocks.workspace(h, min(columns, num_classes - first))
+            into.blocks.logits(x, h, first)
+            own = into.blocks.bias_of(first, x.shape[1])
+            slopes_(x, own, targets, first, facts, upstream, call.transform)
+            into.add_slopes(first, x)
+    return into.results(hidden.shape[0])
+
+
+def _take(hidden: Tensor, rows: Tensor | None, part: slice) -> Tensor:
+    """Those rows of `hidden` that count and stand at `part` among them."""
+    return hidden[part] if rows is None else hidden.index_select(0, rows[part])
+
+
+def _check(hidden, head, targets, bias, transform: Transform, workspace_bytes) -> None:
     check_tensor("hidden", hidden, ("T", "D"), _FLOATS)
     (num_rows, width), like = hidden.shape, ((hidden.dtype,), hidden.device)
     check_tensor("head", head, ("V", width), *like)
@@ -122,162 +339,48 @@ def _check(hidden: Tensor, head: Tensor, targets: Tensor, bias: Tensor | None) -
         check_tensor("bias", bias, (head.shape[0],), *like)
     if head.shape[0] == 0:
         raise ValueError("head: no rows, wanted at least one")
+    if jit.runs_triton(head) and head.stride(1) != 1:
+        raise ValueError(f"head: strides {head.stride()}, wanted rows with columns side by side")
+    if transform.softcap is not None and not 0 < transform.softcap < float("inf"):
+        raise ValueError(f"softcap: {transform.softcap}, wanted a number above 0, or None")
+    if not 0 < transform.temperature < float("inf"):
+        raise ValueError(f"temperature: {transform.temperature}, wanted a number above 0")
+    if workspace_bytes is not None and workspace_bytes < 0:
+        raise ValueError(f"workspace_bytes: {workspace_bytes}, wanted 0 or more, or None")
 
 
-def _check_range(targets: Tensor, num_classes: int, ignore_index: int) -> None:
-    if targets.numel() == 0:
-        return
-    low, high = (int(end) for end in torch.aminmax(targets))
+def _check_overwrite(hidden: Tensor, route: Route, with_more: bool) -> None:
+    if route.name != "frozen":
+        raise ValueError(
+            f"overwrite_hidden: this call takes the route {route.name!r}, wanted one where hidden "
+            "needs a gradient and the head is frozen (not fp16)"
+        )
+    if with_more:
+        raise ValueError("overwrite_hidden: found return_lse or return_entropy, wanted neither")
+    if not hidden.is_contiguous():
+        raise ValueError(
+            f"overwrite_hidden: hidden has strides {hidden.stride()}, wanted contiguous"
+        )
+
+
+def _counted(
+    targets: Tensor, ignore_index: int | None, num_classes: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Which rows count, [T] bool and their indices [N]; None, None when all do. Checks the
+    range.
+    """
+    if targets.numel() == 0 or (ignore_index is None and targets.is_cuda):
+        return None, None
+    counts = torch.ones_like(targets, dtype=torch.bool)
+    if ignore_index is not None:
+        counts = targets != ignore_index
+    inside = torch.where(counts, targets, 0)
+    # One transfer, so that a GPU is waited for once.
+    number, low, high = torch.stack((counts.sum(), inside.amin(), inside.amax())).tolist()
     if low < 0 or high >= num_classes:
-        found = low if low < 0 else high
-        raise ValueError(f"targets: {found}, wanted 0..{num_classes - 1} or {ignore_index}")
-
-
-class _LinearLogprob(torch.autograd.Function):
-    """hidden [N, D], head [V, D], bias [V] or None, targets [N] int64 -> [N]; every row counts."""
-
-    @staticmethod
-    def forward(ctx, hidden, head, bias, targets, taken, workspace_bytes):
-        num_rows, num_classes = hidden.shape[0], head.shape[0]
-        block = workspace_bytes // (max(num_rows, 1) * _logit_bytes(hidden))
-        block = num_classes if taken == "kept" else min(max(block, MIN_BLOCK), num_classes)
-        blocks = _Blocks(hidden, head, bias, block)
-
-        top = torch.full((num_rows, 1), torch.finfo(blocks.wide).min, **blocks.like)
-        total, target_z = torch.zeros((2, num_rows, 1), **blocks.like)
-        product = torch.zeros(hidden.shape, **blocks.like) if taken == "frozen" else None
-        for start in range(0, num_classes, block):
-            z = blocks.logits(start)
-            inside, cell = _cells(targets, start, z.shape[1])
-            found = z.gather(1, cell)
-            target_z = torch.where(inside, found, target_z)
-            z.scatter_(1, cell, torch.where(inside, float("-inf"), found))
-            new_top = torch.maximum(top, z.amax(1, keepdim=True))
-            expz = z.sub_(new_top).exp_()
-            shrink = (top - new_top).exp_()
-            total = total * shrink + expz.sum(1, keepdim=True)
-            top = new_top
-            if product is not None:
-                blocks.add_product(product.mul_(shrink), expz, start)
-
-        # From here on relative to top: at logits of 100 a log-sum-exp itself has lost two digits.
-        target_z, rest = target_z - top, total.log()
-        lse = torch.logaddexp(target_z, rest)
-        miss = (rest - lse).exp_()  # 1 - p of the target
-        ctx.taken, ctx.block = taken, block
-        if taken == "frozen":
-            slope = miss * head.index_select(0, targets) - (-lse).exp_() * product
-            ctx.save_for_backward(slope.to(hidden.dtype))
-        elif taken == "kept":
-            probs = expz.mul_((-lse).exp_()).scatter_(1, targets[:, None], -miss)
-            ctx.save_for_backward(hidden, head, bias, targets, probs.to(blocks.narrow))
-        elif taken == "recompute":
-            ctx.save_for_backward(hidden, head, bias, targets, top, lse, miss)
-        return F.logsigmoid(target_z - rest).squeeze(1)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        grad = grad[:, None]
-        if ctx.taken == "frozen":
-            (slope,) = ctx.saved_tensors
-            return (grad * slope).to(slope.dtype), None, None, None, None, None
-        return *_backward(ctx, -grad), None, None, None
-
-
-def _backward(ctx, scale: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of hidden, head and bias; scale [N, 1] is -dL/dlogp.
-
-    dL/dz = scale * probs, where probs holds -(1 - p) in the target's cell.
-    """
-    hidden, head, bias, targets, *saved = ctx.saved_tensors
-    need_hidden, need_head, need_bias = ctx.needs_input_grad[:3]
-    blocks = _Blocks(hidden, head, bias, ctx.block)
-    product = torch.zeros(hidden.shape, **blocks.like) if need_hidden else None
-    grad_head = torch.empty_like(head) if need_head else None
-    grad_bias = torch.empty_like(bias) if need_bias else None
-    # Scaling the narrow [N, D] side spares a pass over the [N, block] side.
-    scaled = (scale * hidden).to(blocks.narrow)
-    for start in range(0, head.shape[0], ctx.block):
-        probs = saved[0] if ctx.taken == "kept" else _probs(blocks, start, targets, *saved)
-        columns = slice(start, start + probs.shape[1])
-        if need_hidden:
-            blocks.add_product(product, probs, start)
-        if need_head:
-            grad_head[columns].copy_(probs.T @ scaled)
-        if need_bias:
-            grad_bias[columns].copy_((probs.T @ scale.to(probs.dtype)).squeeze(1))
-    grad_hidden = product.mul_(scale).to(hidden.dtype) if need_hidden else None
-    return grad_hidden, grad_head, grad_bias
-
-
-def _probs(
-    blocks: _Blocks, start: int, targets: Tensor, top: Tensor, lse: Tensor, miss: Tensor
-) -> Tensor:
-    """[N, block] probabilities in the matmul's dtype; -(1 - p) in the target's cell."""
-    probs = blocks.logits(start).sub_(top).sub_(lse).exp_()
-    inside, cell = _cells(targets, start, probs.shape[1])
-    probs.scatter_(1, cell, torch.where(inside, -miss, probs.gather(1, cell)))
-    return probs.to(blocks.narrow)
-
-
-def _cells(targets: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:
-    """[N, 1]: whether a row's target is in this block, and a cell of the block for each row."""
-    cell = targets[:, None] - start
-    return (cell >= 0) & (cell < width), cell.clamp(0, width - 1)
-
-
-class _Blocks:
-    """The matmuls with the head, block by block of the vocabulary, in one [N, block] workspace."""
-
-    def __init__(self, hidden: Tensor, head: Tensor, bias: Tensor | None, block: int) -> None:
-        self.wide, self.narrow = _wide(hidden.dtype), matmul_dtype(hidden)
-        self.like = {"dtype": self.wide, "device": hidden.device}
-        self.hidden = hidden.to(self.narrow)
-        self.head, self.bias, self.block = head, bias, min(block, head.shape[0])
-        self._workspace = torch.empty(0, **self.like)
-
-    def rows(self, start: int) -> Tensor:
-        return self.head[start : start + self.block].to(self.narrow)
-
-    def logits(self, start: int) -> Tensor:
-        """[N, block] in the wide dtype; overwritten by the next call."""
-        rows = self.rows(start)
-        shape = (self.hidden.shape[0], rows.shape[0])
-        if not self._workspace.numel():
-            self._workspace = torch.empty(shape[0] * self.block, **self.like)
-        z = self._workspace[: shape[0] * shape[1]].view(shape)
-        if self.wide == self.narrow:
-            torch.mm(self.hidden, rows.T, out=z)
-        else:
-            z.copy_(self.hidden @ rows.T)
-        return z if self.bias is None else z.add_(self.bias[start : start + self.block])
-
-    def add_product(self, out: Tensor, probs: Tensor, start: int) -> None:
-        """out [N, D] += probs [N, block] @ head's block."""
-        if self.wide == self.narrow:
-            out.addmm_(probs, self.rows(start))
-        else:
-            out.add_(probs.to(self.narrow) @ self.rows(start))
-
-
-def matmul_dtype(hidden: Tensor) -> torch.dtype:
-    """The dtype of the matmuls: that of `hidden`, but fp32 for half precision on an older CPU.
-
-    Without AVX-512 PyTorch's half-precision matmul is slower than fp32 (AMD Zen 3, torch 2.13: 10
-    against 45 GFLOP/s), while widening a block of the head costs one pass over it.
-    """
-    on_cpu = hidden.device.type == "cpu"
-    if on_cpu and "AVX512" not in torch.backends.cpu.get_cpu_capability():
-        return _wide(hidden.dtype)
-    return hidden.dtype
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _logit_bytes(hidden: Tensor) -> int:
-    """Bytes of a logit while its block is worked on: wide, and the matmul's own if they differ."""
-    wide, narrow = _wide(hidden.dtype), matmul_dtype(hidden)
-    return wide.itemsize + (0 if wide == narrow else narrow.itemsize)
+        wanted = f"0..{num_classes - 1}" + ("" if ignore_index is None else f" or {ignore_index}")
+        raise ValueError(f"targets: {low if low < 0 else high}, wanted {wanted}")
+    if number == targets.numel():
+        return None, None
+    rows = torch.argsort((~counts).to(torch.uint8), stable=True)[:number]
+    return counts, rows

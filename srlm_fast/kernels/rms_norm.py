@@ -1,13 +1,32 @@
-"""RMSNorm: y = x / sqrt(mean(x^2) + eps) * w   (arXiv 1910.07467, eq. 4).
+"""RMSNorm: y = x / sqrt(mean(x^2) + eps) * w   (arXiv 1910.07467, eq. 4), and the same of a sum.
 
 x [..., D], w [D]. The mean and the division are in fp32, the product with w in the dtype of x, as
-Llama does.
+Llama does. With r = 1 / sqrt(mean(x^2) + eps), n = r x and the upstream gradient g of y,
+
+    dL/dw_j = sum over rows of g_j n_j
+    dr/dx_j = -r^3 x_j / D,    hence
+    dL/dx_j = sum_i g_i w_i dn_i/dx_j = r (g_j w_j - n_j mean_i(g_i w_i n_i))
+
+The residual form norms s = x + residual (rounded to their dtype) and returns s beside y. With the
+upstream gradient h of s, dL/dx = dL/dresidual = dL/ds + h.
+
+Triton: one read of x and one write of y forward, x, g and the gradient once each backward; fp32
+inside, n rounded before it meets w. Backward keeps x (or s, an output anyhow) and r, 4 bytes a row.
+Each program adds up dL/dw of its rows in registers, a second pass adds the programs up, in order:
+no atomics, so the same bits every time.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from . import jit
+from .contracts import check_tensor
+from .jit import tl, triton
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MAX_WIDTH = 16384  # of a row in one program's registers; wider ones run in PyTorch
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -17,10 +36,214 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * (wide * scale).to(x.dtype)
 
 
+def rms_norm_residual_reference(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """x, residual [..., D], weight [D] -> the norm of their sum, their sum."""
+    total = x + residual
+    return rms_norm_reference(total, weight, eps), total
+
+
+# Streaming multiprocessors by arch, for as many programs backward as run at once. Neither this nor
+# the tile below is measured on a GPU yet; both follow from 16 values a thread and 32 warps an SM.
+_SMS = {80: 108, 90: 132, 100: 148}
+
+
+def _tile(width: int) -> tuple[int, int, int]:
+    """Rows a program holds at a time, their width padded to a power of two, warps."""
+    block = max(triton.next_power_of_2(width), 16)
+    return max(2048 // block, 1), block, min(max(block // 512, 4), 32)
+
+
+def _num_programs(num_tiles: int, num_warps: int) -> int:
+    sms = _SMS[max(key for key in _SMS if key <= max(jit.arch(), 80))]
+    return min(num_tiles, sms * (32 // num_warps))
+
+
+@triton.jit
+def _forward_kernel(
+    x_ptr, residual_ptr, weight_ptr, y_ptr, total_ptr, rstd_ptr,
+    eps,
+    num_rows, width, inner,
+    x_outer, x_inner, residual_outer, residual_inner,
+    HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    # Two-dimensional from the start: a vector would be laid out anew before it meets a tile.
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    outer, within = (rows // inner).to(tl.int64), (rows % inner).to(tl.int64)
+    cols = tl.arange(0, BLOCK)[None, :]
+    live, inside = rows < num_rows, cols < width
+    at = outer * x_outer + within * x_inner + cols
+    dense = rows.to(tl.int64) * width + cols
+    dtype = y_ptr.dtype.element_ty
+
+    x = tl.load(x_ptr + at, mask=live & inside, other=0.0)
+    if HAS_RESIDUAL:
+        at = outer * residual_outer + within * residual_inner + cols
+        residual = tl.load(residual_ptr + at, mask=live & inside, other=0.0)
+        x = (x.to(tl.float32) + residual.to(tl.float32)).to(dtype)
+        tl.store(total_ptr + dense, x, mask=live & inside)
+    x = x.to(tl.float32)
+    rstd = tl.rsqrt(tl.sum(x * x, axis=1, keep_dims=True) / width + eps)
+    tl.store(rstd_ptr + rows, rstd, mask=live)
+    weight = tl.load(weight_ptr + cols, mask=inside, other=0.0).to(tl.float32)
+    y = (x * rstd).to(dtype).to(tl.float32) * weight
+    tl.store(y_ptr + dense, y.to(dtype), mask=live & inside)
+
+
+@triton.jit
+def _backward_kernel(
+    grad_ptr, grad_total_ptr, x_ptr, weight_ptr, rstd_ptr, out_ptr, parts_ptr,
+    num_rows, width, inner, num_tiles,
+    grad_outer, grad_inner, total_outer, total_inner, x_outer, x_inner,
+    HAS_GRAD_TOTAL: tl.constexpr, HAS_PARTS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    own_rows = tl.arange(0, ROWS)[:, None]
+    cols = tl.arange(0, BLOCK)[None, :]
+    inside = cols < width
+    parts = tl.zeros((ROWS, BLOCK), tl.float32)
+    for tile in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
+        rows = tile * ROWS + own_rows
+        live = rows < num_rows
+        outer, within = (rows // inner).to(tl.int64), (rows % inner).to(tl.int64)
+        at = outer * x_outer + within * x_inner + cols
+        x = tl.load(x_ptr + at, mask=live & inside, other=0.0).to(tl.float32)
+        at = outer * grad_outer + within * grad_inner + cols
+        grad = tl.load(grad_ptr + at, mask=live & inside, other=0.0).to(tl.float32)
+        rstd = tl.load(rstd_ptr + rows, mask=live, other=0.0)
+
+        normed = x * rstd
+        if HAS_PARTS:
+            parts += grad * normed
+        # Read in every round: held in registers it would halve the programs that run at once.
+        grad *= tl.load(weight_ptr + cols, mask=inside, other=0.0).to(tl.float32)
+        shared = tl.sum(grad * normed, axis=1, keep_dims=True) / width
+        out = rstd * (grad - normed * shared)
+        if HAS_GRAD_TOTAL:
+            at = outer * total_outer + within * total_inner + cols
+            out += tl.load(grad_total_ptr + at, mask=live & inside, other=0.0).to(tl.float32)
+        out = out.to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + rows.to(tl.int64) * width + cols, out, mask=live & inside)
+    if HAS_PARTS:
+        parts_ptr += tl.program_id(0).to(tl.int64) * width
+        tl.store(parts_ptr + cols, tl.sum(parts, axis=0, keep_dims=True), mask=inside)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[outer, inner, D] with columns side by side: a copy only where there are other strides."""
+    if x.stride(-1) != 1 or x.ndim > 3:
+        x = x.contiguous()
+    return x if x.ndim == 3 else x.view(-1, 1, x.shape[-1])
+
+
+def _launch_forward(x, residual, weight, eps):
+    """-> y, x + residual (x itself without one), r [N]; the first two in the shape of x."""
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    total = x if residual is None else torch.empty_like(y)
+    # What is absent gets a place of something that is there: the kernel does not look at it.
+    x_3d, residual_3d = _rows(x), _rows(x if residual is None else residual)
+    outer, inner, width = x_3d.shape
+    rstd = torch.empty(outer * inner, dtype=torch.float32, device=x.device)
+    rows, block, num_warps = _tile(width)
+    if len(rstd):
+        _forward_kernel[(triton.cdiv(len(rstd), rows),)](
+            x_3d, residual_3d, weight, y, total, rstd,
+            eps,
+            len(rstd), width, inner,
+            *x_3d.stride()[:2], *residual_3d.stride()[:2],
+            HAS_RESIDUAL=residual is not None, ROWS=rows, BLOCK=block, num_warps=num_warps,
+        )  # fmt: skip
+    return y, total, rstd
+
+
+def _launch_backward(grad, grad_total, x, weight, rstd, needs_weight):
+    """-> dL/dx in the shape of x; dL/dw, or None."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    x, grad_3d = _rows(x), _rows(grad)
+    total_3d = grad_3d if grad_total is None else _rows(grad_total)
+    inner, width = x.shape[1:]
+    rows, block, num_warps = _tile(width)
+    num_tiles = triton.cdiv(len(rstd), rows)
+    num_programs = _num_programs(num_tiles, num_warps)
+    parts = rstd.new_empty(num_programs if needs_weight else 0, width)
+    if num_tiles:
+        _backward_kernel[(num_programs,)](
+            grad_3d, total_3d, x, weight, rstd, out, parts,
+            len(rstd), width, inner, num_tiles,
+            *grad_3d.stride()[:2], *total_3d.stride()[:2], *x.stride()[:2],
+            HAS_GRAD_TOTAL=grad_total is not None, HAS_PARTS=needs_weight,
+            ROWS=rows, BLOCK=block, num_warps=num_warps,
+        )  # fmt: skip
+    return out, parts.sum(0).to(weight.dtype) if needs_weight else None
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        y, _, rstd = _launch_forward(x, None, weight, eps)
+        ctx.save_for_backward(x, weight, rstd)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight, rstd = ctx.saved_tensors
+        return *_launch_backward(grad, None, x, weight, rstd, ctx.needs_input_grad[1]), None
+
+
+class _RmsNormResidual(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, residual, weight, eps):
+        y, total, rstd = _launch_forward(x, residual, weight, eps)
+        ctx.save_for_backward(total, weight, rstd)
+        ctx.set_materialize_grads(False)  # zeros would be read from memory
+        return y, total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad, grad_total):
+        total, weight, rstd = ctx.saved_tensors
+        if grad is None:
+            return grad_total, grad_total, None, None
+        out, grad_weight = _launch_backward(
+            grad, grad_total, total, weight, rstd, ctx.needs_input_grad[2]
+        )
+        return out, out, grad_weight, None
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x [..., D], weight [D] -> [..., D] in the dtype of x. Raises ValueError when the widths
-    differ.
+    """x [..., D], weight [D] of the same dtype -> [..., D] in that dtype.
+
+    Differentiable once on a GPU. Rows may be strided as they like, also [T, H, D] cut out of a
+    wider [T, *]. No rows: no rows, and a weight gradient of 0. Raises ValueError naming the
+    argument: a shape or a device that does not fit, a dtype, a DTensor.
     """
-    if x.shape[-1] != weight.shape[0]:
-        raise ValueError(f"weight: width {weight.shape[0]}, wanted {x.shape[-1]} as in x")
+    _check(x, weight)
+    if _in_triton(x):
+        return _RmsNorm.apply(x, weight, eps)
     return rms_norm_reference(x, weight, eps)
+
+
+def rms_norm_residual(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """x, residual [..., D], weight [D] -> rms_norm(x + residual), x + residual.
+
+    One kernel, one read of each: what a block of a decoder does between its two halves. Otherwise
+    as `rms_norm`.
+    """
+    _check(x, weight)
+    check_tensor("residual", residual, x.shape, (x.dtype,), x.device)
+    if _in_triton(x):
+        return _RmsNormResidual.apply(x, residual, weight, eps)
+    return rms_norm_residual_reference(x, residual, weight, eps)
+
+
+def _check(x: Tensor, weight: Tensor) -> None:
+    check_tensor("x", x, getattr(x, "shape", ()) or ("...", "D"), DTYPES)
+    check_tensor("weight", weight, x.shape[-1:], (x.dtype,), x.device)
+
+
+def _in_triton(x: Tensor) -> bool:
+    return jit.runs_triton(x) and x.dtype != torch.float64 and 0 < x.shape[-1] <= MAX_WIDTH

@@ -4,13 +4,24 @@ checkpoints use).
 For head x [K] at position p with angles a_i = p * f_i, i < K/2:
     y[i]       = x[i] * cos a_i - x[i + K/2] * sin a_i
     y[i + K/2] = x[i + K/2] * cos a_i + x[i] * sin a_i
-Angles, cosines and sines are fp32; the product is taken in the dtype of x, as transformers does.
+Angles, cosines and sines are fp32. Eager PyTorch takes the product in the dtype of x, as
+transformers does; Triton in fp32, rounding once.
+
+The rotation is linear and its matrix is (with scaled cosines and sines, but for that scale)
+orthogonal: backward is the transposed one, the rotation of the gradient by -a. It keeps cos and sin
+only, which get no gradient.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from . import jit
+from .contracts import check_tensor
+from .jit import tl, triton
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def rope_angles(
@@ -28,11 +39,121 @@ def rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * c - second * s, second * c + first * s), dim=-1)
 
 
+def _num_warps(heads: int, half: int) -> int:
+    """16 pairs a thread; not measured on a GPU yet, the same for every architecture."""
+    return min(max(heads * half // 512, 1), 16)
+
+
+@triton.jit
+def _rotate(
+    x_ptr, y_ptr, cos, sin,
+    token, num_heads, half,
+    stride_token, stride_head,
+    HEADS: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    heads, cols = tl.arange(0, HEADS).to(tl.int64)[:, None], tl.arange(0, HALF)[None, :]
+    mask = (heads < num_heads) & (cols < half)
+    x_ptr += token * stride_token + heads * stride_head + cols
+    first = tl.load(x_ptr, mask=mask, other=0.0).to(tl.float32)
+    second = tl.load(x_ptr + half, mask=mask, other=0.0).to(tl.float32)
+    y_ptr += (token * num_heads + heads) * (2 * half) + cols
+    dtype = y_ptr.dtype.element_ty
+    tl.store(y_ptr, (first * cos - second * sin).to(dtype), mask=mask)
+    tl.store(y_ptr + half, (second * cos + first * sin).to(dtype), mask=mask)
+
+
+@triton.jit
+def _rope_kernel(
+    q_ptr, k_ptr, cos_ptr, sin_ptr, q_out_ptr, k_out_ptr,
+    num_q_heads, num_k_heads, half,
+    q_token, q_head, k_token, k_head, cos_token, sin_token,
+    BACK: tl.constexpr, HAS_K: tl.constexpr,
+    Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """One token: its cosines and sines are read once for all heads."""
+    token = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, HALF)
+    cos = tl.load(cos_ptr + token * cos_token + cols, mask=cols < half, other=0.0)
+    sin = tl.load(sin_ptr + token * sin_token + cols, mask=cols < half, other=0.0)
+    cos, sin = cos.to(tl.float32)[None, :], sin.to(tl.float32)[None, :]
+    if BACK:
+        sin = -sin
+    _rotate(q_ptr, q_out_ptr, cos, sin, token, num_q_heads, half, q_token, q_head, Q_HEADS, HALF)
+    if HAS_K:
+        _rotate(
+            k_ptr, k_out_ptr, cos, sin, token, num_k_heads, half, k_token, k_head, K_HEADS, HALF
+        )
+
+
+def _launch(q, k, cos, sin, back):
+    """q [T, H, K], k [T, G, K] or None -> the same, rotated, contiguous."""
+    q, cos, sin = _dense(q), _dense(cos), _dense(sin)
+    k_in = q if k is None else _dense(k)
+    q_out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    k_out = q_out if k is None else torch.empty(k.shape, dtype=k.dtype, device=k.device)
+    num_tokens, num_heads, width = q.shape
+    sizes = (num_heads, k_in.shape[1], width // 2)
+    q_heads, k_heads, half = (triton.next_power_of_2(max(size, 1)) for size in sizes)
+    if num_tokens:
+        _rope_kernel[(num_tokens,)](
+            q, k_in, cos, sin, q_out, k_out,
+            num_heads, k_in.shape[1], width // 2,
+            *q.stride()[:2], *k_in.stride()[:2], cos.stride(0), sin.stride(0),
+            BACK=back, HAS_K=k is not None, Q_HEADS=q_heads, K_HEADS=k_heads, HALF=half,
+            num_warps=_num_warps(q_heads, half),
+        )  # fmt: skip
+    return q_out, None if k is None else k_out
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Columns side by side; the other strides stay."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+class _Rope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return _launch(q, k, cos, sin, back=False)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_q, grad_k):
+        return *_launch(grad_q, grad_k, *ctx.saved_tensors, back=True), None, None
+
+
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [T, H, K], cos and sin [T, K/2] -> [T, H, K]. Raises ValueError when the shapes do not
-    match.
+    """x [T, H, K], cos and sin [T, K/2] fp32 or in the dtype of x -> [T, H, K].
+
+    Any strides; heads cut out of a fused projection are not copied. Differentiable once on a GPU.
+    Raises ValueError naming the argument: a shape or a device that does not fit, a dtype, a
+    DTensor, a cos or sin that requires a gradient.
     """
-    wanted = (x.shape[0], x.shape[-1] // 2)
-    if cos.shape != wanted or sin.shape != wanted:
-        raise ValueError(f"cos, sin: {tuple(cos.shape)}, {tuple(sin.shape)}, wanted {wanted}")
+    _check("x", x, cos, sin)
+    if _in_triton(x):
+        return _Rope.apply(x, None, cos, sin)[0]
     return rope_reference(x, cos, sin)
+
+
+def rope_qk(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """q [T, H, K], k [T, G, K], cos and sin [T, K/2] -> both rotated, in one launch. See `rope`."""
+    _check("q", q, cos, sin)
+    check_tensor("k", k, (q.shape[0], "G", q.shape[2]), (q.dtype,), q.device)
+    if _in_triton(q):
+        return _Rope.apply(q, k, cos, sin)
+    return rope_reference(q, cos, sin), rope_reference(k, cos, sin)
+
+
+def _check(name: str, x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    check_tensor(name, x, ("T", "H", "K"), DTYPES)
+    if x.shape[2] % 2:
+        raise ValueError(f"{name}: width {x.shape[2]}, wanted an even one")
+    for angle_name, angle in (("cos", cos), ("sin", sin)):
+        wanted = (x.shape[0], x.shape[2] // 2)
+        check_tensor(angle_name, angle, wanted, (torch.float32, x.dtype), x.device)
+        if angle.requires_grad:
+            raise ValueError(f"{angle_name}: requires a gradient, wanted a constant")
+
+
+def _in_triton(x: Tensor) -> bool:
+    return jit.runs_triton(x) and x.dtype != torch.float64

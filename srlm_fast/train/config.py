@@ -69,15 +69,18 @@ class SftConfig(TrainConfig):
 class DpoConfig(TrainConfig):
     """Preference training; defaults are the paper's (arXiv 2401.10020, section 3.1.3).
 
-    loss, beta, label_smoothing as in `srlm_fast.kernels.dpo_loss`; with `length_normalized`
-    log-ratios are means over response tokens, the form of IPO that its authors use.
+    loss, beta, label_smoothing, gamma and nll_weight as in `srlm_fast.kernels.dpo_loss`; with
+    `length_normalized` log-ratios are means over response tokens, the form of IPO that its authors
+    use. SimPO wants other sizes than the rest: a beta of 2 and more, a gamma around half of it.
     """
 
     learning_rate: float = 1e-6
     loss: str = "sigmoid"
     beta: float = 0.1
     label_smoothing: float = 0.0
-    length_normalized: bool = False
+    length_normalized: bool = False  # simpo always is
+    gamma: float = 0.0  # simpo's target margin; the others have none
+    nll_weight: float = 0.0  # of the mean NLL of the chosen response, added to each pair's loss
     batch_pairs: int = 16
 
     def __post_init__(self) -> None:
@@ -86,6 +89,11 @@ class DpoConfig(TrainConfig):
             "loss": (self.loss in LOSSES, f"one of {', '.join(LOSSES)}"),
             "beta": (0 < self.beta < float("inf"), "above 0"),
             "label_smoothing": (0 <= self.label_smoothing < 0.5, "0 <= e < 0.5"),
+            "gamma": (
+                self.gamma == 0 or (self.loss == "simpo" and 0 < self.gamma < float("inf")),
+                "0, or with simpo a number above it",
+            ),
+            "nll_weight": (0 <= self.nll_weight < float("inf"), "0 or more"),
             "batch_pairs": (self.batch_pairs >= 1, "1 or more"),
         }
         self._refuse(ranges)

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from srlm_fast.kernels import dpo_loss
+from srlm_fast.kernels import dpo_loss_tokens
 from srlm_fast.model import Model
 
 from .config import DpoConfig
-from .logps import sequence_logps
+from .logps import sequence_logps, token_logps
 from .packing import (
     Ints,
     MicroBatch,
@@ -90,7 +91,8 @@ def train_dpo(
 
     ref_logps: (chosen, rejected), [P] each, as `pair_logps` gives them; without them the reference
     is the model as it is now, and the first step's loss is ln 2 (sigmoid loss, no dropout). The
-    loss of a step is the mean over its pairs, weighted by `weight`. The other arguments, the
+    loss of simpo has no reference: there it only is what the reported log-ratios are relative to.
+    The loss of a step is the mean over its pairs, weighted by `weight`. The other arguments, the
     guarantees and the errors are those of `train_sft`; ref_logps of wrong shape raise ValueError.
     """
     config = config or DpoConfig()
@@ -155,27 +157,34 @@ class DpoTask:
         return float(self.weights[items].sum())
 
     def objective(self, model: Model, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        logp_P2 = sequence_logps(model, micro_batch).view(-1, 2)
         items = torch.from_numpy(micro_batch.items)
         assert self.ref_logps is not None
-        ref_P2 = self.ref_logps[items].to(logp_P2)
+        logp_N = token_logps(model, micro_batch)
+        ref_P2 = self.ref_logps[items].to(logp_N)
         labels, weights = (
-            torch.from_numpy(values[micro_batch.items]).to(logp_P2)
+            torch.from_numpy(values[micro_batch.items]).to(logp_N)
             for values in (self.labels, self.weights)
         )
-        lengths = _columns(micro_batch.response_lengths.view(-1, 2))
-        out = dpo_loss(
-            _columns(logp_P2),
-            _columns(ref_P2),
+        counts_S = micro_batch.response_lengths
+        out = dpo_loss_tokens(
+            logp_N,
+            F.pad(counts_S.cumsum(0), (1, 0)),
+            torch.arange(len(counts_S), device=logp_N.device).view(-1, 2),
+            None if self.config.loss == "simpo" else ref_P2.view(-1),
             self.config.loss,
             self.config.beta,
             label_smoothing=self.config.label_smoothing,
             labels=labels,
-            lengths=lengths if self.config.length_normalized else None,
+            weights=weights,
+            length_normalized=self.config.length_normalized,
+            gamma=self.config.gamma,
+            nll_weight=self.config.nll_weight,
+            denominator=1.0,  # the step divides by the weights of the whole batch
         )
-        ratios = (logp_P2.detach() - ref_P2).sum(0)
+        assert out.sums is not None
+        ratios = (out.sums.view(-1, 2) - ref_P2).sum(0)
         seen = torch.stack([out.margins.sum(), (out.margins > 0).sum(), *ratios])
-        return (weights * out.losses).sum(), seen
+        return out.loss, seen
 
     def metrics(self, result: StepResult, items: Ints) -> dict[str, float]:
         names = ("margin", "accuracy", "chosen_logratio", "rejected_logratio")

@@ -13,7 +13,13 @@ from srlm_fast.kernels import dpo_loss, dpo_loss_reference
 from srlm_fast.kernels.dpo_loss import LOSSES
 from tests.kernels.three_way import assert_no_worse
 
-SETTINGS = list(itertools.product(LOSSES, (0.0, 0.2), (False, True), (False, True)))
+# loss, label smoothing, soft labels, length normalisation, weight of the NLL term
+SETTINGS = [
+    (*settings, nll_weight)
+    for settings in itertools.product(LOSSES, (0.0, 0.2), (False, True), (False, True))
+    for nll_weight in (0.0, 0.7)
+    if settings[0] != "simpo" or settings[3]
+]
 
 
 def columns(*pairs, dtype=torch.float32):
@@ -31,11 +37,23 @@ def random_batch(scale=20.0, num=64, dtype=torch.float64):
     return (c, r), (c0, r0), labels.to(dtype), tuple(lengths)
 
 
-def run(function, policy, ref, loss, smoothing, labels, lengths):
+def options_of(loss, smoothing, labels, lengths, normal, nll_weight):
+    """Keyword arguments of `dpo_loss` and of its reference."""
+    return {
+        "loss": loss,
+        "beta": 0.1,
+        "label_smoothing": smoothing,
+        "labels": labels,
+        "lengths": lengths if normal or nll_weight else None,
+        "length_normalized": normal,
+        "gamma": 0.3 if loss == "simpo" else 0.0,
+        "nll_weight": nll_weight,
+    }
+
+
+def run(function, policy, ref, options):
     leaves = [x.clone().requires_grad_() for x in policy]
-    out = function(
-        tuple(leaves), ref, loss, 0.1, label_smoothing=smoothing, labels=labels, lengths=lengths
-    )
+    out = function(tuple(leaves), None if options["loss"] == "simpo" else ref, **options)
     losses = getattr(out, "losses", out)
     losses.sum().backward()
     return losses.detach(), leaves[0].grad, leaves[1].grad
@@ -99,12 +117,85 @@ def test_equal_pairs_give_exactly_ln_2():
     assert_close(out.losses, torch.full((2,), math.log(2)), rtol=1e-7, atol=0.0)
 
 
+def test_simpo_by_hand():
+    """Means -2 and -5: beta times 3 is 6, less gamma 1.5; rewards are before gamma."""
+    policy, _ = columns((-8, -10, 0, 0))
+    policy = tuple(x.requires_grad_() for x in policy)
+    lengths = (torch.tensor([4]), torch.tensor([2]))
+    out = dpo_loss(policy, None, "simpo", 2.0, lengths=lengths, gamma=1.5)
+    assert_close(out.losses, torch.tensor([math.log1p(math.exp(-4.5))]))
+    assert [x.tolist() for x in (*out.rewards, out.margins)] == [[-4.0], [-10.0], [6.0]]
+    out.loss.backward()
+    pull = 2 / (1 + math.exp(4.5))
+    assert_close(policy[0].grad, torch.tensor([-pull / 4]))
+    assert_close(policy[1].grad, torch.tensor([pull / 2]))
+    # Turned around, the margin is asked of the other side: -6 - 1.5.
+    out = dpo_loss(
+        policy, None, "simpo", 2.0, lengths=lengths, gamma=1.5, labels=torch.tensor([0.0])
+    )
+    assert_close(out.losses, torch.tensor([7.5 + math.log1p(math.exp(-7.5))]))
+
+
+def test_nll_by_hand():
+    """0.5 times the mean over pairs of 10 nats / 4 tokens and 20 nats / 5: not 30 / 9."""
+    policy, ref = columns((-10, -20, -12, -12), (-20, -10, -12, -12))
+    policy = tuple(x.requires_grad_() for x in policy)
+    lengths = (torch.tensor([4, 5]), torch.tensor([1, 2]))
+    nll = {"lengths": lengths, "length_normalized": False, "nll_weight": 0.5}
+    plain, out = dpo_loss(policy, ref), dpo_loss(policy, ref, **nll)
+    assert_close(out.losses - plain.losses, torch.tensor([1.25, 2.0]))
+    assert_close(out.loss - plain.loss, torch.tensor(1.625))
+    (out.loss - plain.loss).backward()
+    assert_close(policy[0].grad, torch.tensor([-0.5 / 4 / 2, -0.5 / 5 / 2]))
+    assert not policy[1].grad.any()
+    # Whatever the label: chosen is what is made likelier.
+    labels = torch.tensor([0.25, 0.0])
+    soft = [dpo_loss(policy, ref, labels=labels, **more).losses for more in ({}, nll)]
+    assert_close(soft[1] - soft[0], torch.tensor([1.25, 2.0]))
+
+
+def test_denominator_makes_parts_add_up():
+    policy, ref, _, _ = random_batch(num=10)
+    weights = torch.rand(10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    whole = dpo_loss(policy, ref, weights=weights).loss
+    parts = [
+        dpo_loss(
+            tuple(x[part] for x in policy),
+            tuple(x[part] for x in ref),
+            weights=weights[part],
+            denominator=float(weights.sum()),
+        ).loss
+        for part in (slice(0, 3), slice(3, 3), slice(3, 10))
+    ]
+    assert_close(sum(parts), whole, rtol=1e-14, atol=0.0)
+
+
+def test_an_empty_response_has_mean_0():
+    policy, ref = columns((0, -6, 0, -3))
+    policy = tuple(x.requires_grad_() for x in policy)
+    lengths = (torch.tensor([0]), torch.tensor([3]))
+    out = dpo_loss(policy, ref, lengths=lengths, length_normalized=True, nll_weight=1.0)
+    assert_close(out.losses, torch.tensor([math.log1p(math.exp(-0.1))]))
+    out.loss.backward()
+    assert all(x.grad.isfinite().all() for x in policy)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_ten_thousand_nats_are_finite(loss):
     policy, ref = columns((1e4, -1e4, 0, 0), (-1e4, 1e4, 0, 0), (1e4, -1e4, -1e4, 1e4))
     policy = tuple(x.requires_grad_() for x in policy)
+    ones = (torch.ones(3), torch.ones(3))
+    more = {"lengths": ones, "length_normalized": loss == "simpo", "nll_weight": 0.1}
     for labels in (None, torch.tensor([0.5, 0.0, 1.0])):
-        out = dpo_loss(policy, ref, loss, 0.5, label_smoothing=0.1, labels=labels)
+        out = dpo_loss(
+            policy,
+            None if loss == "simpo" else ref,
+            loss,
+            0.5,
+            label_smoothing=0.1,
+            labels=labels,
+            **more,
+        )
         out.loss.backward()
         for value in (out.losses, out.margins, policy[0].grad, policy[1].grad):
             assert value.isfinite().all()
@@ -113,32 +204,32 @@ def test_ten_thousand_nats_are_finite(loss):
         assert losses.tolist() == [0.0, 1e4, 0.0]
 
 
-@pytest.mark.parametrize("loss, smoothing, soft, normal", SETTINGS)
-def test_three_way(loss, smoothing, soft, normal):
+@pytest.mark.parametrize("loss, smoothing, soft, normal, nll_weight", SETTINGS)
+def test_three_way(loss, smoothing, soft, normal, nll_weight):
     for scale in (0.1, 20.0, 1000.0):
         policy, ref, labels, lengths = random_batch(scale, dtype=torch.float32)
-        settings = (loss, smoothing)
-        extra = (labels if soft else None, lengths if normal else None)
         wide = [tuple(x.double() for x in pair) for pair in (policy, ref)]
-        wide_extra = (labels.double() if soft else None, extra[1])
-        truth = run(dpo_loss_reference, *wide, *settings, *wide_extra)
-        eager = run(dpo_loss_reference, policy, ref, *settings, *extra)
-        ours = run(dpo_loss, policy, ref, *settings, *extra)
+        options = options_of(loss, smoothing, labels if soft else None, lengths, normal, nll_weight)
+        wide_options = options | {"labels": labels.double() if soft else None}
+        truth = run(dpo_loss_reference, *wide, wide_options)
+        eager = run(dpo_loss_reference, policy, ref, options)
+        ours = run(dpo_loss, policy, ref, options)
         for name, a, b, c in zip(("losses", "chosen", "rejected"), ours, eager, truth, strict=True):
             assert_no_worse(a, b, c, 1e-6 * max(1.0, float(c.abs().max())), name)
 
 
-@pytest.mark.parametrize("loss, smoothing, soft, normal", SETTINGS)
-def test_gradcheck(loss, smoothing, soft, normal):
+@pytest.mark.parametrize("loss, smoothing, soft, normal, nll_weight", SETTINGS)
+def test_gradcheck(loss, smoothing, soft, normal, nll_weight):
     (c, r), ref, labels, lengths = random_batch(num=8)
+    ref = None if loss == "simpo" else ref
     inputs = (c.requires_grad_(), r.requires_grad_())
-    options = {"labels": labels if soft else None, "lengths": lengths if normal else None}
+    options = options_of(loss, smoothing, labels if soft else None, lengths, normal, nll_weight)
 
     def ours(c, r):
-        return dpo_loss((c, r), ref, loss, 0.1, label_smoothing=smoothing, **options).losses
+        return dpo_loss((c, r), ref, **options).losses
 
     def reference(c, r):
-        return dpo_loss_reference((c, r), ref, loss, 0.1, smoothing, **options)
+        return dpo_loss_reference((c, r), ref, **options)
 
     assert torch.autograd.gradcheck(ours, inputs)
     assert torch.autograd.gradcheck(reference, inputs)
@@ -177,6 +268,21 @@ REFUSED = {
     "weights: -2.0, wanted each in 0..inf": {"weights": torch.tensor([-2.0, 1.0])},
     "weights: nan": {"weights": torch.tensor([math.nan, 1.0])},
     "lengths[1]: shape [3]": {"lengths": (torch.ones(2), torch.ones(3))},
+    "lengths: None, wanted (chosen": {"nll_weight": 1.0},
+    "lengths: None, wanted (chosen, ": {"loss": "simpo", "ref": None},
+    "lengths: None": {"length_normalized": True},
+    "length_normalized: None, wanted True or False": {
+        "nll_weight": 1.0,
+        "lengths": (torch.ones(2), torch.ones(2)),
+    },
+    "ref: None, wanted (chosen, rejected): hinge": {"loss": "hinge", "ref": None},
+    "ref: given, wanted None": {"loss": "simpo"},
+    "gamma: -1.0,": {"loss": "simpo", "gamma": -1.0},
+    "gamma: 0.5, wanted 0: ipo": {"loss": "ipo", "gamma": 0.5},
+    "nll_weight: -0.5,": {"nll_weight": -0.5},
+    "nll_weight: nan,": {"nll_weight": math.nan},
+    "denominator: 0.0,": {"denominator": 0.0},
+    "denominator: inf,": {"denominator": math.inf},
 }
 
 

@@ -11,61 +11,28 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from srlm_fast.kernels import linear_logprob, linear_logprob_reference
-from tests.kernels.three_way import assert_no_worse
+from srlm_fast.kernels import (
+    linear_logprob,
+    linear_logprob_reference,
+    linear_logprob_route,
+    logit_rows,
+)
+from srlm_fast.kernels.logit_rows import Transform
+from srlm_fast.kernels.logprob_route import MIN_COLUMNS
+from srlm_fast.kernels.native import available
+from tests.kernels.head_cases import (
+    check,
+    check_rows,
+    equal,
+    hundreds,
+    make,
+    peaked,
+    random,
+    run,
+    zipf,
+)
 
-module = sys.modules[linear_logprob.__module__]  # the package's own name is the function
-SMALL = 1  # a workspace that forces blocks of MIN_BLOCK columns
-FLOOR = {torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.float64: 1e-13}
-
-
-def random(t, d, v, generator):
-    """Logits of a few units."""
-    return torch.randn(t, d, generator=generator), torch.randn(v, d, generator=generator)
-
-
-def peaked(t, d, v, generator):
-    """Rows equal to head rows: p -> 1 for half of the targets, p -> 0 for the others."""
-    head = torch.randn(v, d, generator=generator) * 3
-    return head[torch.randint(v, (t,), generator=generator)], head
-
-
-def hundreds(t, d, v, generator):
-    """Logits of +-100."""
-    hidden = torch.randn(t, d, generator=generator)
-    head = torch.sign(torch.randn(v, d, generator=generator))
-    return hidden / hidden.norm(dim=1, p=1, keepdim=True) * 100, head
-
-
-def equal(t, d, v, generator):
-    """All logits of a row the same."""
-    return torch.randn(t, d, generator=generator), torch.ones(v, d) * 0.3
-
-
-def make(kind, t, d, v, dtype, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    hidden, head = kind(t, d, v, generator)
-    targets = torch.randint(v, (t,), generator=generator)
-    if kind is peaked:
-        targets[::2] = (hidden[::2] @ head.T).argmax(-1)
-    bias = torch.randn(v, generator=generator)
-    grad = torch.randn(t, generator=generator)
-    grad[0] = 0.0
-    return hidden.to(dtype), head.to(dtype), bias.to(dtype), targets, grad
-
-
-def run(function, hidden, head, targets, bias, grad, frozen, **options):
-    """Log-probs and the gradients that are wanted."""
-    leaves = {"hidden": hidden.clone().requires_grad_()}
-    if not frozen:
-        leaves["head"] = head.clone().requires_grad_()
-        if bias is not None:
-            leaves["bias"] = bias.clone().requires_grad_()
-    logp = function(
-        leaves["hidden"], leaves.get("head", head), targets, leaves.get("bias", bias), **options
-    )
-    (logp * grad.to(logp)).sum().backward()
-    return {"logp": logp.detach()} | {name: leaf.grad for name, leaf in leaves.items()}
+SMALL = 1  # a workspace that forces blocks of MIN_COLUMNS columns
 
 
 CASES = [
@@ -78,39 +45,48 @@ CASES = [
     (peaked, 20, 16, 600, 1 << 20),
     (hundreds, 20, 16, 530, 20 * 256 * 4),
     (hundreds, 20, 16, 530, 1 << 20),
+    (zipf, 25, 16, 700, 1 << 20),
     (equal, 9, 8, 513, SMALL),
 ]
 
 
+WAYS = ("native", "plain", "widened")
+
+
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    """With the extension; without it; as on a CPU whose half-precision matmul is slow."""
+    if request.param == "native" and not available():
+        pytest.fail("the extension is not built")
+    monkeypatch.setattr(logit_rows, "available", lambda: request.param != "plain")
+    capability = "AVX2" if request.param == "widened" else "AVX512"
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    return request.param
+
+
 @pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
     "case", CASES, ids=lambda c: f"{c[0].__name__}-{'x'.join(map(str, c[1:]))}"
 )
-def test_three_way(case, dtype, frozen):
+def test_three_way(case, dtype, frozen, way):
     kind, t, d, v, workspace = case
-    for with_bias, native in itertools.product((False, True), repeat=2):
-        hidden, head, bias, targets, grad = make(kind, t, d, v, dtype)
-        if kind is not peaked:
-            targets[t // 2] = -100
-        bias = bias if with_bias else None
-        wide = [None if x is None else x.double() for x in (hidden, head, bias)]
-        truth = run(linear_logprob_reference, *wide[:2], targets, wide[2], grad, frozen)
-        eager = run(linear_logprob_reference, hidden, head, targets, bias, grad, frozen)
-        with pytest.MonkeyPatch.context() as patch:
-            if native:  # the matmuls in the input's own dtype, as on a CPU that has bf16 arithmetic
-                patch.setattr(module, "matmul_dtype", lambda hidden: hidden.dtype)
-            ours = run(
-                linear_logprob, hidden, head, targets, bias, grad, frozen, workspace_bytes=workspace
-            )
-        assert ours["logp"].dtype == torch.float32
-        for name, value in truth.items():
-            scale = max(1.0, float(value.abs().max()))
-            assert_no_worse(ours[name], eager[name], value, FLOOR[dtype] * scale, name)
+    for with_bias in (False, True):
+        check(kind, t, d, v, dtype, frozen, with_bias, workspace_bytes=workspace)
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
-@pytest.mark.parametrize("workspace", [1 << 20, SMALL], ids=["kept", "recompute"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", [random, peaked, hundreds])
+def test_three_way_with_everything(kind, dtype, frozen, way):
+    """Softcap, temperature, log-sum-exp and entropy, and the gradients of all three."""
+    options = {"softcap": 8.0, "temperature": 0.7, "return_lse": True, "return_entropy": True}
+    for workspace in (SMALL, 1 << 22):
+        check(kind, 24, 16, 530, dtype, frozen, True, {"workspace_bytes": workspace}, **options)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
+@pytest.mark.parametrize("workspace", [1 << 20, SMALL], ids=["kept", "again"])
 def test_gradcheck(workspace, frozen):
     hidden, head, bias, targets, _ = make(random, 4, 3, 270, torch.float64)
     head, bias = head * 0.3, bias * 0.3
@@ -118,34 +94,52 @@ def test_gradcheck(workspace, frozen):
     inputs = [hidden.requires_grad_(), head, bias]
     if not frozen:
         inputs = [x.requires_grad_() for x in inputs]
+    options = {"softcap": 5.0, "temperature": 1.3, "return_lse": True, "return_entropy": True}
 
-    def function(h, w, b):
+    def plain(h, w, b):
         return linear_logprob(h, w, targets, b, workspace_bytes=workspace)
 
-    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
-    reference = lambda h, w, b: linear_logprob_reference(h, w, targets, b)  # noqa: E731
-    assert torch.autograd.gradcheck(reference, inputs, fast_mode=True)
+    def ours(h, w, b):
+        return tuple(linear_logprob(h, w, targets, b, workspace_bytes=workspace, **options))
+
+    def reference(h, w, b):
+        return tuple(linear_logprob_reference(h, w, targets, b, **options))
+
+    for function in (plain, ours, reference):
+        assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
 
 
 def test_every_route_is_taken_and_gives_the_same():
-    hidden, head, bias, targets, grad = make(random, 33, 8, 600, torch.float64)
+    """Scored, frozen; trainable with everything kept, some of it, nothing."""
+    hidden, head, bias, targets, grad = make(random, 33, 8, 2000, torch.float32)
     hidden.requires_grad_()
-    results = {}
-    for frozen, workspace in itertools.product((False, True), (1 << 20, SMALL)):
+    results, seen = [], set()
+    for frozen, columns in itertools.product((False, True), (2000, 1200, 1)):
         head = head.detach().requires_grad_(not frozen)
-        taken = module.route(hidden, head, bias, workspace)
+        options = {"workspace_bytes": 33 * columns * 4}
+        route = linear_logprob_route(hidden, head, 33, bias, **options)
+        seen.add((route.name, (route.kept > 0) + (route.kept == 2000), route.matmuls > 3))
+        assert route.workspace_bytes <= 33 * 4 * max(columns, MIN_COLUMNS)
         hidden.grad = None
-        logp = linear_logprob(hidden, head, targets, bias, workspace_bytes=workspace)
+        logp = linear_logprob(hidden, head, targets, bias, **options)
         (logp * grad).sum().backward()
-        results[taken, workspace] = (logp.detach(), hidden.grad)
-    assert {taken for taken, _ in results} == {"frozen", "kept", "recompute"}
+        results.append((logp.detach(), hidden.grad))
+    trainable = {("trainable", 2, False), ("trainable", 1, True), ("trainable", 0, True)}
+    assert seen == trainable | {("frozen", 0, False)}
     with torch.no_grad():
-        assert module.route(hidden, head, bias) == "score"
-        results["score", 0] = (linear_logprob(hidden, head, targets, bias), hidden.grad)
-    first = results.pop(("kept", 1 << 20))
-    for logp, slope in results.values():
-        assert_close(logp, first[0], rtol=1e-12, atol=1e-12)
-        assert_close(slope, first[1], rtol=1e-12, atol=1e-12)
+        assert linear_logprob_route(hidden, head, 33, bias).name == "score"
+        results.append((linear_logprob(hidden, head, targets, bias), hidden.grad))
+    for logp, slope in results:
+        assert_close(logp, results[0][0], rtol=1e-5, atol=1e-5)
+        assert_close(slope, results[0][1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("transform", [Transform(4.0, 0.8), Transform(None, 1.3)], ids=str)
+@pytest.mark.parametrize("width", [16, 17, 300])
+def test_native_rows_against_their_twins(width, transform, dtype):
+    assert logit_rows.runs_native(torch.empty(0, dtype=dtype))
+    check_rows(width, dtype, transform, "cpu")
 
 
 def test_by_hand():
@@ -259,6 +253,116 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
     assert float(out.stdout) < 40, f"{out.stdout} MiB above the inputs"
 
 
+def test_exponentials_make_room_for_the_gradient():
+    """bf16, T 1,024, D 512, V 32,000: 62 MiB kept and a gradient of 31 MiB, which do not add up."""
+    code = """
+import re, torch
+from srlm_fast.kernels import linear_logprob, linear_logprob_reference, linear_logprob_route
+def peak():
+    return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1024
+hidden = torch.randn(1024, 512).bfloat16().requires_grad_()
+head = torch.randn(32000, 512).bfloat16().requires_grad_()
+targets = torch.randint(32000, (1024,))
+linear_logprob(hidden[:8], head[:512], targets[:8] % 512).sum().backward()
+hidden.grad = head.grad = None
+before = peak()
+linear_logprob(hidden, head, targets).sum().backward()
+print(linear_logprob_route(hidden, head, 1024).kept, peak() - before)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    kept, extra = out.stdout.split()
+    assert kept == "32000"
+    assert float(extra) < 62.5 + 18, f"{extra} MiB above the inputs"
+
+
+@pytest.mark.parametrize("route", ["score", "frozen", "trainable"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_batch_invariant(route, dtype):
+    """A row alone, among few and among many: the same bits of log-prob and gradient."""
+    hidden, head, bias, targets, grad = make(random, 300, 48, 5000, dtype)
+    head.requires_grad_(route == "trainable")
+
+    def rows(part):
+        leaf = hidden[part].clone().requires_grad_(route != "score")
+        logp = linear_logprob(leaf, head, targets[part], bias, batch_invariant=True)
+        if route != "score":
+            (logp * grad[part]).sum().backward()
+        return logp.detach(), leaf.grad
+
+    logp, slope = rows(slice(None))
+    for part in (slice(7, 8), slice(5, 38), slice(3, 203)):
+        alone = rows(part)
+        assert torch.equal(alone[0], logp[part])
+        assert route == "score" or torch.equal(alone[1], slope[part])
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
+def test_the_same_call_gives_the_same_bits(frozen):
+    hidden, head, bias, targets, grad = make(random, 300, 16, 3000, torch.bfloat16)
+    first, second = (
+        run(linear_logprob, hidden, head, targets, bias, grad, frozen) for _ in range(2)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_overwritten_hidden_holds_the_gradient(dtype):
+    hidden, head, bias, targets, grad = make(random, 37, 16, 700, dtype)
+    targets[[3, 20]] = -100
+    hidden[20] = float("nan")
+    wanted = run(linear_logprob, hidden, head, targets, bias, grad, True)
+    leaf = hidden.clone().requires_grad_()
+    states = leaf * 1.0
+    states.retain_grad()
+    logp = linear_logprob(states, head, targets, bias, overwrite_hidden=True)
+    (logp * grad).sum().backward()
+    assert torch.equal(logp.detach(), wanted["logp"])
+    assert torch.equal(states.grad, wanted["hidden"]) and torch.equal(leaf.grad, states.grad)
+    assert torch.equal(states.detach(), states.grad)  # the same memory, but for the hook
+
+
+def test_overwriting_what_another_operation_reads_is_caught():
+    hidden, head, _, targets, _ = make(random, 5, 4, 9, torch.float32)
+    states = hidden.requires_grad_().exp()  # whose backward reads its result
+    logp = linear_logprob(states, head, targets, overwrite_hidden=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        logp.sum().backward()
+
+
+def test_every_row_counts_without_an_ignore_index():
+    hidden, head, _, targets, _ = make(random, 5, 4, 200, torch.float32)
+    logp = linear_logprob(hidden, head, targets, ignore_index=None)
+    assert torch.equal(logp, linear_logprob(hidden, head, targets))
+    targets[2] = -100
+    with pytest.raises(ValueError, match=r"targets: -100, wanted 0\.\.199$"):
+        linear_logprob(hidden, head, targets, ignore_index=None)
+
+
+def test_a_nan_stays_in_its_row():
+    hidden, head, bias, targets, grad = make(random, 5, 4, 200, torch.float32)
+    hidden[2, 1] = float("nan")
+    ours = run(linear_logprob, hidden, head, targets, bias, grad, True)
+    alone = torch.arange(5) != 2
+    assert ours["logp"][2].isnan() and ours["hidden"][2].isnan().all()
+    assert ours["logp"][alone].isfinite().all() and ours["hidden"][alone].isfinite().all()
+
+
+def test_classes_that_cannot_come():
+    """Bias -inf: no share in the sum, -inf as a target, no NaN elsewhere; one class left: 0."""
+    hidden, head, bias, targets, _ = make(random, 4, 3, 300, torch.float32)
+    bias[100:] = -torch.inf
+    targets[:2] = torch.tensor([5, 200])
+    logp = linear_logprob(hidden.requires_grad_(), head, targets, bias)
+    assert_close(
+        logp[0], linear_logprob_reference(hidden, head[:100], targets % 100, bias[:100])[0]
+    )
+    assert logp[1] == -torch.inf
+    logp[0].backward()
+    assert hidden.grad.isfinite().all()
+    bias[1:] = -torch.inf
+    assert linear_logprob(hidden, head, torch.zeros(4, dtype=torch.int64), bias).tolist() == [0] * 4
+
+
 REFUSED = {
     "hidden: shape [2, 3, 4]": lambda h, w, y, b: (torch.zeros(2, 3, 4), w, y, b),
     "hidden: int64": lambda h, w, y, b: (h.long(), w, y, b),
@@ -274,6 +378,36 @@ REFUSED = {
     "bias: shape [6], wanted [7]": lambda h, w, y, b: (h, w, y, b[:6]),
     "bias: float64": lambda h, w, y, b: (h, w, y, b.double()),
 }
+REFUSED_OPTIONS = {
+    "temperature: 0.0, wanted a number above 0": {"temperature": 0.0},
+    "temperature: nan": {"temperature": math.nan},
+    "softcap: -1.0, wanted a number above 0, or None": {"softcap": -1.0},
+    "workspace_bytes: -1, wanted 0 or more": {"workspace_bytes": -1},
+    "overwrite_hidden: this call takes the route 'score'": {"overwrite_hidden": True},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED_OPTIONS)
+def test_refusals_name_the_option(message):
+    with pytest.raises(ValueError) as error:
+        linear_logprob(
+            torch.zeros(3, 4),
+            torch.zeros(7, 4),
+            torch.tensor([0, 6, 1]),
+            **REFUSED_OPTIONS[message],
+        )
+    assert str(error.value).startswith(message)
+
+
+def test_overwriting_is_refused_where_it_cannot_be():
+    head, targets = torch.zeros(7, 4), torch.tensor([0, 6, 1])
+    hidden = torch.zeros(4, 3, requires_grad=True).T
+    with pytest.raises(ValueError, match="overwrite_hidden: hidden has strides"):
+        linear_logprob(hidden, head, targets, overwrite_hidden=True)
+    with pytest.raises(ValueError, match="overwrite_hidden: found return_lse"):
+        linear_logprob(hidden.contiguous(), head, targets, overwrite_hidden=True, return_lse=True)
+    with pytest.raises(ValueError, match="overwrite_hidden: this call takes the route 'trainable'"):
+        linear_logprob(hidden, head.requires_grad_(), targets, overwrite_hidden=True)
 
 
 @pytest.mark.parametrize("message", REFUSED)

@@ -10,6 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from srlm_fast.kernels import dpo_loss_reference
+from srlm_fast.kernels.dpo_loss import LOSSES
 from srlm_fast.model import PackedContext
 from srlm_fast.train import DpoConfig, TokenPair, pair_logps, train_dpo
 from srlm_fast.train.dpo import DpoTask
@@ -66,12 +67,22 @@ def test_pair_logps_know_no_dropout_and_leave_the_mode_alone():
     assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "robust", "hinge", "ipo"])
-def test_loss_and_gradients_against_a_naive_loop_in_fp64(loss):
+@pytest.mark.parametrize("nll_weight", [0.0, 0.5])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_loss_and_gradients_against_a_naive_loop_in_fp64(loss, nll_weight):
     model, ref_model = (small_model(seed, torch.float64) for seed in (0, 1))
     pairs = make_pairs(6)
     ref = pair_logps(ref_model, pairs)
-    config = DpoConfig(loss=loss, beta=0.3, label_smoothing=0.1, length_normalized=loss == "ipo")
+    gamma = 0.2 if loss == "simpo" else 0.0
+    config = DpoConfig(
+        loss=loss,
+        beta=0.3,
+        label_smoothing=0.1,
+        length_normalized=loss == "ipo",
+        gamma=gamma,
+        nll_weight=nll_weight,
+        micro_batch_tokens=40,
+    )
     total, grads, _, _ = loss_and_gradients(model, pairs, config, ref)
 
     model.zero_grad()
@@ -85,7 +96,16 @@ def test_loss_and_gradients_against_a_naive_loop_in_fp64(loss):
         for side in ("chosen_ids", "rejected_ids")
     )
     losses = dpo_loss_reference(
-        policy, ref, loss, 0.3, 0.1, labels, lengths if loss == "ipo" else None
+        policy,
+        None if loss == "simpo" else ref,
+        loss,
+        0.3,
+        0.1,
+        labels,
+        lengths,
+        length_normalized=loss == "ipo",
+        gamma=gamma,
+        nll_weight=nll_weight,
     )
     wanted = (weights * losses).sum() / weights.sum()
     wanted.backward()
@@ -137,6 +157,21 @@ def test_a_run_raises_the_margin():
     assert report.margins[-1] > report.margins[1] > 0 and report.losses[-1] < report.losses[0]
     assert report.accuracies[-1] > 0.9
     assert report.chosen_logratios[-1] > report.rejected_logratios[-1]
+
+
+def test_simpo_starts_from_means_and_reports_log_ratios():
+    """Nothing of its loss is relative to the start; the log-ratios that are reported are."""
+    model, pairs, seen = small_model(), make_pairs(6), []
+    before = pair_logps(model, pairs)
+    config = DpoConfig(loss="simpo", beta=2.0, gamma=0.5, learning_rate=1e-3, batch_pairs=6)
+    train_dpo(model, pairs, config, on_step=seen.append)
+    lengths = [
+        torch.tensor([len(getattr(p, side)) for p in pairs])
+        for side in ("chosen_ids", "rejected_ids")
+    ]
+    margins = 2 * (before[0] / lengths[0] - before[1] / lengths[1])
+    assert seen[0].margin == pytest.approx(margins.mean().item(), rel=1e-5)
+    assert (seen[0].chosen_logratio, seen[0].rejected_logratio) == (0.0, 0.0)
 
 
 def test_label_0_turns_the_pair_around():

@@ -106,6 +106,8 @@ BAD = {
     "loss": ["ppo"],
     "beta": [0.0],
     "label_smoothing": [0.5],
+    "gamma": [-1.0, 0.5],
+    "nll_weight": [-0.1, math.inf],
 }
 
 
@@ -114,5 +116,7 @@ def test_settings_out_of_range_are_named(name):
     for value in BAD[name]:
         with pytest.raises(ValueError, match=f"^{name}: "):
             DpoConfig(**{name: value})
+    with pytest.raises(ValueError, match="^gamma: inf"):
+        DpoConfig(loss="simpo", gamma=math.inf)
     with pytest.raises(ValueError, match="^batch_rows: 0"):
         SftConfig(batch_rows=0)

@@ -1,0 +1,45 @@
+"""Triton, or stand-ins where it is not installed, and the question that every launcher asks.
+
+Kernel files write `from . import jit` and `from .jit import tl, triton`. Without Triton (it is a
+dependency on Linux x86-64 only) their kernels are plain functions that nobody launches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+
+    HAS_TRITON = True
+except ImportError:
+    HAS_TRITON = False
+
+    class _Absent:
+        """Takes any decorator and any annotation."""
+
+        def __getattr__(self, name: str) -> Any:
+            return (lambda function: function) if name == "jit" else self
+
+    triton = tl = _Absent()
+
+__all__ = ["HAS_TRITON", "arch", "runs_triton", "tl", "triton"]
+
+
+def runs_triton(x: Tensor) -> bool:
+    """Whether Triton kernels run on this tensor's device: on CUDA, never the interpreter.
+
+    The tests replace this function to run every kernel in the interpreter and to compile it.
+    """
+    return x.is_cuda and HAS_TRITON
+
+
+def arch() -> int:
+    """Compute capability of the current device, 90 for Hopper; 90 where nothing is compiled."""
+    try:
+        return int(triton.runtime.driver.active.get_current_target().arch)
+    except (RuntimeError, AttributeError):
+        return 90

@@ -1,0 +1,124 @@
+"""The one call for a machine with a GPU: what it says without one, how it ends what overruns."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu
+
+
+def row(case: str, variant: str, p50: float, **more) -> dict:
+    whole = {"benchmark": "bench_linear_logprob", "case": {"name": case}, "variant": variant,
+             "ms": {"p50": p50}, "correct": True, "reason": None, "computes": "", "least": False,
+             "peak_bytes": 1 << 20, "times_least": None, "share_of_rate": 0.5}  # fmt: skip
+    return whole | more
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_and_does_nothing(tmp_path, capsys):
+    assert gpu.main(["--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and told.err == "benchmarks.gpu: no GPU here\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_overruns_is_killed_and_reported(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("")
+    start = time.perf_counter()
+    step = gpu.run("slow", ["sh", "-c", "echo begun; sleep 60"], 2.0, log)
+    assert step.status == "over time" and step.failed and time.perf_counter() - start < 20
+    assert step.last_line == "begun"
+
+
+def test_a_step_that_fails_is_reported(tmp_path):
+    log = tmp_path / "log.txt"
+    step = gpu.run("bad", [sys.executable, "-c", "raise SystemExit('why')"], 30.0, log)
+    assert step.status == "failed" and step.last_line == "why" and "== bad" in log.read_text()
+    good = gpu.run("good", [sys.executable, "-c", "print('done')"], 30.0, log)
+    assert good.status == "ok" and not good.failed and good.last_line == "done"
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """A GPU whose every step takes no time and whose benchmarks write one row each."""
+    asked = []
+
+    def run(name, command, limit, log):
+        asked.append((name, list(command), limit))
+        if "--out" in command:
+            folder = Path(command[command.index("--out") + 1])
+            made = {"commit": "abc", "device": "GPU"}
+            (folder / f"{name}.jsonl").write_text(json.dumps(row("case", "ours", 2.0) | made))
+            (folder / f"{name}.png").write_bytes(b"a plot")
+        return gpu.Step(name, "failed" if name == "tests" else "ok", 1.0, "said last")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GPU")
+    monkeypatch.setattr(gpu, "run", run)
+    return asked
+
+
+def test_one_call_does_all_and_a_failed_step_fails_it_with_the_table(pretended, tmp_path, capsys):
+    assert gpu.main(["--out", str(tmp_path), "--seconds", "100"]) == 1
+    names = [name for name, _, _ in pretended]
+    assert names[-3:] == ["bench_linear_logprob", "bench_dpo_loss", "bench_model_ops"]
+    assert names[-4] == "tests"
+    assert all(limit <= 100 for _, _, limit in pretended)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 and (tmp_path / "bench_dpo_loss.png").read_bytes() == b"a plot"
+    table = (tmp_path / "table.txt").read_text()
+    assert table in capsys.readouterr().out
+    assert "tests" in table and "failed" in table and "wanted" in table
+    # Few files, none in folders of their own: such a machine hands back only so many.
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == set()
+
+
+def test_steps_can_be_named(pretended, tmp_path):
+    assert gpu.main(["--out", str(tmp_path), "--only", "bench_dpo_loss"]) == 0
+    assert [name for name, _, _ in pretended] == ["bench_dpo_loss"]
+
+
+def test_targets_stand_beside_what_was_found():
+    case = "llama-3-8b frozen 100 % random"
+    rows = [
+        row(case, "ours", 46.0, times_least=1.1),
+        row(case, "ours over hidden", 45.0, peak_bytes=100),
+        row(case, "CCE exact", 90.0, peak_bytes=200),
+        row(case, "ours DPO", 50.0, computes="dpo"),
+        row(case, "Liger DPO", 90.0, computes="dpo"),
+        row(case, "quack", 1.0, ms=None, reason="not installed", correct=None),
+    ]
+    lines = {line.split("  ")[0]: line for line in gpu.targets(rows).splitlines()}
+    assert lines["llama-3-8b frozen, over two matmuls"].endswith("1.10  met")
+    assert lines["llama-3-8b frozen, CCE exact over ours over hidden"].endswith("2.00  met")
+    assert lines["llama-3-8b frozen 100 %, Liger DPO over ours"].endswith("1.80  MISSED")
+    assert "no figure" in lines["llama-3-8b frozen 50 %, Liger DPO over ours"]
+    assert "no figure" in lines["llama-2-70b trainable, quack over ours"]
+
+
+def test_a_wrong_result_meets_no_target():
+    case = "llama-3-8b frozen 100 % random"
+    rows = [row(case, "ours DPO", 10.0, computes="dpo", correct=False),
+            row(case, "Liger DPO", 90.0, computes="dpo")]  # fmt: skip
+    (line,) = [x for x in gpu.targets(rows).splitlines() if "8b frozen 100 %, Liger" in x]
+    assert "no figure" in line
+
+
+def test_the_summary_names_the_fastest_right_rival():
+    rows = [row("a", "ours", 2.0), row("a", "wrong", 0.1, correct=False), row("a", "slow", 9.0),
+            row("a", "rival", 3.0), row("a", "other work", 0.2, computes="sum")]  # fmt: skip
+    assert gpu.summary(rows).splitlines()[1].split()[-1] == "rival"
+
+
+def test_the_table_fits_a_screen():
+    steps = [gpu.Step(name, "ok", 1.0, "x" * 200) for name in ("build", "tests", "a", "b", "c")]
+    made = {"ceilings": {}, "device": "GPU", "commit": "abc"}
+    rows = [row(f"case {i}", "ours", 2.0, **made) for i in range(28)]
+    assert len(gpu.written_out(steps, rows).splitlines()) <= 60

@@ -1,0 +1,132 @@
+"""Every kernel, compiled for sm_80, sm_90 and sm_100 as its launcher launches it; no GPU needed.
+
+Held to account: no register spills, shared memory within what a block may have, tensor cores in
+every matmul, and a kernel for every launch in aot/launches_*.py. Selecting one op with -k compiles
+that op alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srlm_fast.kernels.jit import HAS_TRITON
+
+ROOT = Path(__file__).parents[2]
+ARCHS = (80, 90, 100)
+OPS = sorted(
+    path.stem.removeprefix("launches_") for path in Path(__file__).parent.glob("aot/launches_*.py")
+)
+# Bytes a block can have, less what the system keeps: CUDA C++ programming guide, table of compute
+# capabilities. The compiler itself does not refuse more.
+SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}
+# The instruction of a whole warp group, which takes 64 rows of the result or more.
+WIDE_MMA = {80: "HMMA", 90: "HGMMA", 100: "UTCMMA"}
+
+pytestmark = [
+    pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed"),
+    pytest.mark.timeout(1200),
+]
+Records = list[dict[str, Any]]
+
+
+def compiled(arch: int, modules: list[str], cache: Path) -> Records:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.aot.worker", str(arch), *modules],
+        cwd=ROOT,
+        env=environment | {"TRITON_CACHE_DIR": str(cache)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def faults_of_kernel(record: dict[str, Any]) -> list[str]:
+    arch, faults = record["arch"], []
+    if record["stack"] or record["spills"]:
+        faults.append(f"spills: {record['stack']} bytes of stack, {record['spills']} STL and LDL")
+    if record["shared"] > SHARED_LIMIT[arch]:
+        faults.append(f"shared memory: {record['shared']} > {SHARED_LIMIT[arch]} bytes")
+    if record["matmul"]:
+        wide = record["dot_rows"] >= 64
+        wanted = {WIDE_MMA[arch]} if wide else set(WIDE_MMA.values())
+        if not wanted & set(record["tensor_core"]):
+            faults.append(
+                f"matmul of {record['dot_rows']} rows with {record['tensor_core'] or 'no'} "
+                f"tensor-core instructions, wanted {' or '.join(sorted(wanted))}"
+            )
+    config = (
+        f"{record['arguments']}, num_warps {record['num_warps']}, "
+        f"num_stages {record['num_stages']}, {record['registers']} registers"
+    )
+    return [f"{record['kernel']} for sm_{arch}: {fault} ({config})" for fault in faults]
+
+
+def faults(records: Records) -> dict[str, list[str]]:
+    """Launch name -> what is wrong with it."""
+    found = {}
+    for record in records:
+        if "kernel" in record:
+            here = faults_of_kernel(record)
+        else:
+            missing = sorted(set(record["matmul"]) - set(record["launched"]))
+            here = [record["error"]] if record["error"] else []
+            here += [] if record["launched"] else ["compiled nothing"]
+            here += [f"did not launch its matmul {name}" for name in missing]
+        found.setdefault(record["launch"], []).extend(here)
+    return {launch: here for launch, here in found.items() if here}
+
+
+@pytest.fixture(scope="module")
+def of_arch(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], Records]:
+    """The records of one architecture; a single process compiles all the ops that were selected."""
+    selected: dict[int, list[str]] = {}
+    for item in request.session.items:
+        case = getattr(item, "callspec", None)
+        if case and item.originalname == "test_compiled_kernels":
+            selected.setdefault(case.params["arch"], []).append(case.params["op"])
+    done: dict[int, Records] = {}
+
+    def of_arch(arch: int) -> Records:
+        if arch not in done:
+            modules = [f"tests.kernels.aot.launches_{op}" for op in selected[arch]]
+            done[arch] = compiled(arch, modules, tmp_path_factory.mktemp(f"sm_{arch}"))
+        return done[arch]
+
+    return of_arch
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("arch", ARCHS)
+def test_compiled_kernels(arch: int, op: str, of_arch: Callable[[int], Records]) -> None:
+    records = [r for r in of_arch(arch) if r["module"] == f"tests.kernels.aot.launches_{op}"]
+    assert records, f"launches_{op} has no launch for sm_{arch}"
+    found = faults(records)
+    assert not found, "\n".join(f"{name}: {line}" for name, here in found.items() for line in here)
+
+
+def test_faults_are_reported(tmp_path: Path) -> None:
+    records = compiled(90, ["tests.kernels.aot.faulty"], tmp_path)
+    found = {launch: "\n".join(lines) for launch, lines in faults(records).items()}
+    wanted = {
+        "spills": "_sum_kernel for sm_90: spills: ",
+        "no tensor cores": "matmul of 64 rows with no tensor-core instructions, wanted HGMMA",
+        "too much shared memory": "shared memory: 524288 > 232448 bytes",
+        "compiles nothing": "compiled nothing",
+        "raises": "ZeroDivisionError: on purpose",
+        "another name": "did not launch its matmul _sum_kernel",
+    }
+    assert found.keys() == wanted.keys(), found
+    for launch, text in wanted.items():
+        assert text in found[launch], found[launch]
