@@ -1,8 +1,9 @@
-"""All benchmarks that run on this machine, or those named.
+"""All benchmarks that run on a machine without a GPU, or those named.
 
     python -m benchmarks [NAME ...]
 
-Each prints its own table; `python -m benchmarks.NAME --help` has its options.
+Each prints its own table; `python -m benchmarks.NAME --help` has its options. Those that want a GPU
+have one call of their own, `python -m benchmarks.gpu`.
 """
 
 from __future__ import annotations
@@ -12,21 +13,30 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-NAMES = ("bench_sampler", "bench_round", "tiny_controls")
+# Name -> its arguments.
+BENCHMARKS: dict[str, tuple[str, ...]] = {
+    "bench_sampler": (),
+    "bench_round": (),
+    "tiny_controls": (),
+    "bench_linear_logprob": ("--device", "cpu"),
+    "bench_dpo_loss": ("--device", "cpu"),
+    "bench_model_ops": ("--device", "cpu"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmarks one after the other; the exit status is 1 when one of them failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
-    names = parser.parse_args(arguments).names or NAMES
-    unknown = sorted(set(names) - set(NAMES))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
+    names = parser.parse_args(arguments).names or list(BENCHMARKS)
+    unknown = sorted(set(names) - set(BENCHMARKS))
     if unknown:
-        parser.error(f"found {unknown[0]}, wanted names of {', '.join(NAMES)}")
+        parser.error(f"found {unknown[0]}, wanted names of {', '.join(BENCHMARKS)}")
     failed = []
     for name in names:
         print(f"== {name}", flush=True)
-        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode:
+        command = [sys.executable, "-m", f"benchmarks.{name}", *BENCHMARKS[name]]
+        if subprocess.run(command, check=False).returncode:
             failed.append(name)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

@@ -655,8 +655,10 @@ def _settings(
         raise ValueError(f"nll_weight: {nll_weight}, wanted a number of 0 or more")
     if denominator is not None and not 0 < denominator < math.inf:
         raise ValueError(f"denominator: {denominator}, wanted a number above 0")
-    rest = (label_smoothing, gamma, nll_weight, length_normalized, denominator)
-    return _Settings(loss, beta, *rest)
+    # An integer 1 would be another type to a kernel.
+    numbers = [float(x) for x in (beta, label_smoothing, gamma, nll_weight)]
+    divisor = None if denominator is None else float(denominator)
+    return _Settings(loss, *numbers, length_normalized, divisor)
 
 
 def _check(policy, ref, labels, weights, lengths, settings: _Settings) -> None:

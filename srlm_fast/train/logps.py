@@ -18,9 +18,14 @@ def token_logps(model: Model, micro_batch: MicroBatch) -> Tensor:
     """
     context = PackedContext(micro_batch.lengths, model.config.windows, model.device)
     hidden_TD = model(micro_batch.token_ids, context.positions, context)
-    return linear_logprob(
-        hidden_TD.index_select(0, micro_batch.rows), model.head, micro_batch.targets, ignore_index=None
+    logp_N = linear_logprob(
+        hidden_TD.index_select(0, micro_batch.rows),
+        model.head,
+        micro_batch.targets,
+        ignore_index=None,
     )
+    assert isinstance(logp_N, Tensor)  # nothing else was asked for
+    return logp_N
 
 
 def sequence_logps(model: Model, micro_batch: MicroBatch) -> Tensor:

@@ -353,6 +353,17 @@ def test_strides_and_int32(device):
     assert_close(wide.grad, 3 * grad, rtol=1e-6, atol=0.0)
 
 
+def test_whole_numbers_are_numbers(device):
+    logps, boundaries, ref = packed((4, 2), device)
+    pair = torch.tensor([[0, 1]], device=device)
+    whole = {"beta": 1, "nll_weight": 1, "denominator": 1, "label_smoothing": 0, "gamma": 0}
+    ours, grad = run(logps, boundaries, pair, ref, **whole)
+    wanted, wanted_grad = run(
+        logps, boundaries, pair, ref, **{name: float(value) for name, value in whole.items()}
+    )
+    assert torch.equal(ours.loss, wanted.loss) and torch.equal(grad, wanted_grad)
+
+
 def test_only_the_loss_has_a_gradient(device):
     logps, boundaries, ref = packed((4, 2), device)
     leaf, ref = logps.requires_grad_(), ref.requires_grad_()

@@ -138,6 +138,7 @@ def strided_cases(device):
         "every other token": wide[::2, :5],
         "columns apart": wide[:, :5].transpose(1, 2)[:, :, :5],
         "flat rows of a wider matrix": wide.flatten(1)[:, 64:192],
+        "four dimensions": wide.unflatten(0, (2, 3))[:, :, 2:7],
         "the same row": wide[0, 0].expand(4, 64),
     }
 
@@ -146,17 +147,18 @@ def strided_cases(device):
 def test_strides_do_not_matter(kernel_device, case):
     x = strided_cases(kernel_device)[case]
     _, residual, grad, grad_total, weight = make(x.shape, torch.float32, kernel_device)
-    kept = {"copy": lambda t: t.detach()}
-    wanted = run(rms_norm_residual, x.contiguous(), residual, grad, grad_total, weight)
-    for swapped in (False, True):
-        x, residual = (residual, x) if swapped else (x, residual)
-        found = run(rms_norm_residual, x, residual, grad, grad_total, weight, **kept)
-        assert_close(found["y"], wanted["y"])
-        assert_close(found["dx"], wanted["dx"])
-    # Gradients with strides of their own.
-    found = run(rms_norm_residual, grad, residual, x, x, weight, **kept)
-    wanted = run(rms_norm_residual, grad, residual, *[x.contiguous()] * 2, weight)
-    assert_close(found["dx"], wanted["dx"])
+    dense = x.contiguous()
+    for strided, flat in (
+        ((x, residual, grad, grad_total), (dense, residual, grad, grad_total)),
+        ((residual, x, grad, grad_total), (residual, dense, grad, grad_total)),
+        ((grad, residual, x, grad_total), (grad, residual, dense, grad_total)),
+        ((grad, residual, grad_total, x), (grad, residual, grad_total, dense)),
+        ((x, None, grad, None), (dense, None, grad, None)),
+    ):
+        form = rms_norm if strided[1] is None else rms_norm_residual
+        found = run(form, *strided, weight, copy=lambda t: t.detach())
+        for name, value in run(form, *flat, weight).items():
+            assert_close(found[name], value, msg=name)
 
 
 @pytest.mark.parametrize("used", ["y", "total", "both"])

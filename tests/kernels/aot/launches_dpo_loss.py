@@ -34,4 +34,4 @@ def launches(arch: int) -> Iterator[Launch]:
     yield Launch("hinge, everything", partial(step, 4096, loss="hinge", **EVERYTHING))
     yield Launch("ipo", partial(step, loss="ipo", length_normalized=True))
     yield Launch("ipo, long, everything", partial(step, 4096, loss="ipo", **EVERYTHING))
-    yield Launch("simpo, int32", partial(step, loss="simpo", index=torch.int32))
+    yield Launch("simpo, int32", partial(step, loss="simpo", beta=1, index=torch.int32))

@@ -1,0 +1,141 @@
+"""The command of a benchmark of one operation: options, device, cases one by one, rows, plot.
+
+    python -m benchmarks.NAME [--device cuda|cpu] [--out FOLDER] [--quick] [--only TEXT] ...
+
+Writes FOLDER/NAME_DEVICE.jsonl and .png. On a CPU one thread on one core, and every peak of memory
+measured in a process of its own (`--peak-of VARIANT`, which prints it and does nothing else).
+
+Exit status: 1 when ours is wrong or failed, 2 without the device asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import harness
+from benchmarks.harness import OURS, Row, RowFile, Variant
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """cases(options): dataclasses with a name. run_case(case, options, ceilings): the rows, already
+    printed, and what else they should keep. variant(case, options): the one that options.peak_of
+    names, ready to be called. packages: rivals whose versions are kept.
+    """
+
+    name: str
+    doc: str
+    cases: Callable[[argparse.Namespace], Sequence[Any]]
+    run_case: Callable[[Any, argparse.Namespace, dict], tuple[list[Row], dict]]
+    variant: Callable[[Any, argparse.Namespace], Variant]
+    packages: Sequence[str] = ()
+    dtype: torch.dtype = torch.bfloat16
+
+
+def main(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> int:
+    options = parse(benchmark, arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print(f"{benchmark.name}: no GPU here; --device cpu runs without", file=sys.stderr)
+        return 2
+    if options.device == "cpu":
+        pin(options.core)
+    if options.peak_of:
+        return print_peak(benchmark, options)
+    with tempfile.TemporaryDirectory() as cache:
+        # Empty, so that the first call of what is compiled is the wait that a user sees.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        return run(benchmark, options)
+
+
+def parse(benchmark: Benchmark, arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{benchmark.name}",
+        description=benchmark.doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--quick", action="store_true", help="small shapes, nothing compiled")
+    parser.add_argument("--only", default="", help="cases whose name has this text")
+    parser.add_argument("--variants", default="", help="these alone, names with commas between")
+    parser.add_argument("--rounds", type=int, default=5, help="fewest timed calls of a variant")
+    parser.add_argument("--seconds", type=float, default=1e9, help="no new case after these")
+    last = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    parser.add_argument("--core", type=int, default=last, help="the core a CPU run is pinned to")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def pin(core: int) -> None:
+    """One thread on one core."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {core})
+    torch.set_num_threads(1)
+
+
+def asked_for(name: str, options: argparse.Namespace) -> bool:
+    return not options.variants or name in options.variants.split(",")
+
+
+def taken(benchmark: Benchmark, options: argparse.Namespace) -> list[Any]:
+    return [case for case in benchmark.cases(options) if options.only in case.name]
+
+
+def run(benchmark: Benchmark, options: argparse.Namespace) -> int:
+    start = time.perf_counter()
+    top = harness.ceilings(options.device, benchmark.dtype, 256 if options.quick else None)
+    command = f"python -m benchmarks.{benchmark.name} " + " ".join(sys.argv[1:])
+    made = harness.made_on(options.device, command.strip(), benchmark.packages)
+    print(f"{made['device']}, torch {torch.__version__}, commit {made['commit']}")
+    flops, copied = top["matmul_flops"] / 1e12, top["copy_bytes_per_s"] / 1e9
+    print(f"matmul {flops:.3g} TFLOP/s, copy {copied:.0f} GB/s", flush=True)
+    name, groups, left = f"{benchmark.name}_{options.device}", {}, []
+    file = RowFile(options.out, name, made | {"ceilings": top})
+    for case in taken(benchmark, options):
+        if time.perf_counter() - start > options.seconds:
+            left.append(case.name)
+            continue
+        rows, more = benchmark.run_case(case, options, top)
+        more |= {"gpu_state": harness.gpu_state(options.device)}
+        file.add(asdict(case) | {"name": case.name}, rows, **more)
+        groups[case.name] = rows
+    file.close()
+    if left:
+        print(f"\nleft out for want of time: {', '.join(left)}")
+    harness.bars(options.out / f"{name}.png", groups, f"{benchmark.name}, {made['device']}")
+    found = [row for rows in groups.values() for row in rows if row.variant.startswith(OURS)]
+    return int(not all(row.correct for row in found))
+
+
+def peak_apart(
+    benchmark: Benchmark, case: Any, options: argparse.Namespace, variant: Variant
+) -> int | None:
+    """Peak memory of a variant on a CPU, in a process of its own; None where that failed."""
+    arguments = [f"benchmarks.{benchmark.name}", "--device", "cpu", "--core", str(options.core)]
+    arguments += ["--only", case.name, "--peak-of", variant.name, *["--quick"] * options.quick]
+    found = harness.in_fresh_process(arguments)
+    return None if found is None else found["peak_bytes"]
+
+
+def print_peak(benchmark: Benchmark, options: argparse.Namespace) -> int:
+    """In that process: once to warm up, once measured."""
+    (case,) = taken(benchmark, options)
+    variant = benchmark.variant(case, options)
+    if variant.prepare:
+        variant.prepare()
+    variant.call()
+    print(json.dumps({"peak_bytes": harness.peak_bytes(variant, "cpu")}))
+    return 0

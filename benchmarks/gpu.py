@@ -1,0 +1,332 @@
+"""Everything that wants a GPU, in one call of less than nine minutes.
+
+    python -m benchmarks.gpu [--out FOLDER] [--only NAME ...] [--seconds 525]
+
+Builds the extension in place, runs the tests marked `gpu`, then every benchmark of `BENCHMARKS`,
+each with a limit of seconds after which it is killed; what it had written by then counts. Installs
+nothing. Writes into FOLDER `rows.jsonl` (all rows, with their conditions), `log.txt`, `table.txt`
+and a plot per benchmark. The table comes last, with the figures aimed at beside those found.
+
+Exit status: 0 done, 1 when tests or a benchmark failed, 2 without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness import mebibytes, percent, ratio, read_rows, table
+
+ROOT = Path(__file__).parents[1]
+BUILD_SECONDS, TEST_SECONDS, ALL_SECONDS = 90, 170, 525
+# Name in this folder, seconds at most, more arguments. Each is called with `--device cuda --out
+# FOLDER` and writes FOLDER/*.jsonl with the rows of `harness.RowFile`, and FOLDER/*.png.
+BENCHMARKS: tuple[tuple[str, int, tuple[str, ...]], ...] = (
+    ("bench_linear_logprob", 200, ("--seconds", "150")),
+    ("bench_dpo_loss", 45, ()),
+    ("bench_model_ops", 75, ()),
+)
+MODELS = ("llama-2-70b", "llama-3-8b")
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that was run. status: "ok", "skipped", "failed", "over time"."""
+
+    name: str
+    status: str
+    seconds: float
+    last_line: str
+
+    @property
+    def failed(self) -> bool:
+        return self.status in ("failed", "over time")
+
+
+def run(name: str, command: Sequence[str], limit: float, log: Path) -> Step:
+    """Run it, its output into the log; kill it and all it started when the limit is over."""
+    start = time.perf_counter()
+    if limit < 1:
+        return Step(name, "over time", 0.0, "no time left")
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"\n== {name}: {' '.join(command)}\n")
+        file.flush()
+        begin, place = file.tell(), {"PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=os.environ | place,
+            start_new_session=True,
+        )
+        try:
+            status = "failed" if process.wait(limit) else "ok"
+        except subprocess.TimeoutExpired:
+            status = "over time"
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    said = log.read_bytes()[begin:].decode("utf-8", "replace").strip().splitlines()
+    return Step(name, status, time.perf_counter() - start, said[-1] if said else "")
+
+
+def build(limit: float, log: Path) -> Step:
+    missing = [name for name in ("pybind11", "setuptools") if not importlib.util.find_spec(name)]
+    if missing:
+        return Step("build", "skipped", 0.0, f"this interpreter has no {' and no '.join(missing)}")
+    return run("build", [sys.executable, "setup.py", "build_ext", "--inplace"], limit, log)
+
+
+def tests(limit: float, log: Path) -> Step:
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+    return run("tests", command, limit, log)
+
+
+def benchmark(
+    name: str, more: Sequence[str], limit: float, log: Path, out: Path
+) -> tuple[Step, Rows]:
+    """Run one benchmark; its plots go to `out`, its rows into rows.jsonl there."""
+    with tempfile.TemporaryDirectory(dir=out, prefix=name) as folder:
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--device", "cuda", "--out", folder]
+        step = run(name, [*command, *more], limit, log)
+        for plot in Path(folder).glob("*.png"):
+            plot.rename(out / plot.name)
+        rows = [row for path in sorted(Path(folder).glob("*.jsonl")) for row in read_rows(path)]
+    with (out / "rows.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return step, rows
+
+
+def everything(options: argparse.Namespace, log: Path) -> tuple[list[Step], Rows]:
+    end = time.perf_counter() + options.seconds
+    steps: list[Step] = []
+    rows: Rows = []
+
+    def left(limit: float) -> float:
+        return min(limit, end - time.perf_counter())
+
+    def done(step: Step) -> None:
+        steps.append(step)
+        print(f"{step.name}: {step.status}, {step.seconds:.0f} s, {step.last_line}", flush=True)
+
+    if not options.only or "build" in options.only:
+        done(build(left(BUILD_SECONDS), log))
+    if not options.only or "tests" in options.only:
+        done(tests(left(TEST_SECONDS), log))
+    for name, limit, more in BENCHMARKS:
+        if not options.only or name in options.only:
+            step, found = benchmark(name, more, left(limit), log, options.out)
+            done(step)
+            rows += found
+    return steps, rows
+
+
+# What was found
+
+
+def summary(rows: Rows) -> str:
+    """One line per case: ours beside the floor and the fastest right rival."""
+    lines = []
+    for name in dict.fromkeys((row["benchmark"], _case(row)) for row in rows):
+        case = {row["variant"]: row for row in rows if (row["benchmark"], _case(row)) == name}
+        ours = case.get("ours")
+        others = [
+            row
+            for key, row in case.items()
+            if not key.startswith("ours")
+            and row.get("correct")
+            and row.get("ms")
+            and not row.get("computes")
+        ]
+        best = min(others, key=_ms, default=None)
+        if ours is None or not ours.get("ms"):
+            lines.append([name[1], "none" if ours is None else str(ours.get("reason")), *[""] * 6])
+            continue
+        lines.append(
+            [
+                name[1],
+                f"{_ms(ours):.3g}" + ("" if ours.get("correct") else " WRONG"),
+                percent(ours.get("share_of_rate")),
+                ratio(ours.get("times_least")),
+                mebibytes(ours.get("peak_bytes")),
+                *(
+                    ["", "", ""]
+                    if best is None
+                    else [f"{_ms(best):.3g}", mebibytes(best.get("peak_bytes")), best["variant"]]
+                ),
+            ]
+        )
+    return table(["case", "ours ms", "rate", "x least", "MiB", "rival ms", "MiB", "rival"], lines)
+
+
+def _case(row: dict[str, Any]) -> str:
+    case = row.get("case")
+    return str(case.get("name")) if isinstance(case, dict) else str(case)
+
+
+def _ms(row: dict[str, Any]) -> float:
+    return row["ms"]["p50"]
+
+
+def targets(rows: Rows) -> str:
+    """The figures aimed at, beside those found."""
+    lines = []
+    for model in MODELS:
+        for share in (100, 50):
+            case = _rows_of(rows, f"{model} frozen {share} % random")
+            floor = case.get("ours", {}).get("times_least")
+            if share == 100:
+                lines.append(
+                    _target(
+                        f"{model} frozen, over two matmuls",
+                        "<= 1.15",
+                        floor,
+                        floor is not None and floor <= 1.15,
+                    )
+                )
+                lines += _against_cce(model, case)
+            wanted = 2.0 if share == 100 else 4.0
+            faster = _faster(case, ("Liger DPO", "Liger DPO uncompiled"), ("ours DPO",))
+            lines.append(
+                _target(
+                    f"{model} frozen {share} %, Liger DPO over ours",
+                    f">= {wanted}",
+                    faster,
+                    faster is not None and faster >= wanted,
+                )
+            )
+        case = _rows_of(rows, f"{model} trainable 100 % random")
+        faster = _faster(case, ("quack",), ("ours", "ours all kept"))
+        lines.append(
+            _target(
+                f"{model} trainable, quack over ours",
+                ">= 0.9",
+                faster,
+                faster is not None and faster >= 0.9,
+                _reason(case, "quack"),
+            )
+        )
+    return table(["target", "wanted", "found", ""], lines)
+
+
+def _against_cce(model: str, case: dict[str, Any]) -> list[list[str]]:
+    """Time and memory at once, so of one variant: ours with the gradient over `hidden`."""
+    mine = "ours over hidden" if "ours over hidden" in case else "ours"
+    faster = _faster(case, ("CCE exact",), (mine,))
+    why = _reason(case, "CCE exact")
+    memory = None
+    if faster is not None:
+        memory = case[mine]["peak_bytes"] / max(case["CCE exact"]["peak_bytes"], 1)
+    return [
+        _target(
+            f"{model} frozen, CCE exact over {mine}",
+            ">= 1.3",
+            faster,
+            faster is not None and faster >= 1.3,
+            why,
+        ),
+        _target(
+            f"{model} frozen, memory of {mine} over CCE exact",
+            "< 1",
+            memory,
+            memory is not None and memory < 1,
+            why,
+        ),
+    ]
+
+
+def _rows_of(rows: Rows, name: str) -> dict[str, Any]:
+    return {row["variant"]: row for row in rows if _case(row) == name}
+
+
+def _faster(case: dict[str, Any], theirs: Sequence[str], mine: Sequence[str]) -> float | None:
+    """Their fastest time over our fastest; None unless there are right results of both."""
+
+    def fastest(names: Sequence[str]) -> float | None:
+        found = [case[n] for n in names if n in case and case[n]["ms"] and case[n]["correct"]]
+        return min(map(_ms, found), default=None)
+
+    them, us = fastest(theirs), fastest(mine)
+    return None if them is None or us is None else them / us
+
+
+def _reason(case: dict[str, Any], name: str) -> str:
+    row = case.get(name)
+    return "not run" if row is None else row["reason"] or ("" if row["correct"] else "wrong")
+
+
+def _target(words: str, wanted: str, found: float | None, met: bool, why: str = "") -> list[str]:
+    verdict = "met" if met else "MISSED"
+    return [
+        words,
+        wanted,
+        ratio(found),
+        f"no figure: {why or 'not run'}" if found is None else verdict,
+    ]
+
+
+def heading(rows: Rows) -> str:
+    if not rows:
+        return f"{torch.cuda.get_device_name()}: no rows"
+    row = rows[0]
+    top, state = row.get("ceilings") or {}, row.get("gpu_state") or {}
+    rates = (
+        f"matmul {top.get('matmul_flops', 0) / 1e12:.0f} TFLOP/s, copy "
+        f"{top.get('copy_bytes_per_s', 0) / 1e12:.2f} TB/s"
+    )
+    return (
+        f"{row['device']}, commit {row['commit']}, torch {torch.__version__}, {rates}, "
+        + ", ".join(f"{key} {value}" for key, value in state.items())
+    )
+
+
+def written_out(steps: Sequence[Step], rows: Rows) -> str:
+    lines = [[s.name, s.status, f"{s.seconds:.0f} s", s.last_line[:70]] for s in steps]
+    parts = [heading(rows), table(["step", "", "", ""], lines)]
+    if rows:
+        parts += [summary(rows), targets(rows)]
+    return "\n\n".join(parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = ("build", "tests", *(name for name, *_ in BENCHMARKS))
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
+    parser.add_argument("--only", nargs="+", choices=names, help="these steps alone")
+    parser.add_argument("--seconds", type=float, default=ALL_SECONDS, help="of all steps together")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("benchmarks.gpu: no GPU here", file=sys.stderr)
+        return 2
+    options.out = options.out.resolve()
+    options.out.mkdir(parents=True, exist_ok=True)
+    log = options.out / "log.txt"
+    for old in (log, options.out / "rows.jsonl"):
+        old.write_text("")
+    steps, rows = everything(options, log)
+    text = written_out(steps, rows)
+    (options.out / "table.txt").write_text(text + "\n")
+    print("\n" + text)
+    return int(any(step.failed for step in steps))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
