@@ -488,6 +488,7 @@ class _PairLoss(torch.autograd.Function):
         return grad * ctx.slope, None, None
 
 
+@jit.on_its_device
 def dpo_loss_tokens(
     logps: Tensor,
     boundaries: Tensor,

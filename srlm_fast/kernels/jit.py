@@ -6,8 +6,11 @@ dependency on Linux x86-64 only) their kernels are plain functions that nobody l
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
+import torch
 from torch import Tensor
 
 try:
@@ -26,7 +29,7 @@ except ImportError:
 
     triton = tl = _Absent()
 
-__all__ = ["HAS_TRITON", "arch", "runs_triton", "tl", "triton"]
+__all__ = ["HAS_TRITON", "arch", "on_its_device", "runs_triton", "tl", "triton"]
 
 
 def runs_triton(x: Tensor) -> bool:
@@ -43,3 +46,19 @@ def arch() -> int:
         return int(triton.runtime.driver.active.get_current_target().arch)
     except (RuntimeError, AttributeError):
         return 90
+
+
+def on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A public function that launches on the device of its first tensor, whichever is current.
+
+    Backward passes need no such care: autograd runs them with the device of their forward pass.
+    """
+
+    @wraps(function)
+    def call(x: Any, *args: Any, **options: Any) -> Any:
+        if getattr(x, "is_cuda", False) and x.device.index != torch.cuda.current_device():
+            with torch.cuda.device(x.device):
+                return function(x, *args, **options)
+        return function(x, *args, **options)
+
+    return call

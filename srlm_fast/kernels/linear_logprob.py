@@ -99,6 +99,7 @@ def linear_logprob_reference(
     return _output(logp, lse, entropy, return_lse, return_entropy)
 
 
+@jit.on_its_device
 def linear_logprob(
     hidden: Tensor,
     head: Tensor,

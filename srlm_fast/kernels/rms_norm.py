@@ -146,14 +146,13 @@ def _launch_forward(x, residual, weight, eps):
     outer, inner, width = x_3d.shape
     rstd = torch.empty(outer * inner, dtype=torch.float32, device=x.device)
     rows, block, num_warps = _tile(width)
-    if len(rstd):
-        _forward_kernel[(triton.cdiv(len(rstd), rows),)](
-            x_3d, residual_3d, weight, y, total, rstd,
-            eps,
-            len(rstd), width, inner,
-            *x_3d.stride()[:2], *residual_3d.stride()[:2],
-            HAS_RESIDUAL=residual is not None, ROWS=rows, BLOCK=block, num_warps=num_warps,
-        )  # fmt: skip
+    _forward_kernel[(triton.cdiv(len(rstd), rows),)](
+        x_3d, residual_3d, weight, y, total, rstd,
+        eps,
+        len(rstd), width, inner,
+        *x_3d.stride()[:2], *residual_3d.stride()[:2],
+        HAS_RESIDUAL=residual is not None, ROWS=rows, BLOCK=block, num_warps=num_warps,
+    )  # fmt: skip
     return y, total, rstd
 
 
@@ -167,14 +166,13 @@ def _launch_backward(grad, grad_total, x, weight, rstd, needs_weight):
     num_tiles = triton.cdiv(len(rstd), rows)
     num_programs = _num_programs(num_tiles, num_warps)
     parts = rstd.new_empty(num_programs if needs_weight else 0, width)
-    if num_tiles:
-        _backward_kernel[(num_programs,)](
-            grad_3d, total_3d, x, weight, rstd, out, parts,
-            len(rstd), width, inner, num_tiles,
-            *grad_3d.stride()[:2], *total_3d.stride()[:2], *x.stride()[:2],
-            HAS_GRAD_TOTAL=grad_total is not None, HAS_PARTS=needs_weight,
-            ROWS=rows, BLOCK=block, num_warps=num_warps,
-        )  # fmt: skip
+    _backward_kernel[(num_programs,)](
+        grad_3d, total_3d, x, weight, rstd, out, parts,
+        len(rstd), width, inner, num_tiles,
+        *grad_3d.stride()[:2], *total_3d.stride()[:2], *x.stride()[:2],
+        HAS_GRAD_TOTAL=grad_total is not None, HAS_PARTS=needs_weight,
+        ROWS=rows, BLOCK=block, num_warps=num_warps,
+    )  # fmt: skip
     return out, parts.sum(0).to(weight.dtype) if needs_weight else None
 
 

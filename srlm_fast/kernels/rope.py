@@ -94,14 +94,13 @@ def _launch(q, k, cos, sin, back):
     num_tokens, num_heads, width = q.shape
     sizes = (num_heads, k_in.shape[1], width // 2)
     q_heads, k_heads, half = (triton.next_power_of_2(max(size, 1)) for size in sizes)
-    if num_tokens:
-        _rope_kernel[(num_tokens,)](
-            q, k_in, cos, sin, q_out, k_out,
-            num_heads, k_in.shape[1], width // 2,
-            *q.stride()[:2], *k_in.stride()[:2], cos.stride(0), sin.stride(0),
-            BACK=back, HAS_K=k is not None, Q_HEADS=q_heads, K_HEADS=k_heads, HALF=half,
-            num_warps=_num_warps(q_heads, half),
-        )  # fmt: skip
+    _rope_kernel[(num_tokens,)](
+        q, k_in, cos, sin, q_out, k_out,
+        num_heads, k_in.shape[1], width // 2,
+        *q.stride()[:2], *k_in.stride()[:2], cos.stride(0), sin.stride(0),
+        BACK=back, HAS_K=k is not None, Q_HEADS=q_heads, K_HEADS=k_heads, HALF=half,
+        num_warps=_num_warps(q_heads, half),
+    )  # fmt: skip
     return q_out, None if k is None else k_out
 
 

@@ -16,6 +16,7 @@ from srlm_fast.kernels import (
     linear_logprob_reference,
     linear_logprob_route,
     logit_rows,
+    logprob_route,
 )
 from srlm_fast.kernels.logit_rows import Transform
 from srlm_fast.kernels.logprob_route import MIN_COLUMNS
@@ -59,6 +60,7 @@ def way(request, monkeypatch):
     if request.param == "native" and not available():
         pytest.fail("the extension is not built")
     monkeypatch.setattr(logit_rows, "available", lambda: request.param != "plain")
+    monkeypatch.setattr(logprob_route, "CPU_BLOCK_BYTES", 1)  # several blocks, kept ones too
     capability = "AVX2" if request.param == "widened" else "AVX512"
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     return request.param
@@ -109,8 +111,9 @@ def test_gradcheck(workspace, frozen):
         assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
 
 
-def test_every_route_is_taken_and_gives_the_same():
+def test_every_route_is_taken_and_gives_the_same(monkeypatch):
     """Scored, frozen; trainable with everything kept, some of it, nothing."""
+    monkeypatch.setattr(logprob_route, "CPU_BLOCK_BYTES", 33 * 512 * 4)
     hidden, head, bias, targets, grad = make(random, 33, 8, 2000, torch.float32)
     hidden.requires_grad_()
     results, seen = [], set()
@@ -120,6 +123,7 @@ def test_every_route_is_taken_and_gives_the_same():
         route = linear_logprob_route(hidden, head, 33, bias, **options)
         seen.add((route.name, (route.kept > 0) + (route.kept == 2000), route.matmuls > 3))
         assert route.workspace_bytes <= 33 * 4 * max(columns, MIN_COLUMNS)
+        assert route.kept_columns == min(512, route.kept)
         hidden.grad = None
         logp = linear_logprob(hidden, head, targets, bias, **options)
         (logp * grad).sum().backward()

@@ -42,6 +42,7 @@ def matmul(request, monkeypatch):
     monkeypatch.setattr(logprob_route, "FUSED_DEPTH", 10**9 if request.param == "fused" else -1)
     monkeypatch.setattr(logit_rows, "ONE_BLOCK", 256)
     monkeypatch.setattr(logit_rows, "STEP", 256)
+    monkeypatch.setattr(logprob_route, "CPU_BLOCK_BYTES", 1)  # several blocks, kept ones too
     tiles = {80: Tiles(32, 256, 32, 4, 2)}
     for table in ("TILES", "HEAVY_TILES", "FEW_TILES"):
         monkeypatch.setattr(head_softmax, table, tiles)
