@@ -23,6 +23,7 @@ from .logit_rows import (
     wide,
 )
 from .logprob_route import Route, matmul_dtype
+from .pages import ask_for_huge_pages
 
 # Rows of one matmul in batch-invariant form.
 CPU_FIXED_ROWS, GPU_FIXED_ROWS = 128, 1024
@@ -156,7 +157,7 @@ class Gradients:
     def __init__(self, h: Tensor, head: Tensor, bias: Tensor | None, call: Call, needs) -> None:
         self.h, self.call, self.blocks = h, call, Blocks(head, bias, call)
         self.wanted, self.product, self._scaled = needs[0], None, None
-        self.head = torch.empty_like(head) if needs[1] else None
+        self.head = ask_for_huge_pages(torch.empty_like(head)) if needs[1] else None
         self.bias = torch.empty_like(bias) if needs[2] else None
 
     def add_exponentials(self, first: int, x: Tensor, scale: Tensor) -> None:

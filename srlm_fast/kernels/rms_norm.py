@@ -219,7 +219,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     _check(x, weight)
     if _in_triton(x):
-        return _RmsNorm.apply(x, weight, eps)
+        return _RmsNorm.apply(x, weight.contiguous(), eps)
     return rms_norm_reference(x, weight, eps)
 
 
@@ -234,7 +234,7 @@ def rms_norm_residual(
     _check(x, weight)
     check_tensor("residual", residual, x.shape, (x.dtype,), x.device)
     if _in_triton(x):
-        return _RmsNormResidual.apply(x, residual, weight, eps)
+        return _RmsNormResidual.apply(x, residual, weight.contiguous(), eps)
     return rms_norm_residual_reference(x, residual, weight, eps)
 
 

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.rms_norm import rms_norm
-from ..kernels.rope import rope, rope_angles
+from ..kernels.rms_norm import rms_norm, rms_norm_residual
+from ..kernels.rope import rope_angles, rope_qk
 from ..kernels.swiglu import swiglu
 from .config import ModelConfig
 from .context import Context
@@ -34,6 +34,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
+
+    def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of x + residual, and x + residual."""
+        return rms_norm_residual(x, residual, self.weight, self.eps)
 
 
 class Layer(nn.Module):
@@ -55,15 +59,14 @@ class Layer(nn.Module):
         self.down = nn.Linear(c.intermediate_size, c.hidden_size, bias=c.mlp_bias)
 
     def forward(self, hidden_TD: Tensor, cos: Tensor, sin: Tensor, context: Context) -> Tensor:
-        hidden_TD = hidden_TD + self.drop(
-            self.attention(self.attn_norm(hidden_TD), cos, sin, context)
-        )
-        return hidden_TD + self.drop(self.down(swiglu(self.gate_up(self.mlp_norm(hidden_TD)))))
+        x_TD = self.drop(self.attention(self.attn_norm(hidden_TD), cos, sin, context))
+        x_TD, hidden_TD = self.mlp_norm.of_sum(x_TD, hidden_TD)
+        return hidden_TD + self.drop(self.down(swiglu(self.gate_up(x_TD))))
 
     def attention(self, x_TD: Tensor, cos: Tensor, sin: Tensor, context: Context) -> Tensor:
         num_tokens = x_TD.shape[0]
         q, k, v = self.qkv(x_TD).view(num_tokens, -1, self.head_dim).split(self.heads, dim=1)
-        q, k = rope(self.q_norm(q), cos, sin), rope(self.k_norm(k), cos, sin)
+        q, k = rope_qk(self.q_norm(q), self.k_norm(k), cos, sin)
         return self.o(context.attend(self.index, q, k, v).reshape(num_tokens, -1))
 
     def drop(self, x: Tensor) -> Tensor:
