@@ -39,6 +39,8 @@ BENCHMARKS: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("bench_dpo_loss", 45, ()),
     ("bench_model_ops", 75, ()),
 )
+# Cases of a benchmark in the table, so that it fits a screen or two.
+CASES_SHOWN = 15
 MODELS = ("llama-2-70b", "llama-3-8b")
 Rows = list[dict[str, Any]]
 
@@ -139,38 +141,34 @@ def everything(options: argparse.Namespace, log: Path) -> tuple[list[Step], Rows
 
 
 def summary(rows: Rows) -> str:
-    """One line per case: ours beside the floor and the fastest right rival."""
+    """A line per case: ours beside the floor and the fastest right rival."""
     lines = []
-    for name in dict.fromkeys((row["benchmark"], _case(row)) for row in rows):
-        case = {row["variant"]: row for row in rows if (row["benchmark"], _case(row)) == name}
-        ours = case.get("ours")
-        others = [
-            row
-            for key, row in case.items()
-            if not key.startswith("ours")
-            and row.get("correct")
-            and row.get("ms")
-            and not row.get("computes")
-        ]
-        best = min(others, key=_ms, default=None)
-        if ours is None or not ours.get("ms"):
-            lines.append([name[1], "none" if ours is None else str(ours.get("reason")), *[""] * 6])
-            continue
-        lines.append(
-            [
-                name[1],
-                f"{_ms(ours):.3g}" + ("" if ours.get("correct") else " WRONG"),
-                percent(ours.get("share_of_rate")),
-                ratio(ours.get("times_least")),
-                mebibytes(ours.get("peak_bytes")),
-                *(
-                    ["", "", ""]
-                    if best is None
-                    else [f"{_ms(best):.3g}", mebibytes(best.get("peak_bytes")), best["variant"]]
-                ),
-            ]
-        )
+    for benchmark in dict.fromkeys(row["benchmark"] for row in rows):
+        own = [row for row in rows if row["benchmark"] == benchmark]
+        names = list(dict.fromkeys(map(_case, own)))
+        lines += [_summed_up(name, _rows_of(own, name)) for name in names[:CASES_SHOWN]]
+        if len(names) > CASES_SHOWN:
+            more = f"{len(names) - CASES_SHOWN} more of {benchmark} in rows.jsonl"
+            lines.append([more, *[""] * 7])
     return table(["case", "ours ms", "rate", "x least", "MiB", "rival ms", "MiB", "rival"], lines)
+
+
+def _summed_up(name: str, case: dict[str, Any]) -> list[str]:
+    ours = case.get("ours", {"reason": "not run"})
+    if not ours.get("ms"):
+        return [name, *[""] * 6, f"ours: {ours.get('reason')}"[:60]]
+    found = [
+        f"{_ms(ours):.3g}" + ("" if ours.get("correct") else " WRONG"),
+        percent(ours.get("share_of_rate")),
+        ratio(ours.get("times_least")),
+        mebibytes(ours.get("peak_bytes")),
+    ]
+    right = [row for row in case.values() if row.get("correct") and row.get("ms")]
+    rivals = [r for r in right if not r["variant"].startswith("ours") and not r.get("computes")]
+    if not rivals:
+        return [name, *found, "", "", "none"]
+    best = min(rivals, key=_ms)
+    return [name, *found, f"{_ms(best):.3g}", mebibytes(best.get("peak_bytes")), best["variant"]]
 
 
 def _case(row: dict[str, Any]) -> str:
@@ -186,67 +184,50 @@ def targets(rows: Rows) -> str:
     """The figures aimed at, beside those found."""
     lines = []
     for model in MODELS:
-        for share in (100, 50):
-            case = _rows_of(rows, f"{model} frozen {share} % random")
-            floor = case.get("ours", {}).get("times_least")
-            if share == 100:
-                lines.append(
-                    _target(
-                        f"{model} frozen, over two matmuls",
-                        "<= 1.15",
-                        floor,
-                        floor is not None and floor <= 1.15,
-                    )
-                )
-                lines += _against_cce(model, case)
-            wanted = 2.0 if share == 100 else 4.0
-            faster = _faster(case, ("Liger DPO", "Liger DPO uncompiled"), ("ours DPO",))
-            lines.append(
-                _target(
-                    f"{model} frozen {share} %, Liger DPO over ours",
-                    f">= {wanted}",
-                    faster,
-                    faster is not None and faster >= wanted,
-                )
-            )
-        case = _rows_of(rows, f"{model} trainable 100 % random")
-        faster = _faster(case, ("quack",), ("ours", "ours all kept"))
-        lines.append(
+        whole = _rows_of(rows, f"{model} frozen 100 % random")
+        half = _rows_of(rows, f"{model} frozen 50 % random")
+        trained = _rows_of(rows, f"{model} trainable 100 % random")
+        # Time and memory are aimed at together, so both are of one variant.
+        mine = "ours over hidden" if "ours over hidden" in whole else "ours"
+        cce, liger = ("CCE exact",), ("Liger DPO", "Liger DPO uncompiled")
+        over_floor = whole.get("ours", {}).get("times_least")
+        memory = _memory(whole, mine, *cce)
+        lines += [
+            _target(f"{model} frozen, ours over its matmuls", "<=", 1.15, over_floor),
+            _target(
+                f"  CCE exact over {mine}",
+                ">=",
+                1.3,
+                _faster(whole, cce, (mine,)),
+                _reason(whole, *cce),
+            ),
+            _target(f"  memory, {mine} over CCE exact", "<", 1.0, memory, _reason(whole, *cce)),
+            _target("  Liger DPO over ours DPO", ">=", 2.0, _faster(whole, liger, ("ours DPO",))),
+            _target("  half the rows", ">=", 4.0, _faster(half, liger, ("ours DPO",))),
             _target(
                 f"{model} trainable, quack over ours",
-                ">= 0.9",
-                faster,
-                faster is not None and faster >= 0.9,
-                _reason(case, "quack"),
-            )
-        )
+                ">=",
+                0.9,
+                _faster(trained, ("quack",), ("ours", "ours all kept")),
+                _reason(trained, "quack"),
+            ),
+        ]
     return table(["target", "wanted", "found", ""], lines)
 
 
-def _against_cce(model: str, case: dict[str, Any]) -> list[list[str]]:
-    """Time and memory at once, so of one variant: ours with the gradient over `hidden`."""
-    mine = "ours over hidden" if "ours over hidden" in case else "ours"
-    faster = _faster(case, ("CCE exact",), (mine,))
-    why = _reason(case, "CCE exact")
-    memory = None
-    if faster is not None:
-        memory = case[mine]["peak_bytes"] / max(case["CCE exact"]["peak_bytes"], 1)
-    return [
-        _target(
-            f"{model} frozen, CCE exact over {mine}",
-            ">= 1.3",
-            faster,
-            faster is not None and faster >= 1.3,
-            why,
-        ),
-        _target(
-            f"{model} frozen, memory of {mine} over CCE exact",
-            "< 1",
-            memory,
-            memory is not None and memory < 1,
-            why,
-        ),
-    ]
+def _target(words: str, sign: str, bound: float, found: float | None, why: str = "") -> list[str]:
+    wanted = f"{sign} {bound:g}"
+    if found is None:
+        return [words, wanted, "", f"no figure: {why or 'not run'}"[:60]]
+    met = {"<=": found <= bound, "<": found < bound, ">=": found >= bound}[sign]
+    return [words, wanted, ratio(found), "met" if met else "MISSED"]
+
+
+def _memory(case: dict[str, Any], mine: str, theirs: str) -> float | None:
+    """Our peak over theirs; None unless there are right results of both."""
+    if _faster(case, (theirs,), (mine,)) is None:
+        return None
+    return case[mine]["peak_bytes"] / max(case[theirs]["peak_bytes"], 1)
 
 
 def _rows_of(rows: Rows, name: str) -> dict[str, Any]:
@@ -269,29 +250,20 @@ def _reason(case: dict[str, Any], name: str) -> str:
     return "not run" if row is None else row["reason"] or ("" if row["correct"] else "wrong")
 
 
-def _target(words: str, wanted: str, found: float | None, met: bool, why: str = "") -> list[str]:
-    verdict = "met" if met else "MISSED"
-    return [
-        words,
-        wanted,
-        ratio(found),
-        f"no figure: {why or 'not run'}" if found is None else verdict,
-    ]
-
-
 def heading(rows: Rows) -> str:
     if not rows:
         return f"{torch.cuda.get_device_name()}: no rows"
     row = rows[0]
     top, state = row.get("ceilings") or {}, row.get("gpu_state") or {}
-    rates = (
-        f"matmul {top.get('matmul_flops', 0) / 1e12:.0f} TFLOP/s, copy "
-        f"{top.get('copy_bytes_per_s', 0) / 1e12:.2f} TB/s"
-    )
-    return (
-        f"{row['device']}, commit {row['commit']}, torch {torch.__version__}, {rates}, "
-        + ", ".join(f"{key} {value}" for key, value in state.items())
-    )
+    parts = [
+        row["device"],
+        f"commit {row['commit']}",
+        f"torch {torch.__version__}",
+        f"matmul {top.get('matmul_flops', 0) / 1e12:.0f} TFLOP/s",
+        f"copy {top.get('copy_bytes_per_s', 0) / 1e12:.2f} TB/s",
+        *(f"{name} {value}" for name, value in state.items()),
+    ]
+    return ", ".join(parts)
 
 
 def written_out(steps: Sequence[Step], rows: Rows) -> str:

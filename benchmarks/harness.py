@@ -353,7 +353,7 @@ def in_fresh_process(arguments: Sequence[str], limit: float = 600.0) -> dict[str
 
 
 def ceilings(device: str, dtype: torch.dtype, size: int | None = None) -> dict[str, float]:
-    """FLOP/s of a large square matmul, bytes/s (read and written) of a large copy: the best seen."""
+    """FLOP/s of a large square matmul, bytes/s of a large copy (both ways): the best seen."""
     size = size or (8192 if device == "cuda" else 2048)
     a, b = torch.randn(2, size, size, device=device, dtype=torch.float32).to(dtype)
     source = torch.ones(

@@ -1,7 +1,7 @@
 """The operations, one file each: formula, eager reference, kernels, launcher, contract.
 
 linear_logprob is the head and has files of its own below it: `logprob_route` (how a call is cut),
-`head_blocks` (the matmuls), `logit_rows` (what happens to logits between them), `head_softmax` (both
+`head_blocks` (matmuls), `logit_rows` (what happens to logits between them), `head_softmax` (both
 in one kernel), `pages` (memory given back early). `jit` holds Triton, `native` the C++ extension.
 """
 
