@@ -26,7 +26,9 @@ from .contracts import check_tensor
 from .jit import tl, triton
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-MAX_WIDTH = 16384  # of a row in one program's registers; wider ones run in PyTorch
+# A row is held in one program's registers: 16,384 values of 16 bits, 8,192 of 32. Wider ones run in
+# PyTorch.
+MAX_ROW_BYTES = 32768
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -44,20 +46,29 @@ def rms_norm_residual_reference(
     return rms_norm_reference(total, weight, eps), total
 
 
-# Streaming multiprocessors by arch, for as many programs backward as run at once. Neither this nor
-# the tile below is measured on a GPU yet; both follow from 16 values a thread and 32 warps an SM.
+# Streaming multiprocessors by arch, for as many programs backward as run at once: 32 warps an SM,
+# hence 64 registers a thread. Nothing here is measured on a GPU yet.
 _SMS = {80: 108, 90: 132, 100: 148}
+_WARPS_PER_SM = 32
 
 
 def _tile(width: int) -> tuple[int, int, int]:
-    """Rows a program holds at a time, their width padded to a power of two, warps."""
+    """Rows a program holds at a time, their width padded to a power of two, warps: 8 or 16 values
+    a thread.
+    """
     block = max(triton.next_power_of_2(width), 16)
-    return max(2048 // block, 1), block, min(max(block // 512, 4), 32)
+    return max(1024 // block, 1), block, min(max(block // 512, 4), 32)
 
 
 def _num_programs(num_tiles: int, num_warps: int) -> int:
     sms = _SMS[max(key for key in _SMS if key <= max(jit.arch(), 80))]
-    return min(num_tiles, sms * (32 // num_warps))
+    return min(num_tiles, sms * (_WARPS_PER_SM // num_warps))
+
+
+def _registers(x: Tensor) -> int | None:
+    """No limit where it would spill: fp32, rows that do not begin at 32 bytes, sm_100."""
+    fits = x.itemsize == 2 and x.shape[-1] % 16 == 0 and jit.arch() < 100
+    return 64 if fits else None
 
 
 @triton.jit
@@ -171,7 +182,7 @@ def _launch_backward(grad, grad_total, x, weight, rstd, needs_weight):
         len(rstd), width, inner, num_tiles,
         *grad_3d.stride()[:2], *total_3d.stride()[:2], *x.stride()[:2],
         HAS_GRAD_TOTAL=grad_total is not None, HAS_PARTS=needs_weight,
-        ROWS=rows, BLOCK=block, num_warps=num_warps,
+        ROWS=rows, BLOCK=block, num_warps=num_warps, maxnreg=_registers(x),
     )  # fmt: skip
     return out, parts.sum(0).to(weight.dtype) if needs_weight else None
 
@@ -244,4 +255,5 @@ def _check(x: Tensor, weight: Tensor) -> None:
 
 
 def _in_triton(x: Tensor) -> bool:
-    return jit.runs_triton(x) and x.dtype != torch.float64 and 0 < x.shape[-1] <= MAX_WIDTH
+    fits = 0 < x.shape[-1] * x.itemsize <= MAX_ROW_BYTES
+    return jit.runs_triton(x) and x.dtype != torch.float64 and fits

@@ -264,17 +264,17 @@ def test_exponentials_make_room_for_the_gradient():
     """bf16, T 1,024, D 512, V 32,000: 62 MiB kept and a gradient of 31 MiB, which do not add up."""
     code = """
 import re, torch
-from srlm_fast.kernels import linear_logprob, linear_logprob_reference, linear_logprob_route
-def peak():
-    return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1024
+from srlm_fast.kernels import linear_logprob, linear_logprob_route
+def memory(key):
+    return int(re.search(key + r":\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1024
 hidden = torch.randn(1024, 512).bfloat16().requires_grad_()
 head = torch.randn(32000, 512).bfloat16().requires_grad_()
 targets = torch.randint(32000, (1024,))
 linear_logprob(hidden[:8], head[:512], targets[:8] % 512).sum().backward()
 hidden.grad = head.grad = None
-before = peak()
+before = memory("VmRSS")
 linear_logprob(hidden, head, targets).sum().backward()
-print(linear_logprob_route(hidden, head, 1024).kept, peak() - before)
+print(linear_logprob_route(hidden, head, 1024).kept, memory("VmHWM") - before)
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     kept, extra = out.stdout.split()

@@ -173,6 +173,15 @@ def test_finish_may_write_over_its_input(kernel_device):
     assert_close(hidden, wanted_slope, rtol=1e-2, atol=1e-2)
 
 
+def test_overwriting_what_another_operation_reads_is_caught(kernel_device):
+    """A kernel writes behind autograd's back, so autograd is told."""
+    hidden = torch.randn(5, 16, device=kernel_device, requires_grad=True)
+    head, targets = torch.randn(9, 16, device=kernel_device), torch.arange(5, device=kernel_device)
+    logp = linear_logprob(hidden.exp(), head, targets, overwrite_hidden=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        logp.sum().backward()
+
+
 def test_a_head_with_strided_rows_is_refused(kernel_device):
     head = torch.zeros(4, 7, device=kernel_device).T
     hidden, targets = torch.zeros(3, 4, device=kernel_device), torch.zeros(3, dtype=torch.int64)

@@ -17,13 +17,14 @@ def alone(*shape: int, dtype: torch.dtype = torch.bfloat16, frozen: bool = False
     rms_norm(x, weight, 1e-5).backward(torch.zeros_like(x))
 
 
-def residual(width: int, dtype: torch.dtype = torch.bfloat16, only_y: bool = False) -> None:
+def residual(
+    width: int, dtype: torch.dtype = torch.bfloat16, only_y: bool = False, frozen: bool = False
+) -> None:
     x = torch.zeros(4096, width, dtype=dtype, requires_grad=True)
-    y, total = rms_norm_residual(x, x.detach(), torch.ones(width, dtype=dtype), 1e-5)
-    if only_y:
-        y.backward(torch.zeros_like(y))
-    else:
-        torch.autograd.backward((y, total), [torch.zeros_like(y)] * 2)
+    weight = torch.ones(width, dtype=dtype, requires_grad=not frozen)
+    y, total = rms_norm_residual(x, x.detach(), weight, 1e-5)
+    outputs = [y] if only_y else [y, total]
+    torch.autograd.backward(outputs, [torch.zeros_like(y)] * len(outputs))
 
 
 def head(width: int) -> None:
@@ -37,13 +38,13 @@ def head(width: int) -> None:
 def launches(arch: int) -> Iterator[Launch]:
     yield Launch("8192", partial(alone, 4096, 8192))
     yield Launch("8192, residual", partial(residual, 8192))
-    yield Launch("16384", partial(alone, 4096, 16384))
+    yield Launch("16384, residual", partial(residual, 16384))
     yield Launch("heads of 128", partial(head, 128))
     if arch != 90:
         return
-    yield Launch("16384, residual, fp32", partial(residual, 16384, torch.float32))
-    yield Launch("16384, residual", partial(residual, 16384))
-    yield Launch("4096, frozen", partial(alone, 4096, 4096, frozen=True))
+    yield Launch("8192, residual, fp32", partial(residual, 8192, torch.float32))
+    yield Launch("8192, residual, frozen", partial(residual, 8192, frozen=True))
+    yield Launch("4096, residual", partial(residual, 4096))
     yield Launch("4096, residual, its sum unused", partial(residual, 4096, only_y=True))
     yield Launch("896, fp16", partial(alone, 4096, 896, dtype=torch.float16))
     yield Launch("5120, fp32", partial(alone, 4096, 5120, dtype=torch.float32))
