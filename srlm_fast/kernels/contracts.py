@@ -1,8 +1,12 @@
-"""The check that public kernel functions share. Raises ValueError: argument, found, wanted."""
+"""The checks that public kernel functions share. They raise ValueError: argument, found, wanted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import wraps
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +25,8 @@ def check_tensor(
     # By its name: importing DTensor to compare with it costs more than all that this module does.
     if type(value).__name__ == "DTensor":
         raise ValueError(f"{name}: a DTensor, wanted this rank's plain tensor (to_local())")
+    if value.layout != torch.strided:
+        raise ValueError(f"{name}: layout {value.layout}, wanted a dense tensor")
     found = tuple(value.shape)
     fits = len(found) == len(shape) and all(
         isinstance(want, str) or size == want for size, want in zip(found, shape, strict=True)
@@ -30,5 +36,34 @@ def check_tensor(
     if value.dtype not in dtypes:
         wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(f"{name}: {str(value.dtype).removeprefix('torch.')}, wanted {wanted}")
+    if device is None and value.is_meta:
+        raise ValueError(f"{name}: on meta, wanted a tensor with values")
     if device is not None and value.device != device:
         raise ValueError(f"{name}: on {value.device}, wanted {device}")
+
+
+def check_number(
+    name: str, value: Any, wanted: str, fits: Callable[[Any], bool], integer: bool = False
+) -> None:
+    """A Python number, finite, that fits; no tensor, whose gradient would be lost."""
+    kind = int if integer else Real
+    good = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    if not (good and fits(value)):
+        shown = type(value).__name__ if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"{name}: {shown}, wanted {wanted}")
+
+
+def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass without one of its own, which refuses create_graph.
+
+    PyTorch's decorator of this name refuses only where the upstream gradient needs a gradient, and
+    otherwise leaves the second derivative out silently.
+    """
+
+    @wraps(backward)
+    def first(ctx: Any, *grads: Tensor | None) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError("found create_graph=True, wanted first derivatives only")
+        return backward(ctx, *grads)
+
+    return first

@@ -58,7 +58,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import jit
-from .contracts import check_tensor
+from .contracts import check_number, check_tensor, once_differentiable
 from .jit import tl, triton
 
 LOSSES = ("sigmoid", "robust", "hinge", "ipo", "simpo")
@@ -447,7 +447,7 @@ class _TokenLoss(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad, *_):
         if grad is None:
             return (None,) * 7
@@ -465,7 +465,7 @@ class _SegmentSums(torch.autograd.Function):
         return sums.to(logps.dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad):
         (counts,) = ctx.saved_tensors
         return torch.repeat_interleave(grad, counts, output_size=ctx.num_tokens), None
@@ -483,7 +483,7 @@ class _PairLoss(torch.autograd.Function):
         return label * better + (1 - label) * worse
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad):
         return grad * ctx.slope, None, None
 
@@ -572,11 +572,13 @@ def dpo_loss(
     precision is too coarse for sums of log-probs), a DTensor, a label outside [0, 1], a negative
     weight.
     """
-    if nll_weight and loss != "simpo" and lengths is not None and length_normalized is None:
-        raise ValueError("length_normalized: None, wanted True or False beside nll_weight")
     normalized = lengths is not None if length_normalized is None else length_normalized
     given = (label_smoothing, gamma, nll_weight, normalized, denominator)
     settings = _settings(loss, beta, *given)
+    if loss == "simpo" and length_normalized is False:
+        raise ValueError("length_normalized: False, wanted None or True: simpo always is")
+    if nll_weight and loss != "simpo" and lengths is not None and length_normalized is None:
+        raise ValueError("length_normalized: None, wanted True or False beside nll_weight")
     _check(policy, ref, labels, weights, lengths, settings)
     ref = None if ref is None else (ref[0].detach(), ref[1].detach())
     return _pairs_in_torch(policy, ref, labels, weights, lengths, settings)
@@ -644,18 +646,14 @@ def _settings(
 ) -> _Settings:
     if loss not in LOSSES:
         raise ValueError(f"loss: {loss!r}, wanted one of {', '.join(LOSSES)}")
-    if not 0 < beta < math.inf:
-        raise ValueError(f"beta: {beta}, wanted a number above 0")
-    if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing: {label_smoothing}, wanted 0 <= e < 0.5")
-    if not 0 <= gamma < math.inf:
-        raise ValueError(f"gamma: {gamma}, wanted a number of 0 or more")
+    check_number("beta", beta, "a number above 0", lambda x: x > 0)
+    check_number("label_smoothing", label_smoothing, "0 <= e < 0.5", lambda x: 0 <= x < 0.5)
+    check_number("gamma", gamma, "a number of 0 or more", lambda x: x >= 0)
     if gamma != 0 and loss != "simpo":
         raise ValueError(f"gamma: {gamma}, wanted 0: {loss} has no target margin")
-    if not 0 <= nll_weight < math.inf:
-        raise ValueError(f"nll_weight: {nll_weight}, wanted a number of 0 or more")
-    if denominator is not None and not 0 < denominator < math.inf:
-        raise ValueError(f"denominator: {denominator}, wanted a number above 0")
+    check_number("nll_weight", nll_weight, "a number of 0 or more", lambda x: x >= 0)
+    if denominator is not None:
+        check_number("denominator", denominator, "a number above 0", lambda x: x > 0)
     # An integer 1 would be another type to a kernel.
     numbers = [float(x) for x in (beta, label_smoothing, gamma, nll_weight)]
     divisor = None if denominator is None else float(denominator)
@@ -663,6 +661,9 @@ def _settings(
 
 
 def _check(policy, ref, labels, weights, lengths, settings: _Settings) -> None:
+    for name, value in (("policy", policy), ("ref", ref), ("lengths", lengths)):
+        if name == "policy" or value is not None:
+            _check_is_pair(name, value)
     first = policy[0]
     check_tensor("policy[0]", first, ("P",), _FLOATS)
     like = (tuple(first.shape), (first.dtype,), first.device)
@@ -678,6 +679,7 @@ def _check(policy, ref, labels, weights, lengths, settings: _Settings) -> None:
             check_tensor(
                 f"lengths[{index}]", lengths[index], like[0], (*_INTS, first.dtype), first.device
             )
+            _check_values(f"lengths[{index}]", lengths[index], math.inf)
     _check_shares(labels, weights, *like)
 
 
@@ -716,6 +718,19 @@ def _check_shares(labels, weights, shape, dtypes, device) -> None:
         if value is None:
             continue
         check_tensor(name, value, shape, dtypes, device)
-        outside = ~((value >= 0) & (value <= high))
-        if value.device.type == "cpu" and bool(outside.any()):
-            raise ValueError(f"{name}: {float(value[outside][0])}, wanted each in 0..{high:g}")
+        _check_values(name, value, high)
+
+
+def _check_values(name: str, value: Tensor, high: float) -> None:
+    if value.device.type != "cpu":
+        return
+    outside = ~((value >= 0) & (value <= high) & (value < math.inf))
+    if bool(outside.any()):
+        raise ValueError(f"{name}: {float(value[outside][0])}, wanted each in 0..{high:g}")
+
+
+def _check_is_pair(name: str, value: object) -> None:
+    sequence = isinstance(value, tuple | list)
+    if not sequence or len(value) != 2:
+        found = f"{type(value).__name__}" + (f" of {len(value)}" if sequence else "")
+        raise ValueError(f"{name}: {found}, wanted (chosen, rejected)")

@@ -55,10 +55,11 @@ def on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @wraps(function)
-    def call(x: Any, *args: Any, **options: Any) -> Any:
-        if getattr(x, "is_cuda", False) and x.device.index != torch.cuda.current_device():
-            with torch.cuda.device(x.device):
-                return function(x, *args, **options)
-        return function(x, *args, **options)
+    def call(*args: Any, **options: Any) -> Any:
+        first = next(iter((*args, *options.values())), None)
+        if getattr(first, "is_cuda", False) and first.device.index != torch.cuda.current_device():
+            with torch.cuda.device(first.device):
+                return function(*args, **options)
+        return function(*args, **options)
 
     return call

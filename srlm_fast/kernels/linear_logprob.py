@@ -45,7 +45,7 @@ import torch
 from torch import Tensor
 
 from . import jit
-from .contracts import check_tensor
+from .contracts import check_number, check_tensor, once_differentiable
 from .head_blocks import Blocks, Call, Gradients
 from .logit_rows import (
     ENTROPY,
@@ -136,10 +136,15 @@ def linear_logprob(
 
     Raises ValueError, naming the argument: wrong shapes, dtypes or devices; a target out of range;
     a DTensor; on a GPU a head whose rows are not contiguous; temperature or softcap not above 0;
-    overwrite_hidden with a trainable head, a non-contiguous hidden, or return_lse, return_entropy.
+    overwrite_hidden with a trainable head, a hidden that is a leaf or not contiguous, or return_lse
+    or return_entropy. RuntimeError in a backward pass with create_graph=True.
     """
     transform = Transform(softcap, temperature)
-    _check(hidden, head, targets, bias, transform, workspace_bytes)
+    _check(hidden, head, bias, transform, workspace_bytes)
+    integers = (torch.int64, torch.int32)
+    check_tensor("targets", targets, (hidden.shape[0],), integers, hidden.device)
+    if ignore_index is not None:
+        check_number("ignore_index", ignore_index, "an integer, or None", lambda n: True, True)
     counts, rows = _counted(targets, ignore_index, head.shape[0])
     num_rows = targets.shape[0] if rows is None else rows.shape[0]
     keep_inputs = return_lse or return_entropy
@@ -178,7 +183,13 @@ def linear_logprob_route(
     return_lse: bool = False,
     return_entropy: bool = False,
 ) -> Route:
-    """The route that `linear_logprob` takes for these inputs, of whose rows num_rows count."""
+    """The route that `linear_logprob` takes for these inputs, of whose rows num_rows count.
+
+    Raises ValueError as `linear_logprob` does, and on num_rows outside 0..T.
+    """
+    _check(hidden, head, bias, Transform(), workspace_bytes)
+    wanted, num_tokens = f"an integer in 0..{hidden.shape[0]}", hidden.shape[0]
+    check_number("num_rows", num_rows, wanted, lambda n: 0 <= n <= num_tokens, integer=True)
     keep_inputs = return_lse or return_entropy
     return choose_route(hidden, head, bias, num_rows, workspace_bytes, batch_invariant, keep_inputs)
 
@@ -203,7 +214,7 @@ class _LinearLogprob(torch.autograd.Function):
         return facts[LOGP].clone(), facts[LSE].clone(), facts[ENTROPY].clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad, grad_lse, grad_entropy):
         if grad is None and grad_lse is None and grad_entropy is None:
             return (None,) * 6
@@ -331,23 +342,26 @@ def _take(hidden: Tensor, rows: Tensor | None, part: slice) -> Tensor:
     return hidden[part] if rows is None else hidden.index_select(0, rows[part])
 
 
-def _check(hidden, head, targets, bias, transform: Transform, workspace_bytes) -> None:
+def _check(hidden, head, bias, transform: Transform, workspace_bytes) -> None:
     check_tensor("hidden", hidden, ("T", "D"), _FLOATS)
-    (num_rows, width), like = hidden.shape, ((hidden.dtype,), hidden.device)
-    check_tensor("head", head, ("V", width), *like)
-    check_tensor("targets", targets, (num_rows,), (torch.int64, torch.int32), hidden.device)
+    like = ((hidden.dtype,), hidden.device)
+    check_tensor("head", head, ("V", hidden.shape[1]), *like)
     if bias is not None:
         check_tensor("bias", bias, (head.shape[0],), *like)
     if head.shape[0] == 0:
         raise ValueError("head: no rows, wanted at least one")
     if jit.runs_triton(head) and head.stride(1) != 1:
         raise ValueError(f"head: strides {head.stride()}, wanted rows with columns side by side")
-    if transform.softcap is not None and not 0 < transform.softcap < float("inf"):
-        raise ValueError(f"softcap: {transform.softcap}, wanted a number above 0, or None")
-    if not 0 < transform.temperature < float("inf"):
-        raise ValueError(f"temperature: {transform.temperature}, wanted a number above 0")
-    if workspace_bytes is not None and workspace_bytes < 0:
-        raise ValueError(f"workspace_bytes: {workspace_bytes}, wanted 0 or more, or None")
+    if transform.softcap is not None:
+        check_number("softcap", transform.softcap, "a number above 0, or None", _positive)
+    check_number("temperature", transform.temperature, "a number above 0", _positive)
+    if workspace_bytes is not None:
+        wanted = "0 or more bytes, or None"
+        check_number("workspace_bytes", workspace_bytes, wanted, lambda n: n >= 0, integer=True)
+
+
+def _positive(x: float) -> bool:
+    return 1e-30 < x < 1e30
 
 
 def _check_overwrite(hidden: Tensor, route: Route, with_more: bool) -> None:
@@ -355,6 +369,10 @@ def _check_overwrite(hidden: Tensor, route: Route, with_more: bool) -> None:
         raise ValueError(
             f"overwrite_hidden: this call takes the route {route.name!r}, wanted one where hidden "
             "needs a gradient and the head is frozen (not fp16)"
+        )
+    if hidden.is_leaf:
+        raise ValueError(
+            "overwrite_hidden: hidden is a leaf that needs a gradient, wanted a result"
         )
     if with_more:
         raise ValueError("overwrite_hidden: found return_lse or return_entropy, wanted neither")

@@ -70,7 +70,7 @@ def _name(hidden: Tensor, head: Tensor, bias: Tensor | None) -> str:
     if not hidden.requires_grad:
         return "score"
     # Products with sums of exponentials leave the range of fp16; gradients of logits do not.
-    return "trainable" if hidden.dtype == torch.float16 else "frozen"
+    return "trainable" if matmul_dtype(hidden) == torch.float16 else "frozen"
 
 
 def _row_route(name, hidden, head, num_rows, workspace_bytes, batch_invariant, fused) -> Route:
@@ -97,11 +97,12 @@ def _trainable_route(hidden, head, num_rows, workspace_bytes, batch_invariant, f
     if budget is None:
         budget = max(5 * num_classes * depth, 4 * block)
     kept, columns = num_classes, 0
-    if num_classes * column_bytes > budget or hidden.dtype == torch.float16:
+    narrow = matmul_dtype(hidden)
+    if num_classes * column_bytes > budget or narrow == torch.float16:
         columns = max(min(block, budget // 4) // column_bytes, MIN_COLUMNS)
         columns = min(columns, widest)
         # Without Triton or the extension a block needs more while it is made than when it is kept.
-        may_keep = size == matmul_dtype(hidden).itemsize and hidden.dtype != torch.float16
+        may_keep = size == narrow.itemsize and narrow != torch.float16
         kept = max(budget // column_bytes - columns, 0) // MIN_COLUMNS * MIN_COLUMNS * may_keep
     if batch_invariant:  # neither the cut nor what is kept may follow from the number of rows
         kept, columns = 0, min(FIXED_COLUMNS, widest)
@@ -134,12 +135,13 @@ def _logit_bytes(hidden: Tensor) -> int:
 
 
 def matmul_dtype(hidden: Tensor) -> torch.dtype:
-    """The dtype of the matmuls: that of `hidden`, but fp32 for half precision on an older CPU.
+    """The dtype of the matmuls: that of `hidden`, but fp32 for half precision on most CPUs.
 
-    Without AVX-512 PyTorch's half-precision matmul is slower than fp32 (AMD Zen 3, torch 2.13: 10
-    against 45 GFLOP/s), while widening a block of the head costs one pass over it.
+    PyTorch's half-precision matmul is slower than fp32 in bf16 without AVX-512 (AMD Zen 3, torch
+    2.13: 10 against 45 GFLOP/s) and in fp16 without its own instructions, which few CPUs have
+    (Zen 4: 20 times slower), while widening a block of the head costs one pass over it.
     """
-    on_cpu = hidden.device.type == "cpu"
-    if on_cpu and "AVX512" not in torch.backends.cpu.get_cpu_capability():
-        return wide(hidden.dtype)
-    return hidden.dtype
+    if hidden.device.type != "cpu":
+        return hidden.dtype
+    fast = hidden.dtype == torch.bfloat16 and "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return hidden.dtype if fast else wide(hidden.dtype)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from . import jit
-from .contracts import check_tensor
+from .contracts import check_tensor, once_differentiable
 from .jit import tl, triton
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -195,7 +195,7 @@ class _RmsNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad):
         x, weight, rstd = ctx.saved_tensors
         return *_launch_backward(grad, None, x, weight, rstd, ctx.needs_input_grad[1]), None
@@ -210,7 +210,7 @@ class _RmsNormResidual(torch.autograd.Function):
         return y, total
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad, grad_total):
         total, weight, rstd = ctx.saved_tensors
         if grad is None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import jit
-from .contracts import check_tensor
+from .contracts import check_tensor, once_differentiable
 from .jit import tl, triton
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -116,7 +116,7 @@ class _Rope(torch.autograd.Function):
         return _launch(q, k, cos, sin, back=False)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad_q, grad_k):
         return *_launch(grad_q, grad_k, *ctx.saved_tensors, back=True), None, None
 

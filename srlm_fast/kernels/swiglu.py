@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import jit
-from .contracts import check_tensor
+from .contracts import check_tensor, once_differentiable
 from .jit import tl, triton
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -100,7 +100,7 @@ class _SwiGLU(torch.autograd.Function):
         return _launch_forward(gate_up)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad):
         return _launch_backward(grad, *ctx.saved_tensors)
 

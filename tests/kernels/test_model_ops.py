@@ -41,4 +41,4 @@ def test_the_decoder_on_kernels_is_the_decoder(kernel_device, qk_norm):
     truth = run(config, kernel_device, torch.float64)  # fp64 runs in PyTorch everywhere
     assert found.keys() == truth.keys()
     for name, value in truth.items():
-        assert_no_worse(found[name], value, value, 2e-5 * float(value.abs().max()), name)
+        assert_no_worse(found[name], value, value, 1e-4 * float(value.abs().max()), name)
