@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -48,6 +48,9 @@ def main(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print(f"{benchmark.name}: no GPU here; --device cpu runs without", file=sys.stderr)
         return 2
+    if mistake := wrong(benchmark, options):
+        print(f"{benchmark.name}: {mistake}", file=sys.stderr)
+        return 2
     if options.device == "cpu":
         pin(options.core)
     if options.peak_of:
@@ -59,7 +62,7 @@ def main(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(benchmark: Benchmark, arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog=f"python -m benchmarks.{benchmark.name}",
         description=benchmark.doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -67,7 +70,9 @@ def parse(benchmark: Benchmark, arguments: Sequence[str] | None) -> argparse.Nam
     parser.add_argument(
         "--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu"
     )
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/bench"), help="default: runs/bench, results not kept"
+    )
     parser.add_argument("--quick", action="store_true", help="small shapes, nothing compiled")
     parser.add_argument("--only", default="", help="cases whose name has this text")
     parser.add_argument("--variants", default="", help="these alone, names with commas between")
@@ -77,6 +82,36 @@ def parse(benchmark: Benchmark, arguments: Sequence[str] | None) -> argparse.Nam
     parser.add_argument("--core", type=int, default=last, help="the core a CPU run is pinned to")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog.rpartition('.')[2]}: {message}\n")
+
+
+def wrong(benchmark: Benchmark, options: argparse.Namespace) -> str | None:
+    """What is wrong with the options, before anything is measured."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {options.core}
+    if options.device == "cpu" and options.core not in cores:
+        return f"--core {options.core}, wanted one of {', '.join(map(str, sorted(cores)))}"
+    if options.rounds < 1:
+        return f"--rounds {options.rounds}, wanted 1 or more"
+    if not options.seconds > 0:
+        return f"--seconds {options.seconds:g}, wanted more than 0"
+    if not taken(benchmark, options):
+        names = ", ".join(case.name for case in benchmark.cases(options))
+        return f"--only {options.only!r} is in no case's name, wanted text of: {names}"
+    return unwritable(options.out)
+
+
+def unwritable(folder: Path) -> str | None:
+    """Makes the folder, or says why not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        return f"--out {folder}: {error.strerror}, wanted a folder that can be written"
+    return None
 
 
 def pin(core: int) -> None:

@@ -37,7 +37,7 @@ BUILD_SECONDS, TEST_SECONDS, ALL_SECONDS = 90, 170, 525
 BENCHMARKS: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("bench_linear_logprob", 200, ("--seconds", "150")),
     ("bench_dpo_loss", 45, ()),
-    ("bench_model_ops", 75, ()),
+    ("bench_model_ops", 75, ("--seconds", "60")),
 )
 # Cases of a benchmark in the table, so that it fits a screen or two.
 CASES_SHOWN = 15
@@ -275,21 +275,23 @@ def written_out(steps: Sequence[Step], rows: Rows) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m benchmarks.gpu",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = ("build", "tests", *(name for name, *_ in BENCHMARKS))
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="default: runs/gpu")
     parser.add_argument("--only", nargs="+", choices=names, help="these steps alone")
     parser.add_argument("--seconds", type=float, default=ALL_SECONDS, help="of all steps together")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("benchmarks.gpu: no GPU here", file=sys.stderr)
         return 2
+    if mistake := unwritable(options.out):
+        print(f"benchmarks.gpu: {mistake}", file=sys.stderr)
+        return 2
     options.out = options.out.resolve()
-    options.out.mkdir(parents=True, exist_ok=True)
     log = options.out / "log.txt"
     for old in (log, options.out / "rows.jsonl"):
         old.write_text("")

@@ -211,8 +211,9 @@ def from_options(arguments: Namespace) -> Config:
 def put_option(config: Config, option: Option, value: Any) -> Config:
     try:
         return put(config, option.path, value)
-    except ValueError as error:  # the stage's own check
-        raise InputError(f"{option.name}: {error}") from error
+    except ValueError as error:  # the stage's own check, which names its field
+        said = str(error).removeprefix(f"{option.path.rpartition('.')[2]}: ")
+        raise InputError(f"{option.name}: {said}") from error
 
 
 def put(tree: Any, path: str, value: Any) -> Any:

@@ -222,9 +222,17 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "dpo.beta",
             real(0.0, above=True),
             "B",
-            "of DPO: how closely the policy is held to the round's start",
+            "of DPO: how closely the policy is held to the round's start; "
+            "of simpo: scale of the margin, 2 or more",
         ),
-        Option("--loss", "dpo.loss", one_of(*LOSSES), "NAME", "of DPO"),
+        Option("--loss", "dpo.loss", one_of(*LOSSES), "NAME", f"of DPO: {', '.join(LOSSES)}"),
+        Option(
+            "--label-smoothing",
+            "dpo.label_smoothing",
+            real(0.0, 0.49),
+            "E",
+            "share of pairs taken to be ordered wrongly",
+        ),
         Option("--gamma", "dpo.gamma", real(0.0), "G", "target margin of --loss simpo"),
         Option(
             "--nll-weight",

@@ -75,7 +75,7 @@ def test_losses_are_the_kernels_and_gamma_is_simpos():
     assert LOSSES == importlib.import_module("srlm_fast.kernels.dpo_loss").LOSSES
     made = tree("--gamma", "0.5", "--loss", "simpo", "--nll-weight", "0.1")
     assert (made.dpo.loss, made.dpo.gamma, made.dpo.nll_weight) == ("simpo", 0.5, 0.1)
-    with pytest.raises(InputError, match="--gamma: gamma: 0.5, wanted 0, or with simpo"):
+    with pytest.raises(InputError, match="--gamma: 0.5, wanted 0: sigmoid has no target margin"):
         tree("--gamma", "0.5")
 
 

@@ -91,7 +91,7 @@ class DpoConfig(TrainConfig):
             "label_smoothing": (0 <= self.label_smoothing < 0.5, "0 <= e < 0.5"),
             "gamma": (
                 self.gamma == 0 or (self.loss == "simpo" and 0 < self.gamma < float("inf")),
-                "0, or with simpo a number above it",
+                f"0: {self.loss} has no target margin, simpo has",
             ),
             "nll_weight": (0 <= self.nll_weight < float("inf"), "0 or more"),
             "batch_pairs": (self.batch_pairs >= 1, "1 or more"),

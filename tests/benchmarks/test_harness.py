@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import harness
+from benchmarks import bench_linear_logprob, harness
 from benchmarks.harness import Row, Variant
 
 BOUNDS = {"value": (1e-3, 0.1)}
@@ -102,3 +102,25 @@ def test_rows_are_kept_when_the_last_one_is_torn(tmp_path):
     rows = harness.read_rows(file.path)
     assert [row["variant"] for row in rows] == ["ours", "eager"]
     assert rows[0]["commit"] == "abc" and rows[0]["case"] == {"name": "case"}
+
+
+MISTAKES = {
+    "--core 999, wanted one of": ["--core", "999"],
+    "--rounds 0, wanted 1 or more": ["--rounds", "0"],
+    "--seconds -3, wanted more than 0": ["--seconds", "-3"],
+    "--only 'nope' is in no case's name": ["--only", "nope"],
+    "--out /dev/null/x: Not a directory, wanted a folder": ["--out", "/dev/null/x"],
+    "unrecognized arguments: --bad": ["--bad"],
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_a_mistake_is_one_line_and_status_2(message: str, capsys: pytest.CaptureFixture[str]):
+    arguments = ["--device", "cpu", "--quick", *MISTAKES[message]]
+    try:
+        status = bench_linear_logprob.main(arguments)
+    except SystemExit as end:
+        status = end.code
+    told = capsys.readouterr()
+    assert status == 2 and told.out == "" and len(told.err.splitlines()) == 1
+    assert told.err.startswith(f"bench_linear_logprob: {message}")
