@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.command import OneLineParser, unwritable
 from benchmarks.harness import mebibytes, percent, ratio, read_rows, table
 
 ROOT = Path(__file__).parents[1]
