@@ -118,7 +118,8 @@ def _ours(
     prepare = None
     if arguments.get("overwrite_hidden"):
         kept = inputs.hidden.detach()
-        inputs = replace(inputs, hidden=kept.clone().requires_grad_())
+        # Not a leaf: nobody's parameter is overwritten.
+        inputs = replace(inputs, hidden=kept.clone().requires_grad_().view_as(kept))
         prepare = partial(inputs.hidden.detach().copy_, kept)
 
     def logprobs(x: Inputs) -> Tensor:

@@ -20,13 +20,11 @@ from .logit_rows import (
     exponentials_,
     finish,
     scale_rows,
+    slopes_,
     wide,
 )
-from .logprob_route import Route, matmul_dtype
-from .pages import ask_for_huge_pages
+from .logprob_route import CPU_FIXED_ROWS, GPU_FIXED_ROWS, Route, matmul_dtype
 
-# Rows of one matmul in batch-invariant form.
-CPU_FIXED_ROWS, GPU_FIXED_ROWS = 128, 1024
 # Rows of a product at a time, so that no second [N, D] in fp32 stands beside their sum.
 PIECE = 4096
 
@@ -157,7 +155,7 @@ class Gradients:
     def __init__(self, h: Tensor, head: Tensor, bias: Tensor | None, call: Call, needs) -> None:
         self.h, self.call, self.blocks = h, call, Blocks(head, bias, call)
         self.wanted, self.product, self._scaled = needs[0], None, None
-        self.head = ask_for_huge_pages(torch.empty_like(head)) if needs[1] else None
+        self.head = torch.empty_like(head) if needs[1] else None
         self.bias = torch.empty_like(bias) if needs[2] else None
 
     def add_exponentials(self, first: int, x: Tensor, scale: Tensor) -> None:
@@ -171,14 +169,26 @@ class Gradients:
             total = torch.mv(x.T, scale.to(x.dtype))
             self.bias[first : first + x.shape[1]].copy_(total)
 
-    def add_slopes(self, first: int, x: Tensor) -> None:
-        """A block x [N, C] that is dL/dx."""
+    def add_logits(
+        self,
+        first: int,
+        width: int,
+        targets: Tensor,
+        facts: Tensor,
+        upstream: Tensor,
+        x: Tensor | None = None,
+    ) -> None:
+        """A block whose logits are made again, in x [N, width] or in the workspace."""
+        x = self.blocks.workspace(self.h, width) if x is None else x
+        self.blocks.logits(x, self.h, first)
+        bias = self.blocks.bias_of(first, width)
+        slopes_(x, bias, targets, first, facts, upstream, self.call.transform)
         if self.wanted:
             self._add_product(first, x, None)
         if self.head is not None:
             self._add_head(first, x, self.h.to(x.dtype))
         if self.bias is not None:
-            self.bias[first : first + x.shape[1]].copy_(x.sum(0, dtype=wide(x.dtype)))
+            self.bias[first : first + width].copy_(x.sum(0, dtype=wide(x.dtype)))
 
     def _add_product(self, first: int, x: Tensor, scale: Tensor | None) -> None:
         if self.product is None:
@@ -198,17 +208,22 @@ class Gradients:
             self._scaled = (scale, scale_rows(h, scale, torch.empty_like(h)))
         return self._scaled[1]
 
+    def hidden(self) -> Tensor:
+        """The gradient of the rows that count [N, D]."""
+        return self.product.to(self.h.dtype)
+
     def results(self, num_tokens: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients of hidden [T, D], head and bias; None where not wanted."""
-        if self.h.shape[0] == 0:
-            hidden = self.h.new_zeros(num_tokens, self.h.shape[1]) if self.wanted else None
-            rest = [None if g is None else g.zero_() for g in (self.head, self.bias)]
-            return hidden, *rest
-        hidden = self.product.to(self.h.dtype) if self.wanted else None
+        hidden = self.hidden() if self.wanted else None
         if hidden is not None and self.call.rows is not None:
             whole = hidden.new_zeros(num_tokens, hidden.shape[1])
             hidden = whole.index_copy_(0, self.call.rows, hidden)
         return hidden, self.head, self.bias
+
+    def zeros(self, num_tokens: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The same when no row counts."""
+        hidden = self.h.new_zeros(num_tokens, self.h.shape[1]) if self.wanted else None
+        return hidden, *(None if g is None else g.zero_() for g in (self.head, self.bias))
 
     def _add_head(self, first: int, x: Tensor, h: Tensor) -> None:
         place = self.head[first : first + x.shape[1]]

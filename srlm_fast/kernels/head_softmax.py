@@ -58,8 +58,8 @@ HEAVY_TILES = {
 FEW_ROWS = 64
 FEW_TILES = {
     80: Tiles(64, 128, 32, 4, 4),
-    90: Tiles(64, 128, 64, 4, 4),
-    100: Tiles(64, 128, 64, 4, 4),
+    90: Tiles(64, 128, 64, 8, 4),
+    100: Tiles(64, 128, 64, 8, 4),
 }
 GROUP = 8  # row tiles that walk the columns together, so that a part of the head stays in L2
 MERGE_ROWS = 64
@@ -118,7 +118,7 @@ def head_softmax(
     tiles = tiles_for(hidden, head, transform, batch_invariant)
     columns, stored = triton.cdiv(num_classes, tiles.BN), out is not None
     new = {"dtype": torch.float32, "device": hidden.device}
-    parts = torch.empty((3, columns, num_rows), **new)
+    parts = torch.empty((3 if with_moment else 2, columns, num_rows), **new)
     sums = torch.empty((3, num_rows), **new)
     state = RowState(sums[0], sums[1], sums[2] if with_moment else None)
     again = torch.zeros(num_rows, dtype=torch.int32, device=hidden.device)
@@ -139,13 +139,12 @@ def head_softmax(
             with_moment,
         )
         _merge_kernel[(triton.cdiv(num_rows, MERGE_ROWS),)](
-            parts,
+            *_planes(parts),
             sums,
             offset,
             again,
             num_rows,
             columns,
-            parts.stride(0),
             HAS_OFFSET=stored,
             HAS_MOMENT=with_moment,
             ROWS=MERGE_ROWS,
@@ -162,7 +161,9 @@ def _tiles_kernel(
     targets_ptr,
     offset_ptr,
     again_ptr,
-    parts_ptr,
+    tops_ptr,
+    totals_ptr,
+    moments_ptr,
     out_ptr,
     softcap,
     scale,
@@ -172,7 +173,6 @@ def _tiles_kernel(
     hidden_stride,
     head_stride,
     out_stride,
-    plane,
     HAS_BIAS: tl.constexpr,
     HAS_CAP: tl.constexpr,
     HAS_MOMENT: tl.constexpr,
@@ -233,12 +233,12 @@ def _tiles_kernel(
         offset = tl.load(offset_ptr + rows, mask=live, other=0.0)
     gap = z - offset[:, None]
     expz = tl.exp(gap)
-    part_ptr = parts_ptr + col_tile.to(tl.int64) * num_rows + rows
-    tl.store(part_ptr, top, mask=live)
-    tl.store(part_ptr + plane, tl.sum(expz, axis=1), mask=live)
+    part = col_tile.to(tl.int64) * num_rows + rows
+    tl.store(tops_ptr + part, top, mask=live)
+    tl.store(totals_ptr + part, tl.sum(expz, axis=1), mask=live)
     if HAS_MOMENT:
         terms = tl.where(expz > 0, expz * gap, 0.0)
-        tl.store(part_ptr + 2 * plane, tl.sum(terms, axis=1), mask=live)
+        tl.store(moments_ptr + part, tl.sum(terms, axis=1), mask=live)
     if STORE:
         out = out_ptr + rows.to(tl.int64)[:, None] * out_stride + cols[None, :]
         mask = live[:, None] & (cols < num_classes)[None, :]
@@ -247,13 +247,14 @@ def _tiles_kernel(
 
 @triton.jit
 def _merge_kernel(
-    parts_ptr,
+    tops_ptr,
+    totals_ptr,
+    moments_ptr,
     sums_ptr,
     offset_ptr,
     again_ptr,
     num_rows,
     columns,
-    plane,
     HAS_OFFSET: tl.constexpr,
     HAS_MOMENT: tl.constexpr,
     ROWS: tl.constexpr,
@@ -263,26 +264,26 @@ def _merge_kernel(
     top = tl.full((ROWS,), -3.4028234663852886e38, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     moment = tl.zeros((ROWS,), tl.float32)
-    part_ptr = parts_ptr + rows
+    part = rows.to(tl.int64)
     for _ in range(0, columns):
-        part_top = tl.load(part_ptr, mask=live, other=-3.4028234663852886e38)
-        part = tl.load(part_ptr + plane, mask=live, other=0.0)
+        part_top = tl.load(tops_ptr + part, mask=live, other=-3.4028234663852886e38)
+        part_total = tl.load(totals_ptr + part, mask=live, other=0.0)
         new_top = tl.maximum(top, part_top)
         if HAS_OFFSET:
-            total += part
+            total += part_total
         else:
             shrink, part_shrink = tl.exp(top - new_top), tl.exp(part_top - new_top)
         if HAS_MOMENT:
-            part_moment = tl.load(part_ptr + 2 * plane, mask=live, other=0.0)
+            part_moment = tl.load(moments_ptr + part, mask=live, other=0.0)
             if HAS_OFFSET:
                 moment += part_moment
             else:
                 moment = (moment + (top - new_top) * total) * shrink
-                moment += (part_moment + (part_top - new_top) * part) * part_shrink
+                moment += (part_moment + (part_top - new_top) * part_total) * part_shrink
         if not HAS_OFFSET:
-            total = total * shrink + part * part_shrink
+            total = total * shrink + part_total * part_shrink
         top = new_top
-        part_ptr += num_rows
+        part += num_rows
     if HAS_OFFSET:
         offset = tl.load(offset_ptr + rows, mask=live, other=0.0)
         # Written so that a NaN is not fine.
@@ -311,7 +312,7 @@ def _launch_tiles(
         targets,
         offset,
         again,
-        parts,
+        *_planes(parts),
         hidden if out is None else out,
         *scalars(transform),
         num_rows,
@@ -320,7 +321,6 @@ def _launch_tiles(
         hidden.stride(0),
         head.stride(0),
         0 if out is None else out.stride(0),
-        parts.stride(0),
         **switches(bias, transform),
         HAS_MOMENT=with_moment,
         STORE=out is not None,
@@ -336,6 +336,11 @@ def _launch_tiles(
     )
 
 
+def _planes(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """tops, totals and moments [tiles, N]; without moments something in their place."""
+    return parts[0], parts[1], parts[-1]
+
+
 def descriptor(x: Tensor, block: list[int]):
     """The tensor memory accelerator's view of x."""
     from triton.tools.tensor_descriptor import TensorDescriptor
@@ -346,6 +351,9 @@ def descriptor(x: Tensor, block: list[int]):
 def _descriptors_fit(*tensors: Tensor) -> bool:
     """TMA wants Hopper, rows that begin at multiples of 16 bytes, and columns side by side."""
     return jit.arch() >= 90 and all(
-        x.stride(1) == 1 and x.stride(0) * x.itemsize % 16 == 0 and x.data_ptr() % 16 == 0
+        x.stride(1) == 1
+        and x.stride(0) >= x.shape[1]
+        and x.stride(0) * x.itemsize % 16 == 0
+        and x.data_ptr() % 16 == 0
         for x in tensors
     )

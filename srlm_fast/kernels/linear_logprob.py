@@ -56,7 +56,6 @@ from .logit_rows import (
     finish,
     scale_rows,
     seal_,
-    slopes_,
     wide,
 )
 from .logprob_route import Route, choose_route
@@ -156,6 +155,8 @@ def linear_logprob(
         _check_overwrite(hidden, taken, keep_inputs)
     elif jit.runs_triton(hidden) and hidden.stride(1) != 1:
         hidden = hidden.contiguous()
+    if bias is not None:
+        bias = bias.contiguous()
     if taken.name == "score":
         # Detached, so that autograd does not keep a node that has nothing to give back.
         hidden, head, bias = hidden.detach(), head.detach(), None if bias is None else bias.detach()
@@ -224,10 +225,16 @@ class _LinearLogprob(torch.autograd.Function):
         facts, grads = inputs[-1], (grad, grad_lse, grad_entropy)
         zero = torch.zeros_like(facts[0])
         upstream = torch.stack([zero if g is None else g.to(zero) for g in grads])
+        if ctx.call.route.name == "frozen":
+            grad_hidden = _backward_by_rows(*inputs, upstream, ctx.call)
+            return grad_hidden, None, None, None, None, None
         # Kept exponentials serve the gradient of logp only; the others make the logits again.
-        kept = ctx.kept if grad_lse is None and grad_entropy is None else []
+        for_logp = grad_lse is None and grad_entropy is None
         needs = ctx.needs_input_grad[:3]
-        return *_backward_by_columns(*inputs, upstream, ctx.call, kept, needs), None, None, None
+        grads = _backward_by_columns(*inputs, upstream, ctx.call, ctx.kept, for_logp, needs)
+        if not _graph_is_kept():
+            ctx.kept = []  # autograd frees saved tensors only
+        return *grads, None, None, None
 
 
 def _forward_by_rows(hidden, head, bias, targets, call, slope) -> Tensor:
@@ -316,25 +323,44 @@ def _forward_by_columns(hidden, head, bias, targets, call) -> tuple[Tensor, list
     ]
 
 
-def _backward_by_columns(hidden, head, bias, targets, facts, upstream, call, kept, needs):
+def _backward_by_columns(hidden, head, bias, targets, facts, upstream, call, kept, for_logp, needs):
     """Gradients of hidden [T, D], head and bias; `needs` says which."""
-    num_classes = head.shape[0]
+    num_classes, reached, keep_graph = head.shape[0], 0, _graph_is_kept()
     h = _take(hidden, call.rows, slice(None))
-    into = Gradients(h, head, bias, call, needs)
-    reached, keep_graph = sum(block.x.shape[1] for block in kept), _graph_is_kept()
-    if targets.shape[0]:
-        for block in kept:
+    into, own = Gradients(h, head, bias, call, needs), (targets, facts, upstream)
+    if targets.shape[0] == 0:
+        return into.zeros(hidden.shape[0])
+    for block in kept:
+        if not for_logp and keep_graph:
+            break
+        if for_logp:
             into.add_exponentials(block.first, block.x, -upstream[0] * block.rate)
-            if not keep_graph:
-                block.release()
-        columns = call.route.columns or num_classes
-        for first in range(reached, num_classes, columns):
-            x = into.blocks.workspace(h, min(columns, num_classes - first))
-            into.blocks.logits(x, h, first)
-            own = into.blocks.bias_of(first, x.shape[1])
-            slopes_(x, own, targets, first, facts, upstream, call.transform)
-            into.add_slopes(first, x)
+        else:  # the memory of what is not needed
+            into.add_logits(block.first, block.x.shape[1], *own, block.x)
+        reached = block.first + block.x.shape[1]
+        if not keep_graph:
+            block.release()
+    for first in range(reached, num_classes, call.route.columns):
+        into.add_logits(first, min(call.route.columns, num_classes - first), *own)
     return into.results(hidden.shape[0])
+
+
+def _backward_by_rows(hidden, head, bias, targets, facts, upstream, call) -> Tensor:
+    """Gradient of hidden [T, D] where that of lse or entropy has come: the logits are made again."""
+    out, step = torch.zeros_like(hidden), call.route.rows
+    columns, num_classes = call.route.columns, head.shape[0]
+    for start in range(0, targets.shape[0], step):
+        part = slice(start, start + step)
+        into = Gradients(_take(hidden, call.rows, part), head, bias, call, (True, False, False))
+        own = (targets[part], facts[:, part].contiguous(), upstream[:, part].contiguous())
+        for first in range(0, num_classes, columns):
+            into.add_logits(first, min(columns, num_classes - first), *own)
+        found = into.hidden()
+        if call.rows is None:
+            out[part] = found
+        else:
+            out.index_copy_(0, call.rows[part], found)
+    return out
 
 
 def _take(hidden: Tensor, rows: Tensor | None, part: slice) -> Tensor:

@@ -524,6 +524,7 @@ def _finish_kernel(
     softcap,
     scale,
     num_rows,
+    num_classes,
     width,
     hidden_stride,
     head_stride,
@@ -537,6 +538,9 @@ def _finish_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets_ptr + row).to(tl.int64)
+    # Where the host has not looked, a target that is no column of the head gives NaN.
+    known = (target >= 0) & (target < num_classes)
+    target = tl.where(known, target, 0)
     hidden_ptr += row * hidden_stride
     head_ptr += target * head_stride
     cols = tl.arange(0, BLOCK)
@@ -548,7 +552,7 @@ def _finish_kernel(
     x = tl.sum(terms, axis=0)
     if HAS_BIAS:
         x += tl.load(bias_ptr + target).to(tl.float32)
-    z, bend = transformed(x, softcap, scale, HAS_CAP)
+    z, bend = transformed(tl.where(known, x, float("nan")), softcap, scale, HAS_CAP)
 
     top = tl.load(top_ptr + row)
     total = tl.load(total_ptr + row)
@@ -697,6 +701,7 @@ def _finish_triton(hidden, head, bias, targets, state, transform, product, slope
         facts,
         *scalars(transform),
         num_rows,
+        head.shape[0],
         width,
         hidden.stride(0),
         head.stride(0),

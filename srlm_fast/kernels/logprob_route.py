@@ -27,8 +27,8 @@ WIDENED_COLUMNS = 4096
 # Up to this width a GPU takes the fused matmul with gradients too: the pass over the logits would
 # cost more than the matmul loses against the vendor's. An estimate, not yet measured.
 FUSED_DEPTH = 2048
-# Columns of a block with a trainable head in batch-invariant form.
-FIXED_COLUMNS = 4096
+# Rows of one matmul in batch-invariant form, and columns of a block with a trainable head.
+CPU_FIXED_ROWS, GPU_FIXED_ROWS, FIXED_COLUMNS = 128, 512, 4096
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def choose_route(
     if name == "trainable":
         return _trainable_route(hidden, head, rows, workspace_bytes, batch_invariant, fused)
     if name == "score" and fused:
-        return Route(name, rows, head.shape[0], 0, 0, True, 1, 0)
+        return _fused_score_route(hidden, head, rows, workspace_bytes)
     return _row_route(name, hidden, head, rows, workspace_bytes, batch_invariant, fused)
 
 
@@ -73,6 +73,14 @@ def _name(hidden: Tensor, head: Tensor, bias: Tensor | None) -> str:
     return "trainable" if matmul_dtype(hidden) == torch.float16 else "frozen"
 
 
+def _fused_score_route(hidden, head, num_rows, workspace_bytes) -> Route:
+    """No block at all: three numbers per row and tile of 128 columns or more."""
+    row_bytes = 12 * -(-head.shape[0] // 128)
+    budget = _block_bytes(hidden) if workspace_bytes is None else workspace_bytes
+    rows = min(max(budget // row_bytes // 128 * 128, 128), num_rows)
+    return Route("score", rows, head.shape[0], 0, 0, True, 1, rows * row_bytes)
+
+
 def _row_route(name, hidden, head, num_rows, workspace_bytes, batch_invariant, fused) -> Route:
     """All columns at once if they fit, and as many rows as then fit."""
     size, num_classes = _logit_bytes(hidden), head.shape[0]
@@ -83,7 +91,8 @@ def _row_route(name, hidden, head, num_rows, workspace_bytes, batch_invariant, f
     columns = min(max(budget // (few * size), MIN_COLUMNS), _widest(hidden, num_classes))
     if fused:
         columns, few = num_classes, min(128, num_rows)
-    fit = budget // (columns * size) // 128 * 128
+    whole = (GPU_FIXED_ROWS if hidden.is_cuda else CPU_FIXED_ROWS) if batch_invariant else 128
+    fit = budget // (columns * size) // whole * whole
     rows = min(max(fit, few), num_rows)
     return Route(name, rows, columns, 0, 0, fused, 2 - (name == "score"), rows * columns * size)
 
@@ -96,8 +105,8 @@ def _trainable_route(hidden, head, num_rows, workspace_bytes, batch_invariant, f
     budget = workspace_bytes
     if budget is None:
         budget = max(5 * num_classes * depth, 4 * block)
-    kept, columns = num_classes, 0
-    narrow = matmul_dtype(hidden)
+    narrow, kept = matmul_dtype(hidden), num_classes
+    columns = min(max(block // column_bytes, MIN_COLUMNS), widest)
     if num_classes * column_bytes > budget or narrow == torch.float16:
         columns = max(min(block, budget // 4) // column_bytes, MIN_COLUMNS)
         columns = min(columns, widest)
@@ -110,9 +119,10 @@ def _trainable_route(hidden, head, num_rows, workspace_bytes, batch_invariant, f
     kept_columns = kept
     if not hidden.is_cuda:
         kept_columns = min(max(block // column_bytes // 64 * 64, MIN_COLUMNS), widest, kept)
-    used, again = (kept + columns) * column_bytes, 1 - kept / num_classes
+    used = (kept + (columns if kept < num_classes else 0)) * column_bytes
+    matmuls = 1 + hidden.requires_grad + head.requires_grad + (1 - kept / num_classes)
     fused = fused and kept == num_classes
-    return Route("trainable", num_rows, columns, kept, kept_columns, fused, 3 + again, used)
+    return Route("trainable", num_rows, columns, kept, kept_columns, fused, matmuls, used)
 
 
 def _widest(hidden: Tensor, num_classes: int) -> int:

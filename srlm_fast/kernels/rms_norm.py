@@ -221,6 +221,7 @@ class _RmsNormResidual(torch.autograd.Function):
         return out, out, grad_weight, None
 
 
+@jit.on_its_device
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., D], weight [D] of the same dtype -> [..., D] in that dtype.
 
@@ -234,6 +235,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return rms_norm_reference(x, weight, eps)
 
 
+@jit.on_its_device
 def rms_norm_residual(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:

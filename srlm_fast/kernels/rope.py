@@ -121,6 +121,7 @@ class _Rope(torch.autograd.Function):
         return *_launch(grad_q, grad_k, *ctx.saved_tensors, back=True), None, None
 
 
+@jit.on_its_device
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [T, H, K], cos and sin [T, K/2] fp32 or in the dtype of x -> [T, H, K].
 
@@ -134,6 +135,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return rope_reference(x, cos, sin)
 
 
+@jit.on_its_device
 def rope_qk(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """q [T, H, K], k [T, G, K], cos and sin [T, K/2] -> both rotated, in one launch. See `rope`."""
     _check("q", q, cos, sin)

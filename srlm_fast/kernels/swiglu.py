@@ -105,6 +105,7 @@ class _SwiGLU(torch.autograd.Function):
         return _launch_backward(grad, *ctx.saved_tensors)
 
 
+@jit.on_its_device
 def swiglu(gate_up: Tensor) -> Tensor:
     """gate_up [..., 2F] -> [..., F] in the dtype of gate_up. Differentiable once on a GPU.
 

@@ -12,6 +12,7 @@ import torch
 from torch.testing import assert_close
 
 from srlm_fast.kernels import (
+    head_blocks,
     linear_logprob,
     linear_logprob_reference,
     linear_logprob_route,
@@ -370,6 +371,57 @@ def test_classes_that_cannot_come():
     assert linear_logprob(hidden, head, torch.zeros(4, dtype=torch.int64), bias).tolist() == [0] * 4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_bias_of_any_stride(dtype):
+    hidden, head, bias, targets, grad = make(random, 7, 8, 600, dtype)
+    for strided in (torch.stack([bias, bias + 1], 1)[:, 0], bias[:1].expand(600)):
+        wanted = run(linear_logprob, hidden, head, targets, strided.clone(), grad, True)
+        found = run(linear_logprob, hidden, head, targets, strided, grad, True)
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
+def test_blocks_stay_within_the_route_with_every_gradient(frozen, monkeypatch):
+    """Also where the backward pass makes the logits again, from lse and entropy."""
+    made = []
+    workspace = head_blocks.Blocks.workspace
+
+    def seen(self, h, width):
+        made.append(h.shape[0] * width * h.element_size())
+        return workspace(self, h, width)
+
+    monkeypatch.setattr(head_blocks.Blocks, "workspace", seen)
+    monkeypatch.setattr(logprob_route, "CPU_BLOCK_BYTES", 1 << 20)
+    monkeypatch.setattr(logprob_route, "CPU_ROWS", 64)
+    hidden, head, bias, targets, grad = make(random, 500, 8, 4000, torch.float32)
+    for budget in (1 << 19, 1 << 23):
+        leaf = head.clone().requires_grad_(not frozen)
+        states = hidden.clone().requires_grad_()
+        options = {"workspace_bytes": budget, "return_lse": True, "return_entropy": True}
+        out = linear_logprob(states, leaf, targets, bias, **options)
+        (out.logprobs * grad + out.lse - out.entropy).sum().backward()
+        route = linear_logprob_route(states, leaf, 500, bias, **options)
+        assert max(made, default=0) <= route.workspace_bytes <= max(budget, 500 * MIN_COLUMNS * 4)
+        made.clear()
+
+
+def test_nothing_is_kept_after_the_backward_pass():
+    hidden, head, _, targets, _ = make(random, 9, 8, 300, torch.float32)
+    logp = linear_logprob(hidden, head.requires_grad_(), targets)
+    loss = logp.sum()
+    loss.backward(retain_graph=True)
+    assert logp.grad_fn.kept
+    loss.backward()
+    assert not logp.grad_fn.kept
+
+
+def test_second_derivatives_are_refused():
+    hidden, head, _, targets, _ = make(random, 9, 8, 300, torch.float32)
+    logp = linear_logprob(hidden.requires_grad_(), head, targets)
+    with pytest.raises(RuntimeError, match="create_graph=True, wanted first derivatives"):
+        torch.autograd.grad(logp.sum(), hidden, create_graph=True)
+
+
 REFUSED = {
     "hidden: shape [2, 3, 4]": lambda h, w, y, b: (torch.zeros(2, 3, 4), w, y, b),
     "hidden: int64": lambda h, w, y, b: (h.long(), w, y, b),
@@ -390,6 +442,10 @@ REFUSED_OPTIONS = {
     "temperature: nan": {"temperature": math.nan},
     "softcap: -1.0, wanted a number above 0, or None": {"softcap": -1.0},
     "workspace_bytes: -1, wanted 0 or more": {"workspace_bytes": -1},
+    "workspace_bytes: 1000000.0, wanted 0 or more": {"workspace_bytes": 1e6},
+    "temperature: Tensor, wanted a number": {"temperature": torch.ones(())},
+    "temperature: '1', wanted a number": {"temperature": "1"},
+    "ignore_index: 1.5, wanted an integer": {"ignore_index": 1.5},
     "overwrite_hidden: this call takes the route 'score'": {"overwrite_hidden": True},
 }
 
@@ -406,8 +462,17 @@ def test_refusals_name_the_option(message):
     assert str(error.value).startswith(message)
 
 
+@pytest.mark.parametrize("num_rows", [-1, 4, 2.0, "3"])
+def test_a_route_of_no_such_rows_is_refused(num_rows):
+    with pytest.raises(ValueError, match=r"num_rows: .*, wanted an integer in 0\.\.3"):
+        linear_logprob_route(torch.zeros(3, 4), torch.zeros(7, 4), num_rows)
+
+
 def test_overwriting_is_refused_where_it_cannot_be():
     head, targets = torch.zeros(7, 4), torch.tensor([0, 6, 1])
+    with pytest.raises(ValueError, match="overwrite_hidden: hidden is a leaf"):
+        leaf = torch.zeros(3, 4, requires_grad=True)
+        linear_logprob(leaf, head, targets, overwrite_hidden=True)
     hidden = torch.zeros(4, 3, requires_grad=True).T
     with pytest.raises(ValueError, match="overwrite_hidden: hidden has strides"):
         linear_logprob(hidden, head, targets, overwrite_hidden=True)

@@ -88,8 +88,12 @@ def test_scoring(name, matmul, kernel_device):
     hidden, head, bias, targets, _ = make(random, 70, 40, 900, torch.bfloat16)
     inputs = [x.to(kernel_device) for x in (hidden, head, targets, bias)]
     with torch.no_grad():
-        assert linear_logprob_route(inputs[0], inputs[1], 70).workspace_bytes == 0
+        route = linear_logprob_route(inputs[0], inputs[1], 70)
+        assert route.fused and route.workspace_bytes == 70 * 12 * 8
         found = linear_logprob(*inputs, **options)
+        pieces = linear_logprob(*inputs, **options, workspace_bytes=1)
+        whole, cut = ((x,) if isinstance(x, torch.Tensor) else x for x in (found, pieces))
+        assert all(torch.equal(a, b) for a, b in zip(whole, cut, strict=True))
         wide = [x.double() if x.is_floating_point() else x for x in inputs]
         wanted = linear_logprob(*wide, **options)
     for ours, truth in zip(found, wanted, strict=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from srlm_fast.kernels.pages import WORTH_A_MAPPING, Pages, ask_for_huge_pages
+from srlm_fast.kernels.pages import WORTH_A_MAPPING, Pages
 
 CPU = torch.device("cpu")
 
@@ -51,9 +51,3 @@ def test_little_memory_is_the_allocators():
     pages.elements.fill_(2.0)
     pages.release(0, 24)
     assert pages.elements.shape == (24,) and bool((pages.elements == 2).all())
-    assert ask_for_huge_pages(pages.elements) is pages.elements
-
-
-def test_advice_changes_no_value():
-    x = torch.arange(WORTH_A_MAPPING // 2, dtype=torch.int32)
-    assert torch.equal(ask_for_huge_pages(x), torch.arange(WORTH_A_MAPPING // 2, dtype=torch.int32))

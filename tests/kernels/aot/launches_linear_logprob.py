@@ -63,4 +63,9 @@ def launches(arch: int) -> Iterator[Launch]:
     everything = {"softcap": 30.0, "bias": True, "with_moment": True}
     yield tiles("store, everything", 256, 896, 4096, bf16, store=True, **everything)
     yield tiles("rows that no descriptor takes", 256, 60, LLAMA_2, bf16, with_moment=True)
+    yield tiles("pointers, store, everything", 256, 60, 4096, bf16, store=True, **everything)
     yield tiles("few rows, everything", 16, 896, 4096, bf16, store=True, **everything)
+    yield tiles("few rows, pointers", 16, 60, LLAMA_2, bf16, **everything)
+    yield tiles("few rows, pointers, store", 16, 60, 4096, bf16, store=True, **everything)
+    yield rows("fp32, 16384", 16384, fp32, False, bias=True, entropy=True)
+    yield rows("softcap, 16384", 16384, bf16, False, softcap=30.0, bias=True, entropy=True)
