@@ -119,7 +119,7 @@ def _ours(
     if arguments.get("overwrite_hidden"):
         kept = inputs.hidden.detach()
         # Not a leaf: nobody's parameter is overwritten.
-        inputs = replace(inputs, hidden=kept.clone().requires_grad_().view_as(kept))
+        inputs = replace(inputs, hidden=kept.clone().requires_grad_().clone())
         prepare = partial(inputs.hidden.detach().copy_, kept)
 
     def logprobs(x: Inputs) -> Tensor:

@@ -23,8 +23,9 @@ The matmuls are the vendor's, between them stands one pass over a block of logit
     trainable  head (or bias)       6..8 N D V      E of `kept` columns, all N rows, is kept for the
                                                     backward pass; other columns are made again
 
-    extra bytes beside gradients and some [N, D]:    R C b                    (score, frozen)
-                                                     N (kept + C) b           (trainable)
+    extra bytes beside gradients and some [N, D]:    R C b             (score, frozen)
+                                                     12 R V / 128      (score, fused)
+                                                     N (kept + C) b    (trainable)
 
 R rows and C columns of a block, b bytes of the matmul's dtype (without Triton and the compiled
 extension b + 2 w, w bytes of the statistics). dL/dhead is summed over all rows inside one matmul
@@ -122,8 +123,8 @@ def linear_logprob(
     `return_entropy` a LogprobOutput, its fields differentiable too; their gradients make the logits
     again.
 
-    ignore_index None: every row counts; then a GPU is not waited for, and does not check the range
-    of targets. Otherwise it is waited for once, to count rows and check targets.
+    ignore_index None: every row counts; then a GPU is not waited for, and a target out of range
+    gives NaN instead of an error. Otherwise it is waited for once, to count rows and check targets.
     workspace_bytes: bytes for blocks of logits, as in the formula above; MIN_COLUMNS columns of a
     block are made whatever it says. Default: 4 MiB on a CPU, 256 MiB on a GPU; with a trainable
     head four times that, or 5 V D if it is more, which is less than summing the head's gradient in
@@ -131,7 +132,8 @@ def linear_logprob(
     overwrite_hidden: with a frozen head, dlogp/dhidden is written over `hidden`, whose values are
     lost: for hidden states that nobody reads again. In-place autograd rules apply: RuntimeError in
     backward where another operation has saved them.
-    batch_invariant: see above; costs the rows that fill up the last piece.
+    batch_invariant: see above; costs the rows that fill up the last piece of a block, that piece's
+    memory, and with a trainable head all that could have been kept.
 
     Raises ValueError, naming the argument: wrong shapes, dtypes or devices; a target out of range;
     a DTensor; on a GPU a head whose rows are not contiguous; temperature or softcap not above 0;
@@ -346,7 +348,7 @@ def _backward_by_columns(hidden, head, bias, targets, facts, upstream, call, kep
 
 
 def _backward_by_rows(hidden, head, bias, targets, facts, upstream, call) -> Tensor:
-    """Gradient of hidden [T, D] where that of lse or entropy has come: the logits are made again."""
+    """Gradient of hidden [T, D] with those of lse or entropy: the logits are made again."""
     out, step = torch.zeros_like(hidden), call.route.rows
     columns, num_classes = call.route.columns, head.shape[0]
     for start in range(0, targets.shape[0], step):

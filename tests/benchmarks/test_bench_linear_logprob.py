@@ -116,3 +116,19 @@ def test_prompt_rows_are_left_out_of_the_work():
     assert whole.flops == 2 * half.flops == 6 * 32 * 16 * 300
     targets = make_inputs(half, "cpu").targets.view(-1, 8)
     assert (targets[:, :4] == -100).all() and (targets[:, 4:] >= 0).all()
+
+
+@pytest.mark.parametrize("goal", ["trainable", "frozen"])
+def test_each_form_of_ours_runs_and_is_right(goal: str, not_pinned):
+    case = replace(CASE, goal=goal, inputs="random")
+    inputs, names = make_inputs(case, "cpu"), []
+    truth = Truth(inputs)
+    for name, computes, arguments in bench.ours(case, "cpu"):
+        variant = bench._ours(inputs, truth.ref_sums, name, computes, arguments)
+        if variant.prepare:
+            variant.prepare()
+        errors = bench.errors_of(truth, variant, variant.call())
+        assert all(error < 1e-4 for error in errors.values()), (name, errors)
+        names.append(name)
+    assert {"ours", "ours batch-invariant", "ours DPO"} <= set(names)
+    assert ("ours over hidden" in names) == (goal == "frozen")
