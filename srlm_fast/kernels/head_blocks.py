@@ -26,7 +26,7 @@ from .logit_rows import (
 from .logprob_route import CPU_FIXED_ROWS, GPU_FIXED_ROWS, Route, matmul_dtype
 
 # Rows of a product at a time, so that no second [N, D] in fp32 stands beside their sum.
-PIECE = 4096
+CPU_PIECE, GPU_PIECE = 2048, 4096
 
 
 class Call(NamedTuple):
@@ -193,8 +193,9 @@ class Gradients:
     def _add_product(self, first: int, x: Tensor, scale: Tensor | None) -> None:
         if self.product is None:
             self.product = torch.zeros(self.h.shape, dtype=wide(x.dtype), device=x.device)
-        for start in range(0, x.shape[0], PIECE):
-            rows = slice(start, start + PIECE)
+        step = GPU_PIECE if x.is_cuda else CPU_PIECE
+        for start in range(0, x.shape[0], step):
+            rows = slice(start, start + step)
             part = self.blocks.product(x[rows], first)
             if scale is None:
                 self.product[rows].add_(part)
