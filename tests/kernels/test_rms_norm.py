@@ -65,7 +65,7 @@ def run(form, x, residual, grad, grad_total, weight, copy=torch.clone):
     return results | {f"d{name}": leaf.grad for name, leaf in leaves.items()}
 
 
-def three_ways(tensors, with_residual):
+def assert_three_ways(tensors, with_residual):
     x, residual, grad, grad_total, weight = tensors
     residual = residual if with_residual else None
     ours = rms_norm_residual if with_residual else rms_norm
@@ -85,7 +85,7 @@ def three_ways(tensors, with_residual):
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 def test_three_way(kernel_device, shape, dtype, with_residual):
-    three_ways(make(shape, dtype, kernel_device), with_residual)
+    assert_three_ways(make(shape, dtype, kernel_device), with_residual)
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -93,13 +93,13 @@ def test_three_way(kernel_device, shape, dtype, with_residual):
 def test_three_way_on_large_values_and_on_rows_of_zeros(kernel_device, kind, dtype):
     for with_residual in (False, True):
         if (kind, dtype, with_residual) != ("ten thousands", torch.float16, True):  # 65504 at most
-            three_ways(make((7, 200), dtype, kernel_device, kind), with_residual)
+            assert_three_ways(make((7, 200), dtype, kernel_device, kind), with_residual)
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_programs_that_walk_over_several_tiles(kernel_device, dtype, monkeypatch):
     monkeypatch.setattr(module, "_num_programs", lambda num_tiles, num_warps: 3)
-    three_ways(make((7, 3, 1030), dtype, kernel_device), True)
+    assert_three_ways(make((7, 3, 1030), dtype, kernel_device), True)
 
 
 def test_rounds_where_eager_does(kernel_device):

@@ -62,7 +62,7 @@ def run(form, q, k, grad_q, grad_k, cos, sin, copy=torch.clone):
     }
 
 
-def three_ways(tensors, angles, form):
+def assert_three_ways(tensors, angles, form):
     truth = run(pair_reference, *(x.double() for x in (*tensors, *angles)))
     eager = run(pair_reference, *tensors, *angles)
     with guarded():
@@ -77,18 +77,18 @@ def three_ways(tensors, angles, form):
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 def test_three_way(kernel_device, shape, dtype, form):
-    three_ways(*make(shape, dtype, kernel_device), form)
+    assert_three_ways(*make(shape, dtype, kernel_device), form)
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("kind", list(KINDS)[1:])
 def test_three_way_on_large_values_and_on_zeros(kernel_device, kind, dtype):
-    three_ways(*make(SHAPES[0], dtype, kernel_device, kind), rope_qk)
+    assert_three_ways(*make(SHAPES[0], dtype, kernel_device, kind), rope_qk)
 
 
 def test_angles_in_the_dtype_of_x(kernel_device):
     tensors, angles = make(SHAPES[0], torch.bfloat16, kernel_device)
-    three_ways(tensors, [a.bfloat16() for a in angles], rope_qk)
+    assert_three_ways(tensors, [a.bfloat16() for a in angles], rope_qk)
 
 
 def test_by_hand(kernel_device):
