@@ -157,10 +157,11 @@ py::tuple sample_tokens(uintptr_t logits, int64_t vocab, Array<int64_t> rows,
 int64_t add_request(Scheduler& self, Array<int32_t> prompt, int32_t n, float temperature,
                     int32_t top_k, float top_p, float min_p, float repetition_penalty,
                     int32_t max_tokens, int32_t min_tokens, bool ignore_eos, uint64_t seed,
-                    std::vector<int32_t> stop_token_ids, std::vector<std::string> stops) {
+                    std::vector<int32_t> stop_token_ids, std::vector<std::string> stops,
+                    int32_t mask, int32_t read_from, int32_t kind) {
   RequestParams params{n, top_k, max_tokens, min_tokens, temperature, top_p, min_p,
                        repetition_penalty, ignore_eos, seed, std::move(stop_token_ids),
-                       std::move(stops)};
+                       std::move(stops), mask, read_from, kind};
   return self.add({prompt.data(), prompt.data() + prompt.size()}, std::move(params));
 }
 
@@ -207,7 +208,11 @@ void bind_scheduler(py::module_& m) {
              self.set_token_bytes(std::move(bytes), std::move(starts));
            })
       .def("set_weights_version", &Scheduler::set_weights_version)
-      .def("add", &add_request)
+      .def("add", &add_request, py::arg("prompt"), py::arg("n"), py::arg("temperature"),
+           py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"),
+           py::arg("max_tokens"), py::arg("min_tokens"), py::arg("ignore_eos"), py::arg("seed"),
+           py::arg("stop_token_ids"), py::arg("stops"), py::arg("mask") = -1,
+           py::arg("read_from") = -1, py::arg("kind") = kSample)
       .def("plan", &Scheduler::plan, py::call_guard<py::gil_scoped_release>())
       .def("accept", &accept)
       .def("take_finished", &Scheduler::take_finished)
@@ -218,6 +223,7 @@ void bind_scheduler(py::module_& m) {
                              [](const Scheduler& self) { return self.pool().num_free(); })
       .def_property_readonly("num_cached_pages", &Scheduler::num_cached)
       .def_property_readonly("num_running", &Scheduler::num_running)
+      .def_property_readonly("num_in_flight", &Scheduler::num_in_flight)
       .def_property_readonly("num_waiting", &Scheduler::num_waiting)
       .def_readonly("prefill_tokens", &Scheduler::prefill_tokens)
       .def_readonly("cached_tokens", &Scheduler::cached_tokens)
@@ -254,8 +260,11 @@ void bind_scheduler(py::module_& m) {
       .def_property_readonly("history_starts", plan_view<&Plan::history_starts>())
       .def_property_readonly("banned", plan_view<&Plan::banned>())
       .def_property_readonly("banned_starts", plan_view<&Plan::banned_starts>())
+      .def_property_readonly("mask_rows", plan_view<&Plan::mask_rows>())
+      .def_property_readonly("forced", plan_view<&Plan::forced>())
       .def_property_readonly("hidden_rows", plan_view<&Plan::hidden_rows>())
-      .def_property_readonly("hidden_ids", plan_view<&Plan::hidden_ids>());
+      .def_property_readonly("hidden_ids", plan_view<&Plan::hidden_ids>())
+      .def_property_readonly("hidden_positions", plan_view<&Plan::hidden_positions>());
 }
 
 void bind_kernels(py::module_& m) {

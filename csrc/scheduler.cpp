@@ -7,9 +7,11 @@ namespace srlm {
 
 void Plan::clear() {
   for (auto* v : {&token_ids, &positions, &slots, &logit_rows, &sample_rows, &sample_positions,
-                  &hidden_rows, &hidden_ids})
+                  &hidden_rows, &hidden_ids, &hidden_positions})
     v->clear();
-  for (auto* v : {&context_lengths, &block_table, &copies, &top_k, &history, &banned}) v->clear();
+  for (auto* v : {&context_lengths, &block_table, &copies, &top_k, &history, &banned, &mask_rows,
+                  &forced})
+    v->clear();
   for (auto* v : {&row_starts, &history_starts, &banned_starts}) v->assign(1, 0);
   for (auto* v : {&temperature, &top_p, &min_p, &repetition_penalty}) v->clear();
   noise_keys.clear();
@@ -35,9 +37,9 @@ void Scheduler::set_weights_version(int64_t version) {
 }
 
 int64_t Scheduler::add(std::vector<int32_t> prompt, RequestParams params) {
-  const int64_t longest = std::min<int64_t>(
-      static_cast<int64_t>(prompt.size()) + std::max(params.max_tokens, 1) - 1,
-      config_.max_positions);
+  const int32_t more = params.kind == kSample ? std::max(params.max_tokens, 1) : 1;
+  const int64_t longest =
+      std::min<int64_t>(static_cast<int64_t>(prompt.size()) + more - 1, config_.max_positions);
   if (pages_for(longest) > config_.num_pages)
     throw std::invalid_argument(
         "prompt: " + std::to_string(prompt.size()) + " tokens and max_tokens " +
@@ -58,6 +60,10 @@ int64_t Scheduler::add(std::vector<int32_t> prompt, RequestParams params) {
   request->params = std::move(params);
   auto sequence = std::make_shared<Sequence>();
   sequence->tokens = prompt;
+  if (request->params.kind == kScore) {  // the last token is scored by the row before it
+    request->targets.assign(prompt.begin() + request->params.read_from + 1, prompt.end());
+    sequence->tokens.pop_back();
+  }
   request->prompt = std::move(prompt);
   sequence->request = request;
   requests_[request->id] = request;
@@ -68,22 +74,29 @@ int64_t Scheduler::add(std::vector<int32_t> prompt, RequestParams params) {
 // ---------------------------------------------------------------------------------------- plan
 
 bool Scheduler::plan() {
+  if (in_flight_.size() > 1)
+    throw std::logic_error("plan: two steps are in flight; wanted accept first");
   plan_.clear();
   scheduled_.clear();
+  in_flight_.emplace_back();
+  ++step_;
   int32_t budget = config_.max_batch_tokens;
   plan_decodes(budget);
   plan_prefills(budget);
   admit(budget);
   finish_plan();
+  if (scheduled_.empty()) in_flight_.pop_back();
   return !scheduled_.empty();
 }
 
 // Running samples first, so that a long prompt never holds them up.
 void Scheduler::plan_decodes(int32_t& budget) {
-  // A pre-emption removes from the end of running_, never before the sequence that asked.
+  // A pre-emption removes from the end of running_, never before the sequence that asked; the
+  // samples of a prompt that ends here come in behind it, already in this step.
   for (size_t i = 0; i < running_.size() && budget > 0; ++i) {
     const SequencePtr sequence = running_[i];
-    if (sequence->remaining() != 1 || !make_writable(sequence)) continue;
+    if (sequence->remaining() != 1 || sequence->closed || sequence->step == step_) continue;
+    if (sequence->waits_for_token() || !make_writable(sequence)) continue;
     schedule(sequence, 1);
     --budget;
   }
@@ -93,8 +106,8 @@ void Scheduler::plan_decodes(int32_t& budget) {
 void Scheduler::plan_prefills(int32_t& budget) {
   for (size_t i = 0; i < running_.size() && budget > 0; ++i) {
     const SequencePtr sequence = running_[i];
-    if (sequence->remaining() <= 1 || sequence->planned > 0) continue;
-    const int32_t count = std::min(sequence->remaining(), budget);
+    if (sequence->remaining() <= 1 || sequence->step == step_) continue;
+    const int32_t count = chunk(*sequence, budget);
     schedule(sequence, count);
     budget -= count;
   }
@@ -108,10 +121,16 @@ void Scheduler::admit(int32_t& budget) {
         running_.begin(), running_.end(), sequence,
         [](const SequencePtr& a, const SequencePtr& b) { return a->before(*b); });
     running_.insert(place, sequence);
-    const int32_t count = std::min(sequence->remaining(), budget);
+    const int32_t count = chunk(*sequence, budget);
     schedule(sequence, count);
     budget -= count;
   }
+}
+
+// Tokens of a prompt in this step: at most half of it while others wait.
+int32_t Scheduler::chunk(const Sequence& sequence, int32_t budget) const {
+  const int32_t half = (config_.max_batch_tokens + 1) / 2;
+  return std::min(sequence.remaining(), waiting_.empty() ? budget : std::min(budget, half));
 }
 
 int64_t Scheduler::load() const {
@@ -126,6 +145,7 @@ bool Scheduler::admit_first() {
   Sequence& sequence = *waiting_.front();
   const int64_t busy = load() + sequence.weight();
   if (!running_.empty() && busy > config_.max_sequences) return false;
+  if (sequence.waits_for_token()) return false;
   const std::vector<int32_t> hits = find_prefix(sequence);
   const int32_t needed =
       pages_for(static_cast<int64_t>(sequence.tokens.size())) - static_cast<int32_t>(hits.size());
@@ -141,11 +161,13 @@ bool Scheduler::admit_first() {
   return true;
 }
 
-// Cached pages at the head of a sequence. The last token is always computed anew, because its
-// hidden row is what the next token is drawn from.
+// Cached pages at the head of a sequence. Rows that are wanted are always computed anew: the last
+// one of a sample, those that a request reads.
 std::vector<int32_t> Scheduler::find_prefix(Sequence& sequence) {
   std::vector<int32_t> hits;
-  const int32_t most = (static_cast<int32_t>(sequence.tokens.size()) - 1) / config_.page_tokens;
+  const int32_t read_from = sequence.request->params.read_from;
+  const int32_t last = static_cast<int32_t>(sequence.tokens.size()) - 1;
+  const int32_t most = (read_from < 0 ? last : read_from) / config_.page_tokens;
   extend_keys(sequence, most);
   for (int32_t i = 0; i < most; ++i) {
     const int32_t page =
@@ -171,15 +193,16 @@ void Scheduler::extend_keys(Sequence& sequence, int32_t pages) {
 void Scheduler::schedule(const SequencePtr& sequence, int32_t count) {
   Sequence& s = *sequence;
   const int32_t page_tokens = config_.page_tokens;
-  for (int32_t position = s.computed; position < s.computed + count; ++position) {
+  const int32_t start = s.computed, end = start + count;
+  for (int32_t position = start; position < end; ++position) {
     plan_.token_ids.push_back(s.tokens[position]);
     plan_.positions.push_back(position);
     plan_.slots.push_back(int64_t(s.pages[position / page_tokens]) * page_tokens +
                           position % page_tokens);
   }
-  s.planned = count;
-  const int32_t end = s.computed + count;
-  const int32_t full = end / page_tokens;
+  s.computed = end;
+  s.step = step_;
+  const int32_t full = std::min(end, s.known()) / page_tokens;
   extend_keys(s, full);
   for (; s.registered < full; ++s.registered)
     cache_.insert(s.keys[s.registered], &s.tokens[int64_t(s.registered) * page_tokens],
@@ -188,38 +211,68 @@ void Scheduler::schedule(const SequencePtr& sequence, int32_t count) {
   plan_.context_lengths.push_back(end);
   plan_.width = std::max<int64_t>(plan_.width, pages_for(end));
   if (count > 1 || !s.forked) prefill_tokens += count;
-  if (end == static_cast<int32_t>(s.tokens.size())) add_sampling_rows(s);
   scheduled_.push_back(sequence);
-}
-
-void Scheduler::add_sampling_rows(const Sequence& s) {
-  const int64_t last = static_cast<int64_t>(plan_.token_ids.size()) - 1;
-  const RequestParams& params = s.request->params;
-  if (params.n == 0) {
-    plan_.hidden_rows.push_back(last);
-    plan_.hidden_ids.push_back(s.request->id);
-    return;
+  if (s.request->params.kind != kSample) {
+    read_rows(sequence, start);
+  } else if (end == static_cast<int32_t>(s.tokens.size())) {
+    draw(sequence);
   }
-  const int64_t row = static_cast<int64_t>(plan_.logit_rows.size());
-  plan_.logit_rows.push_back(last);
-  if (s.forked) return add_sampling_row(s, s.sample, row);
-  for (int32_t sample = 0; sample < params.n; ++sample) add_sampling_row(s, sample, row);
 }
 
-void Scheduler::add_sampling_row(const Sequence& s, int32_t sample, int64_t row) {
+// The rows of this step that a kScore or kHidden request reads.
+void Scheduler::read_rows(const SequencePtr& sequence, int32_t start) {
+  Sequence& s = *sequence;
   const RequestParams& params = s.request->params;
-  plan_.sample_rows.push_back(row);
+  const int64_t first = static_cast<int64_t>(plan_.token_ids.size()) - s.computed;
+  for (int32_t p = std::max(start, params.read_from); p < s.computed; ++p) {
+    if (params.kind == kHidden) {
+      plan_.hidden_rows.push_back(first + p);
+      plan_.hidden_ids.push_back(s.request->id);
+      plan_.hidden_positions.push_back(p);
+      continue;
+    }
+    plan_.logit_rows.push_back(first + p);
+    const int32_t index = p - params.read_from;
+    add_sampling_row(sequence, index, s.request->targets[index]);
+  }
+  if (s.remaining() > 0) return;
+  s.closed = true;
+  if (params.kind == kHidden) in_flight_.back().ends.push_back(sequence);
+}
+
+// Sampling rows under the last row; all samples of the request when the prompt is done.
+void Scheduler::draw(const SequencePtr& sequence) {
+  plan_.logit_rows.push_back(static_cast<int64_t>(plan_.token_ids.size()) - 1);
+  const std::vector<SequencePtr> samples =
+      sequence->forked ? std::vector<SequencePtr>{sequence} : fork(sequence);
+  for (const SequencePtr& sample : samples) {
+    const Request& request = *sample->request;
+    const int32_t index = static_cast<int32_t>(sample->tokens.size() - request.prompt.size());
+    add_sampling_row(sample, index, -1);
+    sample->tokens.push_back(-static_cast<int32_t>(plan_.sample_rows.size()));
+    sample->closed = index + 1 >= request.params.max_tokens ||
+                     static_cast<int32_t>(sample->tokens.size()) >= config_.max_positions;
+  }
+}
+
+void Scheduler::add_sampling_row(const SequencePtr& sequence, int32_t index, int32_t forced) {
+  const Sequence& s = *sequence;
+  const RequestParams& params = s.request->params;
+  in_flight_.back().owners.push_back({sequence, index});
+  plan_.sample_rows.push_back(static_cast<int64_t>(plan_.logit_rows.size()) - 1);
   plan_.temperature.push_back(params.temperature);
   plan_.top_k.push_back(params.top_k);
   plan_.top_p.push_back(params.top_p);
   plan_.min_p.push_back(params.min_p);
   plan_.repetition_penalty.push_back(params.repetition_penalty);
-  plan_.noise_keys.push_back(noise_key(params.seed, s.request->prompt_hash, sample));
+  plan_.noise_keys.push_back(noise_key(params.seed, s.request->prompt_hash, s.sample));
   plan_.sample_positions.push_back(static_cast<int64_t>(s.tokens.size()));
   if (params.repetition_penalty != 1.0f)
     plan_.history.insert(plan_.history.end(), s.tokens.begin(), s.tokens.end());
   plan_.history_starts.push_back(static_cast<int32_t>(plan_.history.size()));
-  if (static_cast<int32_t>(s.logprobs.size()) < params.min_tokens)
+  plan_.mask_rows.push_back(params.mask);
+  plan_.forced.push_back(forced);
+  if (index < params.min_tokens)
     plan_.banned.insert(plan_.banned.end(), s.request->banned.begin(), s.request->banned.end());
   plan_.banned_starts.push_back(static_cast<int32_t>(plan_.banned.size()));
 }
@@ -269,10 +322,12 @@ bool Scheduler::free_one_page(const SequencePtr& wanting) {
   return youngest != wanting;
 }
 
-// Its tokens stay and are computed again later, mostly from pages that the cache still knows.
+// Its tokens stay and are computed again later, mostly from pages that the cache still knows. One
+// that only waits for its last token needs no pages any more, and no second turn.
 void Scheduler::preempt(SequencePtr sequence) {
   release_pages(*sequence);
   running_.erase(std::find(running_.begin(), running_.end(), sequence));
+  if (sequence->closed) return;
   const auto place = std::upper_bound(
       waiting_.begin(), waiting_.end(), sequence,
       [](const SequencePtr& a, const SequencePtr& b) { return a->before(*b); });
@@ -291,52 +346,55 @@ void Scheduler::release_pages(Sequence& sequence) {
 // -------------------------------------------------------------------------------------- accept
 
 void Scheduler::accept(const int32_t* token_ids, const float* logprobs, int64_t count) {
-  if (count != static_cast<int64_t>(plan_.sample_rows.size()))
+  const int64_t wanted =
+      in_flight_.empty() ? 0 : static_cast<int64_t>(in_flight_.front().owners.size());
+  if (count != wanted)
     throw std::invalid_argument("accept: wanted one token for each sampling row of the plan");
-  int64_t next = 0;
-  std::vector<SequencePtr> batch;
-  batch.swap(scheduled_);
-  for (const SequencePtr& sequence : batch) {
-    sequence->computed += sequence->planned;
-    sequence->planned = 0;
-    if (sequence->remaining() > 0) continue;
-    std::vector<SequencePtr> samples{sequence};
-    if (sequence->request->params.n == 0) {
-      finish(*sequence, Finish::kLength, -1);
-      samples.clear();
-    } else if (!sequence->forked) {
-      fork(sequence, samples);
-    }
-    for (const SequencePtr& sample : samples) {
-      append(*sample, token_ids[next], logprobs[next]);
-      ++next;
-    }
+  if (in_flight_.empty()) return;
+  const Step step = std::move(in_flight_.front());
+  in_flight_.pop_front();
+  for (const SequencePtr& sequence : step.ends) finish(*sequence, Finish::kLength, -1);
+  for (int64_t i = 0; i < count; ++i) {
+    Sequence& sequence = *step.owners[i].sequence;
+    if (!sequence.finished) keep(sequence, step.owners[i].index, token_ids[i], logprobs[i]);
   }
-  running_.erase(std::remove_if(running_.begin(), running_.end(),
-                                [](const SequencePtr& s) { return s->pages.empty(); }),
-                 running_.end());
+  const auto done = [](const SequencePtr& s) { return s->finished; };
+  running_.erase(std::remove_if(running_.begin(), running_.end(), done), running_.end());
+  waiting_.erase(std::remove_if(waiting_.begin(), waiting_.end(), done), waiting_.end());
 }
 
 // The samples of a finished prompt share all its pages; the first to write on the last one copies.
-void Scheduler::fork(const SequencePtr& leader, std::vector<SequencePtr>& out) {
+std::vector<SequencePtr> Scheduler::fork(const SequencePtr& leader) {
   leader->forked = true;
+  std::vector<SequencePtr> samples{leader};
   for (int32_t sample = 1; sample < leader->request->params.n; ++sample) {
     auto copy = std::make_shared<Sequence>(*leader);
     copy->sample = sample;
     for (const int32_t page : copy->pages) pool_.share(page);
-    out.push_back(std::move(copy));
+    samples.push_back(std::move(copy));
   }
   const auto place = std::find(running_.begin(), running_.end(), leader) + 1;
-  running_.insert(place, out.begin() + 1, out.end());
+  running_.insert(place, samples.begin() + 1, samples.end());
+  return samples;
 }
 
-void Scheduler::append(Sequence& sequence, int32_t token, float logprob) {
-  sequence.tokens.push_back(token);
+// One row of the device. Those of a kScore request may come twice, after a pre-emption.
+void Scheduler::keep(Sequence& sequence, int32_t index, int32_t token, float logprob) {
+  const Request& request = *sequence.request;
+  sequence.logprobs.resize(index);
   sequence.logprobs.push_back(logprob);
+  if (request.params.kind == kScore) {
+    if (sequence.logprobs.size() == request.targets.size()) finish(sequence, Finish::kLength, -1);
+    return;
+  }
+  const size_t place = request.prompt.size() + index;
+  sequence.tokens[place] = token;
   ++generated_tokens;
   int64_t cut = -1;
   const Finish reason = finish_of(sequence, token, cut);
-  if (reason != Finish::kNone) finish(sequence, reason, cut);
+  if (reason == Finish::kNone) return;
+  sequence.tokens.resize(place + 1);  // the step in flight draws one more
+  finish(sequence, reason, cut);
 }
 
 Finish Scheduler::finish_of(Sequence& sequence, int32_t token, int64_t& cut) {
@@ -355,17 +413,23 @@ Finish Scheduler::finish_of(Sequence& sequence, int32_t token, int64_t& cut) {
     if (!params.ignore_eos && among(config_.eos_token_ids)) return Finish::kStop;
     if (among(params.stop_token_ids)) return Finish::kStop;
   }
-  const bool full = static_cast<int64_t>(sequence.tokens.size()) >= config_.max_positions;
+  const bool full = static_cast<int64_t>(sequence.request->prompt.size()) + generated >=
+                    config_.max_positions;
   return generated >= params.max_tokens || full ? Finish::kLength : Finish::kNone;
 }
 
 void Scheduler::finish(Sequence& sequence, Finish reason, int64_t cut) {
   release_pages(sequence);
+  sequence.finished = true;
   Request& request = *sequence.request;
-  if (request.params.n > 0) {
+  if (request.params.kind != kHidden) {
     SampleResult& result = request.results[sequence.sample];
-    result.token_ids.assign(sequence.tokens.begin() + static_cast<int64_t>(request.prompt.size()),
-                            sequence.tokens.end());
+    const auto drawn = sequence.tokens.begin() + static_cast<int64_t>(request.prompt.size());
+    if (request.params.kind == kScore) {
+      result.token_ids = request.targets;
+    } else {
+      result.token_ids.assign(drawn, sequence.tokens.end());
+    }
     result.logprobs = std::move(sequence.logprobs);
     result.finish = reason;
     result.cut = cut;
@@ -394,6 +458,7 @@ void Scheduler::reset() {
   running_.clear();
   waiting_.clear();
   scheduled_.clear();
+  in_flight_.clear();
   requests_.clear();
   finished_.clear();
   cache_.clear();

@@ -12,10 +12,15 @@ The rules:
 - A request's prompt is computed once. Its n samples then share all pages; who writes on the shared
   last page copies it.
 - Each step takes at most `max_batch_tokens` tokens: one of every running sample first, then the
-  rest of cut prompts, then new requests in order of arrival, each as far as the budget goes.
+  rest of cut prompts, then new requests in order of arrival, each as far as the budget goes. While
+  others wait, one prompt takes at most half of a step.
 - A request is admitted when its prompt fits and every running sample still has one page in reserve.
   When a page is wanted and none is free, the youngest sample gives its pages back and is computed
   again later.
+- A step may be planned while the one before it still runs. A token that is not known yet stands in
+  the plan as -(1 + its sampling row in the step before), and the device puts it in. A sample that
+  turns out to have ended has then run one row too many, which is dropped; its pages may be given
+  away at once, because the device runs the steps in order.
 """
 
 from __future__ import annotations
@@ -82,6 +87,11 @@ class PrefixCache:
         self.keys.clear()
 
 
+# What a request asks for: samples, the log-probabilities of its own tokens behind position
+# `read_from`, or the hidden rows from there on.
+SAMPLE, SCORE, HIDDEN = 0, 1, 2
+
+
 @dataclass
 class _Request:
     id: int
@@ -98,6 +108,10 @@ class _Request:
     seed: int
     stop_token_ids: list[int]
     stops: list[bytes]
+    mask: int = -1
+    read_from: int = -1
+    kind: int = SAMPLE
+    targets: list[int] = field(default_factory=list)
     prompt_hash: int = 0
     unfinished: int = 0
     results: dict[int, tuple[np.ndarray, np.ndarray, str, int]] = field(default_factory=dict)
@@ -105,7 +119,11 @@ class _Request:
 
 @dataclass
 class _Sequence:
-    """One sample; before its prompt is done, the first one stands for all n of them."""
+    """One sample; before its prompt is done, the first one stands for all n of them.
+
+    tokens: prompt and sample; the last may be unknown yet (negative). closed: no further row will
+    be planned. step: in which it was last scheduled.
+    """
 
     request: _Request
     tokens: list[int]
@@ -114,8 +132,10 @@ class _Sequence:
     logprobs: list[float] = field(default_factory=list)
     text: bytes = b""
     computed: int = 0
-    planned: int = 0
     registered: int = 0
+    step: int = -1
+    closed: bool = False
+    finished: bool = False
     pages: list[int] = field(default_factory=list)
 
     @property
@@ -127,12 +147,22 @@ class _Sequence:
         return len(self.tokens) - self.computed
 
     @property
+    def known(self) -> int:
+        """Leading tokens that are known."""
+        return len(self.tokens) - (self.tokens[-1] < 0)
+
+    @property
     def weight(self) -> int:
         return 1 if self.forked else max(self.request.n, 1)
 
+    @property
+    def waits_for_token(self) -> bool:
+        """Whether its next row needs all its tokens on the host: the penalty looks at them."""
+        return self.request.repetition_penalty != 1 and self.known < len(self.tokens)
+
 
 _PLAN: dict[str, type] = {
-    "token_ids": np.int64,  # [T]
+    "token_ids": np.int64,  # [T]; negative: not known yet
     "positions": np.int64,  # [T]
     "slots": np.int64,  # [T] page * page_tokens + offset
     "row_starts": np.int32,  # [S + 1] rows of each sequence
@@ -152,15 +182,18 @@ _PLAN: dict[str, type] = {
     "history_starts": np.int32,  # [N + 1]
     "banned": np.int32,  # tokens that may not be drawn
     "banned_starts": np.int32,  # [N + 1]
+    "mask_rows": np.int32,  # [N] the mask of allowed tokens, -1 where all are
+    "forced": np.int32,  # [N] the token that is scored instead of drawing one, or -1
     "hidden_rows": np.int64,  # rows of T wanted as they are
-    "hidden_ids": np.int64,  # and their requests
+    "hidden_ids": np.int64,  # their requests
+    "hidden_positions": np.int64,  # and their positions
 }
 PLAN_FIELDS = tuple(_PLAN)
 
 
 class Scheduler:
     """Call `add`, then `plan` and `accept` in turn until `plan` is False; the plan's arrays are
-    attributes.
+    attributes, until the next plan. `plan` may run one step ahead of `accept`.
     """
 
     token_ids: np.ndarray
@@ -172,6 +205,7 @@ class Scheduler:
     sample_rows: np.ndarray
     hidden_rows: np.ndarray
     hidden_ids: np.ndarray
+    hidden_positions: np.ndarray
 
     def __init__(
         self,
@@ -191,6 +225,10 @@ class Scheduler:
         self.waiting: list[_Sequence] = []
         self.running: list[_Sequence] = []  # in order of arrival
         self.scheduled: list[_Sequence] = []  # this step's, in row order
+        # Of each step: the owner of each sampling row, and which of its tokens that is.
+        self.in_flight: list[list[tuple[_Sequence, int]]] = []
+        self.ending: list[list[_Sequence]] = []  # of each step: hidden requests that end with it
+        self.step = 0
         self.requests: dict[int, _Request] = {}
         self.finished: list[int] = []
         self.prefill_tokens = self.cached_tokens = self.generated_tokens = self.preemptions = 0
@@ -199,6 +237,7 @@ class Scheduler:
     num_free_pages = property(lambda self: len(self.pool.free))
     num_cached_pages = property(lambda self: len(self.cache.pages))
     num_running = property(lambda self: len(self.running))
+    num_in_flight = property(lambda self: len(self.in_flight))
     num_waiting = property(lambda self: len(self.waiting))
 
     def page_refs(self, page: int) -> int:
@@ -219,13 +258,14 @@ class Scheduler:
         self.cache.clear()
 
     def add(self, prompt: Sequence[int], n: int, *params: object) -> int:
-        """Queue a request; `params` in the order of `_Request`. n = 0: the prompt's last hidden row
-        instead of samples.
+        """Queue a request; `params` in the order of `_Request` up to `kind`. SCORE and HIDDEN read
+        the prompt's own rows, from position `read_from` on.
 
         Raises ValueError when it can never fit.
         """
         request = _Request(self.next_id, [int(t) for t in prompt], n, *params)  # type: ignore[arg-type]
-        longest = min(len(request.prompt) + max(request.max_tokens, 1) - 1, self.max_positions)
+        more = max(request.max_tokens, 1) if request.kind == SAMPLE else 1
+        longest = min(len(request.prompt) + more - 1, self.max_positions)
         if self._pages_for(longest) > self.num_pages:
             raise ValueError(
                 f"prompt: {len(request.prompt)} tokens and max_tokens {request.max_tokens} need "
@@ -235,8 +275,12 @@ class Scheduler:
         self.next_id += 1
         request.prompt_hash = hash_tokens(0, request.prompt)
         request.unfinished = n
+        tokens = list(request.prompt)
+        if request.kind == SCORE:  # the last token is scored by the row before it
+            request.targets = tokens[request.read_from + 1 :]
+            tokens.pop()
         self.requests[request.id] = request
-        self.waiting.append(_Sequence(request, list(request.prompt)))
+        self.waiting.append(_Sequence(request, tokens))
         return request.id
 
     def _pages_for(self, tokens: int) -> int:
@@ -245,14 +289,22 @@ class Scheduler:
     # ------------------------------------------------------------------------------------ plan
 
     def plan(self) -> bool:
-        """Choose the next step. False when nothing is left to do."""
+        """Choose the next step. False when there is nothing to do, or nothing before the step in
+        flight is accepted.
+        """
+        if len(self.in_flight) > 1:
+            raise RuntimeError("plan: two steps are in flight; wanted accept first")
         self._clear_plan()
-        self.scheduled = []
+        self.scheduled, self.owners, self.ends = [], [], []
+        self.step += 1
         self.budget = self.max_batch_tokens
         self._plan_decodes()
         self._plan_prefills()
         self._admit()
         self._finish_plan()
+        if self.scheduled:
+            self.in_flight.append(self.owners)
+            self.ending.append(self.ends)
         return bool(self.scheduled)
 
     def _clear_plan(self) -> None:
@@ -265,23 +317,31 @@ class Scheduler:
             if self.budget == 0:
                 break
             # One that was pre-empted in this very loop has no pages left.
-            if sequence.pages and sequence.remaining == 1 and self._make_writable(sequence):
+            if not sequence.pages or sequence.remaining != 1 or sequence.closed:
+                continue
+            if not sequence.waits_for_token and self._make_writable(sequence):
                 self._schedule(sequence, 1)
 
     def _plan_prefills(self) -> None:
-        for sequence in self.running:
-            if self.budget > 0 and sequence.remaining > 1 and not sequence.planned:
-                self._schedule(sequence, min(sequence.remaining, self.budget))
+        for sequence in list(self.running):
+            if self.budget > 0 and sequence.remaining > 1 and sequence.step != self.step:
+                self._schedule(sequence, self._chunk(sequence))
 
     def _admit(self) -> None:
         while self.waiting and self.budget > 0 and self._admit_first(self.waiting[0]):
             sequence = self.waiting.pop(0)
             bisect.insort(self.running, sequence, key=lambda s: s.order)
-            self._schedule(sequence, min(sequence.remaining, self.budget))
+            self._schedule(sequence, self._chunk(sequence))
+
+    def _chunk(self, sequence: _Sequence) -> int:
+        """Tokens of a prompt in this step."""
+        half = (self.max_batch_tokens + 1) // 2
+        most = min(self.budget, half) if self.waiting else self.budget
+        return min(sequence.remaining, most)
 
     def _admit_first(self, sequence: _Sequence) -> bool:
         busy = sum(s.weight for s in self.running) + sequence.weight
-        if self.running and busy > self.max_sequences:
+        if (self.running and busy > self.max_sequences) or sequence.waits_for_token:
             return False
         hits = self._find_prefix(sequence)
         needed = self._pages_for(len(sequence.tokens)) - len(hits)
@@ -297,11 +357,13 @@ class Scheduler:
         return True
 
     def _find_prefix(self, sequence: _Sequence) -> list[int]:
-        """Cached pages at the head. The last token is always computed anew: its hidden row is
-        wanted.
+        """Cached pages at the head. Rows that are wanted are always computed anew: the last one of
+        a sample, those that a request reads.
         """
         hits: list[int] = []
-        for index in range((len(sequence.tokens) - 1) // self.page_tokens):
+        read_from = sequence.request.read_from
+        most = len(sequence.tokens) - 1 if read_from < 0 else read_from
+        for index in range(most // self.page_tokens):
             prefix = tuple(sequence.tokens[: (index + 1) * self.page_tokens])
             if prefix not in self.cache.pages:
                 break
@@ -321,41 +383,63 @@ class Scheduler:
             plan["token_ids"].append(sequence.tokens[position])
             plan["positions"].append(position)
             plan["slots"].append(sequence.pages[position // size] * size + position % size)
-        sequence.planned = count
+        start, sequence.computed, sequence.step = sequence.computed, end, self.step
         self.budget -= count
-        for index in range(sequence.registered, end // size):
+        for index in range(sequence.registered, min(end, sequence.known) // size):
             self.cache.insert(tuple(sequence.tokens[: (index + 1) * size]), sequence.pages[index])
             sequence.registered = index + 1
         plan["row_starts"].append(len(plan["token_ids"]))
         plan["context_lengths"].append(end)
         if count > 1 or not sequence.forked:
             self.prefill_tokens += count
-        if end == len(sequence.tokens):
-            self._add_sampling_rows(sequence)
         self.scheduled.append(sequence)
+        if sequence.request.kind != SAMPLE:
+            self._read_rows(sequence, start)
+        elif end == len(sequence.tokens):
+            self._draw(sequence)
 
-    def _add_sampling_rows(self, sequence: _Sequence) -> None:
-        plan, request = self._lists, sequence.request
-        last = len(plan["token_ids"]) - 1
-        if request.n == 0:
-            plan["hidden_rows"].append(last)
-            plan["hidden_ids"].append(request.id)
-            return
-        plan["logit_rows"].append(last)
-        for sample in [sequence.sample] if sequence.forked else range(request.n):
-            self._add_sampling_row(sequence, sample)
+    def _read_rows(self, sequence: _Sequence, start: int) -> None:
+        """The rows of this step that a SCORE or HIDDEN request reads."""
+        plan, request, end = self._lists, sequence.request, sequence.computed
+        for position in range(max(start, request.read_from), end):
+            row = len(plan["token_ids"]) - end + position
+            if request.kind == HIDDEN:
+                plan["hidden_rows"].append(row)
+                plan["hidden_ids"].append(request.id)
+                plan["hidden_positions"].append(position)
+                continue
+            plan["logit_rows"].append(row)
+            index = position - request.read_from
+            self._add_sampling_row(sequence, index, request.targets[index])
+        if end == len(sequence.tokens):
+            sequence.closed = True
+            if request.kind == HIDDEN:
+                self.ends.append(sequence)
 
-    def _add_sampling_row(self, sequence: _Sequence, sample: int) -> None:
+    def _draw(self, sequence: _Sequence) -> None:
+        """Sampling rows under the last row; all samples of the request when the prompt is done."""
+        self._lists["logit_rows"].append(len(self._lists["token_ids"]) - 1)
+        for sample in [sequence] if sequence.forked else self._fork(sequence):
+            index = len(sample.tokens) - len(sample.request.prompt)
+            self._add_sampling_row(sample, index, -1)
+            sample.tokens.append(-len(self._lists["sample_rows"]))
+            full = len(sample.tokens) >= self.max_positions
+            sample.closed = index + 1 >= sample.request.max_tokens or full
+
+    def _add_sampling_row(self, sequence: _Sequence, index: int, forced: int) -> None:
         plan, request = self._lists, sequence.request
+        self.owners.append((sequence, index))
         plan["sample_rows"].append(len(plan["logit_rows"]) - 1)
         for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
             plan[name].append(getattr(request, name))
-        plan["noise_keys"].append(noise_key(request.seed, request.prompt_hash, sample))
+        plan["noise_keys"].append(noise_key(request.seed, request.prompt_hash, sequence.sample))
         plan["sample_positions"].append(len(sequence.tokens))
         if request.repetition_penalty != 1:
             plan["history"] += sequence.tokens
         plan["history_starts"].append(len(plan["history"]))
-        if len(sequence.logprobs) < request.min_tokens:  # whatever would end the sample
+        plan["mask_rows"].append(request.mask)
+        plan["forced"].append(forced)
+        if index < request.min_tokens:  # whatever would end the sample
             plan["banned"] += request.stop_token_ids
             plan["banned"] += [] if request.ignore_eos else self.eos_token_ids
         plan["banned_starts"].append(len(plan["banned"]))
@@ -404,10 +488,12 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: _Sequence) -> None:
+        """One that only waits for its last token needs no pages any more, and no second turn."""
         self._release_pages(sequence)
         self.running.remove(sequence)
-        bisect.insort(self.waiting, sequence, key=lambda s: s.order)
-        self.preemptions += 1
+        if not sequence.closed:
+            bisect.insort(self.waiting, sequence, key=lambda s: s.order)
+            self.preemptions += 1
 
     def _release_pages(self, sequence: _Sequence) -> None:
         """The last page first: a page is of use only while all pages before it are there."""
@@ -419,25 +505,24 @@ class Scheduler:
     # ---------------------------------------------------------------------------------- accept
 
     def accept(self, token_ids: np.ndarray, logprobs: np.ndarray) -> None:
-        """What was drawn for the plan's sampling rows: token_ids [N], logprobs [N]."""
-        if len(token_ids) != len(self.sample_rows) or len(logprobs) != len(token_ids):
+        """What was drawn for the sampling rows of the oldest step in flight: token_ids [N],
+        logprobs [N].
+        """
+        owners = self.in_flight[0] if self.in_flight else []
+        if len(token_ids) != len(owners) or len(logprobs) != len(token_ids):
             raise ValueError("accept: wanted one token for each sampling row of the plan")
-        drawn = iter(zip(token_ids.tolist(), logprobs.tolist(), strict=True))
-        for sequence in self.scheduled:
-            sequence.computed += sequence.planned
-            sequence.planned = 0
-            if sequence.remaining:
-                continue
-            if sequence.request.n == 0:
-                self._release_pages(sequence)
-                self.finished.append(sequence.request.id)
-                continue
-            for sample in [sequence] if sequence.forked else self._fork(sequence):
-                self._append(sample, *next(drawn))
-        self.scheduled = []
-        self.running = [s for s in self.running if s.pages]
+        self.in_flight, ends, self.ending = self.in_flight[1:], self.ending[:1], self.ending[1:]
+        for sequence in ends[0] if ends else ():
+            self._finish(sequence, "length", -1)
+        drawn = zip(owners, token_ids.tolist(), logprobs.tolist(), strict=True)
+        for (sequence, index), token, logprob in drawn:
+            if not sequence.finished:
+                self._keep(sequence, index, token, logprob)
+        self.running = [s for s in self.running if not s.finished]
+        self.waiting = [s for s in self.waiting if not s.finished]
 
     def _fork(self, leader: _Sequence) -> list[_Sequence]:
+        """The samples of a finished prompt share all its pages."""
         leader.forked = True
         place = self.running.index(leader)
         samples = [leader]
@@ -447,23 +532,37 @@ class Scheduler:
                 self.pool.share(page)
             twin = _Sequence(leader.request, list(leader.tokens), sample, True, pages=pages)
             twin.computed, twin.registered = leader.computed, leader.registered
+            twin.step = leader.step
             samples.append(twin)
         self.running[place : place + 1] = samples
         return samples
 
-    def _append(self, sequence: _Sequence, token: int, logprob: float) -> None:
-        sequence.tokens.append(token)
+    def _keep(self, sequence: _Sequence, index: int, token: int, logprob: float) -> None:
+        """One row of the device. Those of a SCORE request may come twice, after a pre-emption."""
+        request = sequence.request
+        del sequence.logprobs[index:]
         sequence.logprobs.append(logprob)
+        if request.kind == SCORE:
+            if len(sequence.logprobs) == len(request.targets):
+                self._finish(sequence, "length", -1)
+            return
+        sequence.tokens[len(request.prompt) + index] = token
         self.generated_tokens += 1
         reason, cut = self._finish_reason(sequence, token)
-        if not reason:
-            return
+        if reason:
+            del sequence.tokens[len(request.prompt) + index + 1 :]  # the step in flight draws it
+            self._finish(sequence, reason, cut)
+
+    def _finish(self, sequence: _Sequence, reason: str, cut: int) -> None:
         request = sequence.request
         self._release_pages(sequence)
-        ids = np.array(sequence.tokens[len(request.prompt) :], np.int32)
-        values = np.array(sequence.logprobs, np.float32)
-        request.results[sequence.sample] = (ids, values, reason, cut)
-        request.unfinished -= 1
+        sequence.finished = True
+        if request.kind != HIDDEN:
+            drawn = sequence.tokens[len(request.prompt) :]
+            ids = np.array(request.targets if request.kind == SCORE else drawn, np.int32)
+            values = np.array(sequence.logprobs, np.float32)
+            request.results[sequence.sample] = (ids, values, reason, cut)
+            request.unfinished -= 1
         if request.unfinished == 0:
             self.finished.append(request.id)
 
@@ -481,7 +580,7 @@ class Scheduler:
                 return "stop", -1
             if token in request.stop_token_ids:
                 return "stop", -1
-        full = len(sequence.tokens) >= self.max_positions
+        full = len(request.prompt) + generated >= self.max_positions
         return ("length" if generated >= request.max_tokens or full else "", -1)
 
     def take_finished(self) -> list[int]:
@@ -501,6 +600,7 @@ class Scheduler:
         for sequence in self.running:
             self._release_pages(sequence)
         self.waiting, self.running, self.scheduled, self.finished = [], [], [], []
+        self.in_flight, self.ending = [], []
         self.requests.clear()
         self.cache.clear()
         self._clear_plan()
