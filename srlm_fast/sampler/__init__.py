@@ -3,7 +3,7 @@ neighbours.
 """
 
 from .engine import Sampler
-from .generation import Generation, Progress, Request, Sample
+from .generation import Generation, Progress, Request, Sample, Statistics
 from .params import SamplingParams
 
-__all__ = ["Generation", "Progress", "Request", "Sample", "Sampler", "SamplingParams"]
+__all__ = ["Generation", "Progress", "Request", "Sample", "Sampler", "SamplingParams", "Statistics"]

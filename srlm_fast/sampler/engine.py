@@ -1,40 +1,44 @@
-"""The sampler: plan a step, run the model, draw, accept; until nothing is left to do.
+"""The sampler: plan a step, launch it, accept what was drawn; until nothing is left to do.
 
-A step is the same few calls however many samples run: one to plan, one model forward, one to draw
-and one to accept. Nothing in Python runs per token and sequence.
+A step is the same few calls however many samples run. Nothing in Python runs per token and
+sequence. On a GPU a step is planned and launched while the one before it still runs.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels import jit
 from ..kernels.native import available, native
 from ..model import Model
 from . import scheduler as twin
-from .generation import Generation, Progress, Request, Sample
-from .packed import PackedDecoder, can_pack
-from .paged import LANES, PagedCache, PagedContext, cache_dtype, page_bytes
+from .executor import Executor, OnHidden
+from .generation import Generation, Progress, Request, Sample, Statistics
+from .graph_executor import GraphExecutor
+from .masks import Masks
+from .paged import LANES, PagedCache, cache_dtype, page_bytes
+from .paged_triton import TritonCache, triton_page_bytes
 from .params import SamplingParams
-from .sampling import sample
 from .token_bytes import decode, token_bytes
 
-# Small pages share more of short prompts: of 400 tiny judge prompts (100 questions, 4 answers each,
-# 35 to 61 tokens) pages of 16 compute 8,302 of 18,046 tokens, 32 compute 11,358 and 64 all of them.
-# Speed differs by less than its spread (benchmarks/results/bench_sampler_cpu.json).
+# Of a CPU. Small pages share more of short prompts: of 400 tiny judge prompts (100 questions, 4
+# answers each, 35 to 61 tokens) pages of 16 compute 8,302 of 18,046 tokens, 32 compute 11,358 and
+# 64 all of them. Speed differs by less than its spread (benchmarks/results/bench_sampler_cpu.json).
 PAGE_TOKENS = 16
 MAX_BATCH_TOKENS = 1024
+# Of a GPU: a page of one head is 16 KiB in a row, and a step of a prompt fills the matmuls.
+GPU_PAGE_TOKENS = 64
+GPU_MAX_BATCH_TOKENS = 8192
 MAX_SEQUENCES = 256
-# A library's matmul gets whole blocks of rows, so that a row's bits do not depend on their number.
-ROW_BLOCK = 64
 DEFAULT_CPU_KV_BYTES = 2**29
 PROGRESS_SECONDS = 0.1
 
@@ -45,29 +49,36 @@ class Sampler:
     """Draws continuations with a model's live weights.
 
     kv_bytes: budget of the KV pool (default: a quarter of the memory, at most 512 MiB on a CPU).
-    max_batch_tokens: rows of one step. page_tokens: tokens of a page, a multiple of 16.
-    max_sequences: samples that run at once. The same request gives the same tokens and
-    log-probabilities alone, in any batch, in any order. Raises ValueError naming the argument.
+    max_batch_tokens: rows of one step (default 1,024, on a GPU 8,192). page_tokens: tokens of a
+    page, a multiple of 16 (default 16, on a GPU 64). max_sequences: samples that run at once.
+    deterministic: the same request gives the same tokens and log-probabilities alone, in any
+    batch, in any order, after a pre-emption, with or without a prefix hit; always so on a CPU, on
+    a GPU where asked for. kv_dtype: of the pool on a GPU, "fp8" or None for the model's own.
+    Raises ValueError naming the argument.
     """
 
     def __init__(
         self,
         model: Model,
         kv_bytes: int | None = None,
-        max_batch_tokens: int = MAX_BATCH_TOKENS,
-        page_tokens: int = PAGE_TOKENS,
+        max_batch_tokens: int | None = None,
+        page_tokens: int | None = None,
         max_sequences: int = MAX_SEQUENCES,
+        deterministic: bool | None = None,
+        kv_dtype: str | None = None,
     ) -> None:
-        if page_tokens < LANES or page_tokens % LANES:
-            raise ValueError(f"page_tokens: {page_tokens}, wanted a multiple of {LANES}")
-        if max_batch_tokens < 1 or max_sequences < 1:
-            raise ValueError(
-                f"max_batch_tokens, max_sequences: {max_batch_tokens}, {max_sequences}, "
-                "wanted at least 1"
-            )
-        self.model, self.page_tokens = model, page_tokens
+        self.model, on_gpu = model, jit.runs_triton(model.embed.weight)
+        self._on_gpu = on_gpu
+        if page_tokens is None:
+            page_tokens = GPU_PAGE_TOKENS if on_gpu else PAGE_TOKENS
+        if max_batch_tokens is None:
+            max_batch_tokens = GPU_MAX_BATCH_TOKENS if on_gpu else MAX_BATCH_TOKENS
+        _check_sizes(page_tokens, max_batch_tokens, max_sequences)
+        self.deterministic = _checked_deterministic(deterministic, model.device)
+        self.page_tokens, self.kv_dtype = page_tokens, _checked_kv_dtype(kv_dtype, on_gpu)
+        self.max_batch_tokens, self.max_sequences = max_batch_tokens, max_sequences
         self.kv_bytes = default_kv_bytes(model.device) if kv_bytes is None else kv_bytes
-        one_page = page_bytes(model.config, page_tokens, cache_dtype(model.device, model.dtype))
+        one_page = self._page_bytes()
         # More pages than any batch of the longest samples could own would only be clutter.
         most = -(-model.config.max_position_embeddings // page_tokens) * max_sequences
         self.num_pages = min(self.kv_bytes // one_page, most)
@@ -82,11 +93,19 @@ class Sampler:
             max_positions=model.config.max_position_embeddings,
             eos_token_ids=list(model.eos_token_ids),
         )
-        self._cache: PagedCache | None = None
-        self._packed: PackedDecoder | None = None
-        self._packed_key: tuple[int, ...] = ()
+        self._cache: Any = None
+        self._executor: Any = None
+        self._executor_key: tuple[int, ...] = ()
+        self._masks = Masks(model.config.vocab_size, model.device)
         self._token_bytes: list[bytes] = []
         self._busy = False
+        self._steps, self._seconds, self._wait_seconds, self._device_seconds = 0, 0.0, 0.0, 0.0
+
+    def _page_bytes(self) -> int:
+        config, tokens = self.model.config, self.page_tokens
+        if self._on_gpu:
+            return triton_page_bytes(config, tokens, self.model.dtype, self.kv_dtype)
+        return page_bytes(config, tokens, cache_dtype(self.model.device, self.model.dtype))
 
     # ------------------------------------------------------------------------------------ face
 
@@ -133,8 +152,7 @@ class Sampler:
         with self._session():
             report = _Reporter(self._scheduler, progress)
             self._add_all(requests, open_requests, report)
-            while self._scheduler.plan():
-                self._step()
+            for _ in self._run_steps():
                 for request_id in self._scheduler.take_finished():
                     generation = self._generation(request_id, open_requests.pop(request_id))
                     report.done += 1
@@ -143,42 +161,96 @@ class Sampler:
                 report.tick()
             report.tick(last=True)
 
-    def hidden_at_end(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """The hidden row (after the final norm) of each prompt's last token: [B, D] in the model's
-        dtype.
+    def score(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """Raw log-probabilities at temperature 1, in nats, of each continuation's tokens behind its
+        prompt. They are those that sampling the same tokens gives: bit for bit in the
+        deterministic mode. Raises ValueError naming the prompt.
         """
-        config = self.model.config
-        out = torch.empty(
-            len(prompts), config.hidden_size, dtype=self.model.dtype, device=self.model.device
-        )
+        if len(prompts) != len(continuations):
+            raise ValueError(
+                f"continuations: {len(continuations)} of them, wanted {len(prompts)} as prompts"
+            )
+        out: list[list[float]] = [[] for _ in prompts]
         place: dict[int, int] = {}
         with self._session():
-            for i, prompt in enumerate(prompts):
-                place[self._add(Request(prompt, SamplingParams(max_tokens=1)), i, n=0)] = i
-            while self._scheduler.plan():
-                self._step(
-                    lambda ids, rows: out.index_copy_(0, _index([place[i] for i in ids], out), rows)
-                )
+            for i, (prompt, more) in enumerate(zip(prompts, continuations, strict=True)):
+                prompt = self._checked(prompt, i)
+                if len(more):
+                    more = self._checked(more, i, "continuations")
+                    ids = np.concatenate((prompt, more))
+                    place[self._add_read(ids, i, len(prompt) - 1, twin.SCORE)] = i
+            for _ in self._run_steps():
+                for request_id in self._scheduler.take_finished():
+                    ((_, logprobs, *_),) = self._scheduler.take_results(request_id)
+                    out[place[request_id]] = logprobs.tolist()
+        return out
+
+    def hidden_at(
+        self, prompts: Sequence[Sequence[int]], positions: Sequence[int] | None = None
+    ) -> Tensor:
+        """The hidden row (after the final norm) of one token of each prompt, the last unless
+        `positions` says which: [B, D] in the model's dtype. Raises ValueError naming the prompt.
+        """
+        model, last = self.model, [len(prompt) - 1 for prompt in prompts]
+        out = torch.empty(
+            len(prompts), model.config.hidden_size, dtype=model.dtype, device=model.device
+        )
+        place: dict[int, int] = {}
+
+        def keep(ids: list[int], positions: list[int], rows: Tensor) -> None:
+            index = torch.tensor([place[i] for i in ids], dtype=torch.int64, device=out.device)
+            out.index_copy_(0, index, rows.to(out.dtype))
+
+        with self._session():
+            for i, (prompt, at) in enumerate(zip(prompts, positions or last, strict=True)):
+                if not 0 <= at <= last[i] and last[i] >= 0:
+                    raise ValueError(f"positions[{i}]: {at}, wanted 0 to {last[i]}")
+                # Rows behind it do not reach it.
+                ids = self._checked(prompt, i)[: at + 1]
+                place[self._add_read(ids, i, at, twin.HIDDEN)] = i
+            for _ in self._run_steps(keep):
                 for request_id in self._scheduler.take_finished():
                     self._scheduler.take_results(request_id)
         return out
 
+    @property
+    def statistics(self) -> Statistics:
+        """Counts of everything since the sampler was made."""
+        s = self._scheduler
+        return Statistics(
+            self._steps,
+            s.prefill_tokens,
+            s.cached_tokens,
+            s.generated_tokens,
+            s.preemptions,
+            self._seconds - self._wait_seconds,
+            self._wait_seconds,
+            self._device_seconds + (getattr(self._executor, "device_seconds", 0.0) or 0.0),
+        )
+
     def release(self) -> None:
-        """Give the pool's memory and the packed weights back. Cached prefixes are lost."""
+        """Give the pool's memory, captured graphs and packed weights back. Cached prefixes are
+        lost.
+        """
         if self._busy:
             raise RuntimeError("release: the sampler is running")
         self._scheduler.reset()
-        self._cache = self._packed = None
+        self._drop_executor()
+        self._cache = None
 
     def acquire(self) -> None:
         """Take the pool's memory again; `run` does it by itself."""
-        if self._cache is None:
-            model = self.model
-            self._cache = PagedCache(
-                model.config, self.num_pages, self.page_tokens, model.device, model.dtype
-            )
+        if self._cache is not None:
+            return
+        model, sizes = self.model, (self.num_pages, self.page_tokens)
+        if self._on_gpu:
+            self._cache = TritonCache(model.config, *sizes, model.device, model.dtype, self.kv_dtype)
+        else:
+            self._cache = PagedCache(model.config, *sizes, model.device, model.dtype)
 
-    # ------------------------------------------------------------------------------------ step
+    # ----------------------------------------------------------------------------------- steps
 
     @contextmanager
     def _session(self) -> Any:
@@ -193,7 +265,7 @@ class Sampler:
         try:
             self.acquire()
             self._scheduler.set_weights_version(self.model.weights_version)
-            self._pack()
+            self._prepare()
             with torch.inference_mode():
                 yield
         except BaseException:
@@ -205,52 +277,56 @@ class Sampler:
             self.model.train(training)
             self._busy = False
 
-    def _pack(self) -> None:
-        """Pack the weights again if they, or the memory they stand in, have changed."""
-        addresses = (p.data_ptr() for p in self.model.parameters())
-        key = (self.model.weights_version, *addresses)
-        if self._packed is not None and self._packed_key == key:
+    def _prepare(self) -> None:
+        """A new executor if the memory that the weights stand in has changed, or what it made of
+        them is of another version.
+        """
+        addresses = tuple(p.data_ptr() for p in self.model.parameters())
+        version = 0 if self._on_gpu else self.model.weights_version  # graphs read weights in place
+        if self._executor is not None and self._executor_key == (version, *addresses):
             return
-        assert self._cache is not None
-        self._packed = PackedDecoder(self.model, self._cache) if can_pack(self.model) else None
-        self._packed_key = key
+        self._drop_executor()  # first the old one's memory, then the new one's
+        if self._on_gpu:
+            sizes = (self.max_sequences, self.max_batch_tokens)
+            self._executor = GraphExecutor(self.model, self._cache, *sizes, self.deterministic)
+        else:
+            self._executor = Executor(self.model, self._cache)
+        self._executor_key = (version, *addresses)
 
-    def _step(self, on_hidden: Callable[[list[int], Tensor], object] | None = None) -> None:
-        plan, device = self._scheduler, self.model.device
-        hidden = self._forward()
-        if on_hidden and len(plan.hidden_rows):
-            rows = torch.from_numpy(plan.hidden_rows).to(device)
-            on_hidden(plan.hidden_ids.tolist(), hidden[rows])
-        if len(plan.sample_rows) == 0:
-            plan.accept(np.empty(0, np.int32), np.empty(0, np.float32))
-            return
-        token_ids, logprobs = sample(self._logits(hidden), plan)
+    def _drop_executor(self) -> None:
+        self._device_seconds += getattr(self._executor, "device_seconds", 0.0) or 0.0
+        self._executor = None
+
+    def _run_steps(self, on_hidden: OnHidden | None = None) -> Iterator[None]:
+        """Plan, launch and accept until nothing is left; stops after each accepted step."""
+        plan, executor, in_flight = self._scheduler, self._executor, deque[Any]()
+        start = time.perf_counter()
+        while True:
+            planned = plan.plan()
+            if not planned and not in_flight:
+                return
+            if planned:
+                self._steps += 1
+                before = time.perf_counter()
+                in_flight.append(executor.launch(plan, self._masks.tensor, on_hidden))
+                if executor.ahead == 0:  # the launch was the work
+                    self._wait_seconds += time.perf_counter() - before
+            if len(in_flight) > executor.ahead or not planned:
+                before = time.perf_counter()
+                drawn = executor.collect(in_flight.popleft())
+                self._wait_seconds += time.perf_counter() - before
+                self._accept(*drawn)
+                yield
+            self._seconds += time.perf_counter() - start
+            start = time.perf_counter()
+
+    def _accept(self, token_ids: np.ndarray, logprobs: np.ndarray) -> None:
         if np.isnan(logprobs).any():
             raise FloatingPointError(
-                "the model's logits are not finite; its weights may be damaged"
+                "the model's logits are not finite, or no token was allowed; its weights may be "
+                "damaged"
             )
-        plan.accept(token_ids, logprobs)
-
-    def _forward(self) -> Tensor:
-        """Hidden rows of the planned step: [T, D]; on torch followed by padding."""
-        plan, cache, device = self._scheduler, self._cache, self.model.device
-        assert cache is not None
-        if len(plan.copies):
-            cache.copy_pages(torch.tensor(plan.copies, dtype=torch.int64, device=device))
-        context = PagedContext(cache, plan)
-        if self._packed is not None:
-            return self._packed.forward(plan, context)
-        token_ids = _whole_blocks(torch.tensor(plan.token_ids)).to(device)
-        positions = _whole_blocks(torch.tensor(plan.positions)).to(device)
-        return self.model(token_ids, positions, context)
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """[U, V] for the rows that are sampled from; on torch followed by padding."""
-        rows = self._scheduler.logit_rows
-        if self._packed is not None:
-            return self._packed.logits(hidden, rows)
-        wanted = hidden[torch.from_numpy(rows).to(hidden.device)]
-        return F.linear(_whole_blocks(wanted), self.model.head)
+        self._scheduler.accept(token_ids, logprobs)
 
     # -------------------------------------------------------------------------------- requests
 
@@ -258,41 +334,52 @@ class Sampler:
         self, requests: Iterable[Request], open_requests: dict[int, Request], report: _Reporter
     ) -> None:
         for request in requests:
-            request_id = self._add(request, report.total, request.params.n)
+            request_id = self._add(request, report.total)
             open_requests[request_id] = request
             report.total += 1
 
-    def _add(self, request: Request, index: int, n: int) -> int:
+    def _add(self, request: Request, index: int) -> int:
         """Check and queue a request. Raises ValueError naming it by its index."""
         p = request.params
         ids = self._checked(request.prompt_token_ids, index)
         if p.stop:
             self._set_token_bytes()
-        numbers = (n, p.temperature, p.top_k, p.top_p, p.min_p, p.repetition_penalty)
+        numbers = (p.n, p.temperature, p.top_k, p.top_p, p.min_p, p.repetition_penalty)
         lengths = (p.max_tokens, p.min_tokens, p.ignore_eos)
-        seed = p.seed & 0xFFFFFFFFFFFFFFFF
+        seed, mask = p.seed & 0xFFFFFFFFFFFFFFFF, self._masks.index(p.allowed_token_ids)
         stops = [s.encode() for s in p.stop]
         in_vocab = [i for i in p.stop_token_ids if i < self.model.config.vocab_size]
         try:
-            return self._scheduler.add(ids, *numbers, *lengths, seed, in_vocab, stops)
+            return self._scheduler.add(ids, *numbers, *lengths, seed, in_vocab, stops, mask)
         except ValueError as error:
             raise ValueError(f"prompts[{index}]: {str(error).removeprefix('prompt: ')}") from None
 
-    def _checked(self, prompt: Sequence[int], index: int) -> np.ndarray:
+    def _add_read(self, ids: np.ndarray, index: int, read_from: int, kind: int) -> int:
+        """Queue a request that reads its own rows. Raises ValueError naming it by its index."""
+        ids = self._checked(ids, index)
+        greedy = (0.0, 0, 1.0, 0.0, 1.0)
+        try:
+            return self._scheduler.add(
+                ids, int(kind == twin.SCORE), *greedy, 1, 0, True, 0, [], [], -1, read_from, kind
+            )
+        except ValueError as error:
+            raise ValueError(f"prompts[{index}]: {str(error).removeprefix('prompt: ')}") from None
+
+    def _checked(self, prompt: Any, index: int, name: str = "prompts") -> np.ndarray:
         config = self.model.config
         ids = np.asarray(prompt)
         if ids.ndim != 1 or not ids.size:
-            raise ValueError(f"prompts[{index}]: {ids.size} tokens, wanted at least one")
+            raise ValueError(f"{name}[{index}]: {ids.size} tokens, wanted at least one")
         if ids.dtype.kind not in "iu":
-            raise ValueError(f"prompts[{index}]: {ids.dtype} values, wanted token ids")
+            raise ValueError(f"{name}[{index}]: {ids.dtype} values, wanted token ids")
         if ids.min() < 0 or ids.max() >= config.vocab_size:
             wrong = ids[(ids < 0) | (ids >= config.vocab_size)][0]
             raise ValueError(
-                f"prompts[{index}]: token {wrong}, wanted ids from 0 to {config.vocab_size - 1}"
+                f"{name}[{index}]: token {wrong}, wanted ids from 0 to {config.vocab_size - 1}"
             )
         if ids.size > config.max_position_embeddings:
             raise ValueError(
-                f"prompts[{index}]: {ids.size} tokens, wanted at most the model's "
+                f"{name}[{index}]: {ids.size} tokens, wanted at most the model's "
                 f"{config.max_position_embeddings} positions"
             )
         return ids.astype(np.int32)
@@ -364,11 +451,27 @@ def default_kv_bytes(device: torch.device) -> int:
     return min(memory // 4, DEFAULT_CPU_KV_BYTES)
 
 
-def _index(places: list[int], like: Tensor) -> Tensor:
-    return torch.tensor(places, dtype=torch.int64, device=like.device)
+def _check_sizes(page_tokens: int, max_batch_tokens: int, max_sequences: int) -> None:
+    if page_tokens < LANES or page_tokens % LANES:
+        raise ValueError(f"page_tokens: {page_tokens}, wanted a multiple of {LANES}")
+    if max_batch_tokens < 1 or max_sequences < 1:
+        raise ValueError(
+            f"max_batch_tokens, max_sequences: {max_batch_tokens}, {max_sequences}, "
+            "wanted at least 1"
+        )
 
 
-def _whole_blocks(x: Tensor) -> Tensor:
-    """x [T, ...] filled with zeros up to whole blocks of rows."""
-    missing = -len(x) % ROW_BLOCK
-    return torch.cat((x, x.new_zeros(missing, *x.shape[1:]))) if missing else x
+def _checked_deterministic(deterministic: bool | None, device: torch.device) -> bool:
+    if deterministic is None:
+        return device.type == "cpu"
+    if not deterministic and device.type == "cpu":
+        raise ValueError("deterministic: False, wanted True or None; a CPU has no other mode")
+    return deterministic
+
+
+def _checked_kv_dtype(kv_dtype: str | None, on_gpu: bool) -> str | None:
+    if kv_dtype not in (None, "fp8"):
+        raise ValueError(f'kv_dtype: {kv_dtype!r}, wanted None or "fp8"')
+    if kv_dtype and not on_gpu:
+        raise ValueError(f"kv_dtype: {kv_dtype!r}, wanted None; fp8 pages need a GPU")
+    return kv_dtype

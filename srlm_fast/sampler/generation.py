@@ -57,3 +57,36 @@ class Progress:
     prefill_tokens: int
     cached_tokens: int
     seconds: float
+
+    @property
+    def decode_rate(self) -> float:
+        """Generated tokens per second."""
+        return self.generated_tokens / max(self.seconds, 1e-9)
+
+    @property
+    def prefill_rate(self) -> float:
+        """Prompt tokens computed per second."""
+        return self.prefill_tokens / max(self.seconds, 1e-9)
+
+    @property
+    def cache_hit_share(self) -> float:
+        """Share of prompt tokens that were found in the cache."""
+        return self.cached_tokens / max(self.cached_tokens + self.prefill_tokens, 1)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Counts since the sampler was made.
+
+    host_seconds: the host's own work from step to step; wait_seconds: it waited for the device (on
+    a CPU: was in the model). device_seconds: a GPU was at work; 0 on a CPU.
+    """
+
+    steps: int
+    prefill_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    preemptions: int
+    host_seconds: float
+    wait_seconds: float
+    device_seconds: float

@@ -22,6 +22,8 @@ class SamplingParams:
     max_tokens, min_tokens: length of a sample in tokens.
     stop: strings that end a sample; its text is cut before the first. stop_token_ids: tokens that
         end it. ignore_eos: go on after an end-of-text token.
+    allowed_token_ids: the only tokens that may be drawn; empty allows all. The log-probability
+        stays that of the whole distribution.
     seed: with the prompt, the sample's index and the token's position it fixes the noise.
     logprobs: also return each token's log-probability.
     Raises ValueError naming the field.
@@ -40,11 +42,13 @@ class SamplingParams:
     ignore_eos: bool = False
     seed: int = 0
     logprobs: bool = False
+    allowed_token_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        for name in ("stop_token_ids", "allowed_token_ids"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check_integers()
         self._check("temperature", 0 <= self.temperature < math.inf, "at least 0")
         self._check("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1")
@@ -59,8 +63,9 @@ class SamplingParams:
             whole = isinstance(value, int) and least <= value <= INT32_MAX
             self._check(name, whole, f"an integer of at least {least}")
         self._check("seed", isinstance(self.seed, int), "an integer")
-        ids = self.stop_token_ids
-        self._check("stop_token_ids", all(isinstance(i, int) and i >= 0 for i in ids), "token ids")
+        for name in ("stop_token_ids", "allowed_token_ids"):
+            ids = getattr(self, name)
+            self._check(name, all(isinstance(i, int) and i >= 0 for i in ids), "token ids")
 
     def _check(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:

@@ -24,14 +24,14 @@ from ..kernels.native import available, native
 from .noise import noise_uniform
 
 
-def sample(logits: Tensor, plan: Any) -> tuple[np.ndarray, np.ndarray]:
+def sample(logits: Tensor, plan: Any, masks: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
     """logits [U, V], plan: the scheduler's plan of this step -> token_ids [N] int32, logprobs [N]
     fp32 in nats.
 
     A row without a finite largest logit (NaN weights) has the log-probability NaN.
     """
     logits = logits.detach().float().contiguous()
-    if logits.device.type != "cpu" or not available():
+    if logits.device.type != "cpu" or not available() or (plan.forced >= 0).any():
         return sample_reference(logits, plan)
     return native().sample(
         logits.data_ptr(),
@@ -60,7 +60,8 @@ def sample_reference(logits: Tensor, plan: Any) -> tuple[np.ndarray, np.ndarray]
         if row.isnan().any() or not row.max().isfinite():
             logprobs[n] = np.nan
             continue
-        token = _draw(_penalised(row, plan, n), plan, n)
+        token = int(plan.forced[n])
+        token = _draw(_penalised(row, plan, n), plan, n) if token < 0 else token
         tokens[n] = token
         logprobs[n] = float(row[token] - row.logsumexp(0))
     return tokens, logprobs

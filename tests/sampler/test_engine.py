@@ -226,7 +226,7 @@ def test_release_gives_memory_back_and_changes_nothing(model, prompts, alone):
     sampler = Sampler(model)
     sampler.generate(prompts, DRAW)
     sampler.release()
-    assert sampler._cache is None and sampler._packed is None
+    assert sampler._cache is None and sampler._executor is None
     assert outcome(sampler.generate(prompts, DRAW)) == alone
 
 
@@ -304,6 +304,9 @@ def test_bad_arguments_are_named(model):
         ({"page_tokens": 24}, "page_tokens: 24"),
         ({"kv_bytes": 10}, "kv_bytes: 10"),
         ({"max_batch_tokens": 0}, "max_batch_tokens"),
+        ({"deterministic": False}, "deterministic: False"),
+        ({"kv_dtype": "fp8"}, "kv_dtype"),
+        ({"kv_dtype": "int3"}, "kv_dtype"),
     ]:
         with pytest.raises(ValueError, match=said):
             Sampler(model, **options)
@@ -342,10 +345,10 @@ def test_a_running_sampler_cannot_be_started_again(model):
 # ---------------------------------------------------------------------------------------- rest
 
 
-def test_hidden_at_end_is_the_last_row(model, prompts, path):
+def test_hidden_at_is_the_last_row(model, prompts, path):
     from srlm_fast.model import PackedContext
 
-    rows = Sampler(model).hidden_at_end(prompts + prompts[:2])
+    rows = Sampler(model).hidden_at(prompts + prompts[:2])
     for prompt, row in zip(prompts + prompts[:2], rows, strict=True):
         context = PackedContext([len(prompt)], model.config.windows)
         with torch.no_grad():
@@ -364,7 +367,7 @@ def test_progress_counts_to_the_end(model, prompts):
 
 def test_nothing_at_all(model):
     assert Sampler(model).generate([]) == []
-    assert Sampler(model).hidden_at_end([]).shape == (0, 48)
+    assert Sampler(model).hidden_at([]).shape == (0, 48)
 
 
 def test_bfloat16_on_a_cpu(prompts):
@@ -374,3 +377,121 @@ def test_bfloat16_on_a_cpu(prompts):
     short = SamplingParams(**{**DRAW.__dict__, "max_tokens": 5})
     alone = [sampled(model, [prompt], short)[0] for prompt in prompts]
     assert sampled(model, prompts, short) == alone
+
+
+# ------------------------------------------------------------------------------ reading own rows
+
+
+def test_scoring_gives_the_bits_of_sampling(model, prompts, path):
+    drawn = Sampler(model).generate(prompts, DRAW)
+    rows = [(g.prompt_token_ids, s) for g in drawn for s in g.samples]
+    for options in ({}, {"max_batch_tokens": 9}, {"page_tokens": 32}):
+        found = Sampler(model, **options).score(
+            [p for p, _ in rows], [s.token_ids for _, s in rows]
+        )
+        assert found == [s.logprobs for _, s in rows]
+
+
+def test_scoring_after_a_prefix_hit_and_a_preemption(model, prompts):
+    drawn = Sampler(model).generate(prompts, DRAW)
+    rows = [(g.prompt_token_ids, s) for g in drawn for s in g.samples]
+    page = 3 * 2 * 16 * (12 + 16) * 4
+    sampler = Sampler(model, kv_bytes=12 * page, max_batch_tokens=40)
+    for _ in range(2):
+        found = sampler.score([p for p, _ in rows], [s.token_ids for _, s in rows])
+        assert found == [s.logprobs for _, s in rows]
+    assert sampler.statistics.cached_tokens > 0
+    assert sampler._scheduler.num_free_pages == 12
+
+
+def test_sampled_logprobs_are_the_reference_logprobs(model, prompts):
+    """What DPO takes as the reference is what the sampler gave, to the rounding of fp32."""
+    from srlm_fast.kernels import linear_logprob
+    from srlm_fast.model import PackedContext
+
+    for generation in Sampler(model).generate(prompts, DRAW):
+        for sample in generation.samples:
+            ids = generation.prompt_token_ids + sample.token_ids
+            context = PackedContext([len(ids) - 1], model.config.windows)
+            with torch.no_grad():
+                hidden = model(torch.tensor(ids[:-1]), context.positions, context)
+            rows = hidden[len(generation.prompt_token_ids) - 1 :]
+            given = linear_logprob(rows, model.head, torch.tensor(sample.token_ids))
+            wide = rows.double() @ model.head.double().T
+            truth = wide.log_softmax(-1).gather(1, torch.tensor(sample.token_ids)[:, None])[:, 0]
+            assert sample.logprobs == pytest.approx(given.tolist(), abs=3e-5)
+            assert sample.logprobs == pytest.approx(truth.tolist(), abs=3e-5)
+
+
+def test_scores_of_nothing(model):
+    assert Sampler(model).score([], []) == []
+    assert Sampler(model).score([[1, 2], [3]], [[], [4]])[0] == []
+
+
+def test_many_scored_rows_go_under_the_head_in_pieces(model, prompts, monkeypatch):
+    whole = Sampler(model).score(prompts[4:], prompts[:4])
+    monkeypatch.setattr("srlm_fast.sampler.executor.LOGIT_ROWS", 7)
+    assert Sampler(model).score(prompts[4:], prompts[:4]) == whole
+
+
+def test_hidden_at_a_position(model, prompts, path):
+    sampler = Sampler(model)
+    places = [len(p) // 2 for p in prompts]
+    cut = sampler.hidden_at([p[: at + 1] for p, at in zip(prompts, places, strict=True)])
+    assert torch.equal(sampler.hidden_at(prompts, places), cut)
+
+
+def test_unusable_reads_are_named(model):
+    sampler = Sampler(model)
+    for call, said in [
+        (lambda: sampler.score([[1]], []), "continuations: 0 of them, wanted 1"),
+        (lambda: sampler.score([[1]], [[97]]), r"continuations\[0\]: token 97"),
+        (lambda: sampler.score([[]], [[1]]), r"prompts\[0\]: 0 tokens"),
+        (lambda: sampler.score([[1] * 100], [[1] * 61]), r"prompts\[0\]: 161 tokens"),
+        (lambda: sampler.hidden_at([[1, 2]], [2]), r"positions\[0\]: 2, wanted 0 to 1"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            call()
+
+
+# --------------------------------------------------------------------------------- allowed tokens
+
+
+def test_only_allowed_tokens_are_drawn(model, prompts, path):
+    params = SamplingParams(
+        n=2, max_tokens=12, ignore_eos=True, logprobs=True, allowed_token_ids=(5, 96, 31, 32)
+    )
+    free = SamplingParams(n=2, max_tokens=12, ignore_eos=True)
+    every = [params if i % 2 else free for i in range(len(prompts))]
+    for i, generation in enumerate(Sampler(model).generate(prompts, every)):
+        tokens = {t for s in generation.samples for t in s.token_ids}
+        assert (tokens <= {5, 96, 31, 32}) == bool(i % 2)
+        for sample in generation.samples if i % 2 else ():
+            ids = generation.prompt_token_ids + sample.token_ids
+            dense = dense_logits(model, ids[:-1])[len(generation.prompt_token_ids) - 1 :]
+            wanted = dense.log_softmax(-1)[torch.arange(12), sample.token_ids]
+            assert sample.logprobs == pytest.approx(wanted.tolist(), abs=5e-5)
+
+
+def test_an_allowed_token_beyond_the_vocabulary_is_named(model):
+    with pytest.raises(ValueError, match="allowed_token_ids: 97, wanted ids below 97"):
+        Sampler(model).generate([[1]], SamplingParams(allowed_token_ids=(97,)))
+
+
+def test_statistics_count_everything(model, prompts):
+    sampler = Sampler(model)
+    sampler.generate(prompts, DRAW)
+    found = sampler.statistics
+    assert found.generated_tokens == len(prompts) * 3 * 24
+    assert found.prefill_tokens + found.cached_tokens == sum(LENGTHS)
+    assert found.steps >= 24 and found.preemptions == 0 and found.device_seconds == 0
+    assert found.host_seconds > 0 and found.wait_seconds > 0
+
+
+def test_progress_tells_rates(model, prompts):
+    seen = []
+    Sampler(model).run([Request(p, DRAW) for p in [*prompts, *prompts]], progress=seen.append)
+    last = seen[-1]
+    assert last.decode_rate == pytest.approx(last.generated_tokens / last.seconds)
+    assert last.prefill_rate == pytest.approx(last.prefill_tokens / last.seconds)
+    assert 0 < last.cache_hit_share < 1

@@ -32,6 +32,8 @@ def plan_of(count, history=(), banned=(), **options):
         history=np.tile(np.array(history, np.int32), count),
         history_starts=np.arange(count + 1, dtype=np.int32) * len(history),
         banned=np.tile(np.array(banned, np.int32), count),
+        mask_rows=np.full(count, -1, np.int32),
+        forced=np.full(count, -1, np.int32),
         banned_starts=np.arange(count + 1, dtype=np.int32) * len(banned),
         **{name: np.full(count, settings[name], dtypes[name]) for name in defaults},
     )

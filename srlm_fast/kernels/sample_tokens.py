@@ -1,0 +1,1 @@
+def sample_tokens(*a, **k): raise NotImplementedError
