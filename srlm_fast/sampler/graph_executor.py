@@ -180,7 +180,7 @@ class GraphExecutor:
             s.banned_starts,
             masks,
             s.mask_rows,
-            s.forced,
+            #FORCED s.forced,
             tokens=tokens,
             logprobs=out,
         )
@@ -207,7 +207,7 @@ class GraphExecutor:
         sizes = (plan.block_table.shape[1], splits, len(plan.history), len(plan.banned))
         sequences = next(size for size in BUCKETS if size >= len(plan.sample_rows))
         place = 0 if masks is None else masks.data_ptr()
-        return (sequences, *(1 << (max(size, 1) - 1).bit_length() for size in sizes), place)
+        return (sequences, *(1 << (size - 1).bit_length() if size else 0 for size in sizes), place)
 
     def _capture(
         self, plan: Any, key: tuple[int, ...], arrays: dict[str, np.ndarray], masks: Tensor | None
