@@ -8,80 +8,115 @@
 // in order of position, lanes are tied to absolute positions, and each element is one chain of
 // multiply-adds. So a row's bits depend on its own context alone, not on chunking, on page
 // placement or on which rows share its item.
+//
+// On bfloat16 pages queries and probabilities are rounded to bfloat16 as well; the probabilities
+// are divided by the sum of what they were rounded to.
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
-#include "kernels.hpp"
+#include "amx.hpp"
+#include "attention.hpp"
+#include "isa.hpp"
 #include "simd.hpp"
 
 namespace srlm {
 namespace {
 
-constexpr int kItemRows = 24;           // tile rows of an item
-constexpr int64_t kLongContext = 4096;  // beyond it fewer, or the scores leave the cache
-
-// One query row of the item: a token row of the step, all its heads of this key/value head.
-struct Row {
-  int64_t index;           // in the step's token stream
-  const int32_t* pages;    // of its sequence
-  int64_t low, end;        // it sees keys at positions low .. end - 1
-};
-
-// Neighbouring rows of a group that read the same page, at positions start .. start + used - 1.
-struct Run {
-  int64_t page, start, used, first_row, num_rows;
-};
-
-// Rows that share their first page, and every (row, page) of theirs once, in order of position.
-struct Group {
-  const Row* rows;
-  int64_t num_rows, begin, stride;  // its scores hold positions begin .. begin + stride - 1
-  std::vector<Run> runs;
-};
+constexpr int64_t kLongContext = 4096;  // beyond it fewer rows, or the scores leave the cache
+constexpr int kLongRows = 6;
+constexpr int kBlock = 16;  // positions that are written, masked and multiplied together
 
 struct Heads {
   int64_t kv_head, first, count;  // one key/value head and query heads that use it
 };
 
-// scores[j] for positions begin + j; what the row does not see becomes 0. Returns the sum.
-SRLM_INLINE float softmax_row(float* scores, int64_t begin, const Row& row) {
+// Word rows [rows, depth] times a block of words [depth, columns]: a_row, b_row and c_row of the
+// shape; see simd.hpp.
+using Multiply = void (*)(int rows, const TileShape& shape, const uint32_t* a, const uint32_t* b,
+                          int64_t columns, float* c, bool accumulate);
+
+struct Level {
+  Multiply multiply;  // null: tiles of AMX
+  int item_rows, head_rows;
+};
+
+// Few rows: wider tiles keep enough multiply-adds in flight.
+template <typename P, int ROWS, int ROWS_OF_2, int ROWS_OF_4>
+SRLM_INLINE void multiply_rows(int rows, TileShape s, const uint32_t* a, const uint32_t* b,
+                               int64_t columns, float* c, bool accumulate) {
+  s.a_step = 1;
+  s.b_panel = kPanel;
+  using Word = typename P::Word;
+  for (int m = 0; m < rows; m += ROWS) {
+    const int count = std::min(ROWS, rows - m);
+    const Word* x = reinterpret_cast<const Word*>(a + m * s.a_row);
+    const Word* y = reinterpret_cast<const Word*>(b);
+    float* z = c + m * s.c_row;
+    int64_t j = 0;
+    if (count <= ROWS_OF_4)
+      for (; j + 4 * kPanel <= columns; j += 4 * kPanel)
+        tile_rows<P, ROWS_OF_4, 4>(count, s, x, y + j, z + j, accumulate);
+    if (count <= ROWS_OF_2)
+      for (; j + 2 * kPanel <= columns; j += 2 * kPanel)
+        tile_rows<P, ROWS_OF_2, 2>(count, s, x, y + j, z + j, accumulate);
+    for (; j < columns; j += kPanel)
+      tile_rows<P, ROWS, 1>(count, s, x, y + j, z + j, accumulate);
+  }
+}
+
+#define SRLM_MULTIPLY(NAME, TARGET, ...)                                                       \
+  TARGET void NAME(int rows, const TileShape& s, const uint32_t* a, const uint32_t* b,         \
+                   int64_t columns, float* c, bool accumulate) {                               \
+    multiply_rows<__VA_ARGS__>(rows, s, a, b, columns, c, accumulate);                         \
+  }
+SRLM_MULTIPLY(floats_generic, , Floats<v8f>, 6, 3, 1)
+SRLM_MULTIPLY(pairs_generic, , WidenedPairs<v8f, v8u>, 6, 3, 1)
+#if defined(SRLM_X86)
+SRLM_MULTIPLY(floats_avx2, SRLM_AVX2, Floats<v8f>, 6, 3, 1)
+SRLM_MULTIPLY(pairs_avx2, SRLM_AVX2, WidenedPairs<v8f, v8u>, 6, 3, 1)
+SRLM_MULTIPLY(floats_avx512, SRLM_AVX512, Floats<v16f>, 12, 12, 6)
+SRLM_MULTIPLY(pairs_avx512, SRLM_AVX512, WidenedPairs<v16f, v16u>, 12, 6, 4)
+SRLM_MULTIPLY(pairs_avx512_bf16, SRLM_AVX512, DotPairs, 12, 12, 6)
+#endif
+#undef SRLM_MULTIPLY
+
+// Tiles of AMX take whole 32s of the head width.
+Level level_of(const PageShape& shape) {
+#if defined(SRLM_AMX)
+  if (isa() == Isa::kAmx && shape.is_bf16 && shape.head_dim % kTileDepth == 0)
+    return {nullptr, kTileRows, kTileRows};
+#endif
+#if defined(SRLM_X86)
+  const bool dots = isa() >= Isa::kAvx512Bf16;
+  if (isa() >= Isa::kAvx512)
+    return {shape.is_bf16 ? (dots ? pairs_avx512_bf16 : pairs_avx512) : floats_avx512, 24, 12};
+  if (isa() >= Isa::kAvx2) return {shape.is_bf16 ? pairs_avx2 : floats_avx2, 24, 6};
+#endif
+  return {shape.is_bf16 ? pairs_generic : floats_generic, 24, 6};
+}
+
+// scores[j] for positions begin + j -> weights exp(score - largest), fp32 or bfloat16, in the same
+// place from the row's start `base` on; what the row does not see becomes 0. Returns their sum.
+template <typename T>
+SRLM_CLONES float softmax_row(float* base, int64_t skipped, int64_t low, int64_t end) {
   const float lowest = -std::numeric_limits<float>::infinity();
-  const int64_t columns = (row.end - begin + kPanel - 1) / kPanel * kPanel;
-  for (int64_t j = 0; j < row.low - begin; ++j) scores[j] = lowest;
-  for (int64_t j = row.end - begin; j < columns; ++j) scores[j] = lowest;
-  v8f best = splat(lowest);
-  for (int64_t j = 0; j < columns; j += kLanes) best = max8(best, load8(scores + j));
+  const int64_t columns = (end + kBlock - 1) / kBlock * kBlock;
+  float* scores = base + skipped;
+  T* weights = reinterpret_cast<T*>(base) + skipped;
+  for (int64_t j = 0; j < low; ++j) scores[j] = lowest;
+  for (int64_t j = end; j < columns; ++j) scores[j] = lowest;
+  v16f best = splat16(lowest);
+  for (int64_t j = 0; j < columns; j += kWide) best = max16(best, load16(scores + j));
   const float top = max_lanes(best);
-  v8f total = splat(0.0f);
-  for (int64_t j = 0; j < columns; j += kLanes) {
-    const v8f p = exp8(load8(scores + j) - top);
-    store8(scores + j, p);
-    total += p;
+  v16f total = {};
+  for (int64_t j = 0; j < columns; j += kWide) {
+    const v16f p = exp16(load16(scores + j) - top);
+    store16(weights + j, p);
+    total += std::is_same<T, float>::value ? p : load16(weights + j);
   }
   return sum_lanes(total);
-}
-
-SRLM_INLINE void tile_block(int rows, int64_t depth, const float* a, int64_t a_stride,
-                            const float* b, int64_t b_stride, int64_t columns, float* c,
-                            int64_t c_stride, bool accumulate) {
-  int64_t j = 0;
-  if (rows <= 3)  // few rows: wider tiles keep enough multiply-adds in flight
-    for (; j + 2 * kPanel <= columns; j += 2 * kPanel) {
-      if (rows == 1) tile<1, 4>(depth, a, a_stride, b + j, b_stride, c + j, c_stride, accumulate);
-      if (rows == 2) tile<2, 4>(depth, a, a_stride, b + j, b_stride, c + j, c_stride, accumulate);
-      if (rows == 3) tile<3, 4>(depth, a, a_stride, b + j, b_stride, c + j, c_stride, accumulate);
-    }
-  for (; j < columns; j += kPanel)
-    tile_rows<2>(rows, depth, a, a_stride, b + j, b_stride, c + j, c_stride, accumulate);
-}
-
-SRLM_INLINE void tile_all(int rows, int64_t depth, const float* a, int64_t a_stride,
-                          const float* b, int64_t b_stride, int64_t columns, float* c,
-                          int64_t c_stride, bool accumulate) {
-  for (int m = 0; m < rows; m += kTileRows)
-    tile_block(rows - m < kTileRows ? rows - m : kTileRows, depth, a + m * a_stride, a_stride, b,
-               b_stride, columns, c + m * c_stride, c_stride, accumulate);
 }
 
 bool reads(const Row& row, int64_t start, int64_t page_tokens) {
@@ -113,63 +148,258 @@ Group group_of(const Row* rows, int64_t num_rows, int64_t page_tokens) {
   return group;
 }
 
+
 // Pages lie scattered, too short for the processor's own prefetching: ask for the one after next.
-SRLM_INLINE void prefetch(const float* block, int64_t count) {
+SRLM_INLINE void prefetch(const uint32_t* block, int64_t count) {
   for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(block + i);
 }
 
-SRLM_CLONES
-void attend_item(const Group& group, const Heads& item, const float* q, int64_t q_stride,
-                 const PageShape& shape, const float* keys, const float* values, float scale,
-                 float* scores, float* out) {
-  const Row* rows = group.rows;
-  const int64_t begin = group.begin, stride = group.stride;
-  const int64_t width = shape.head_dim, value_width = shape.value_width, P = shape.page_tokens;
-  const int64_t heads = item.count, tile_count = group.num_rows * heads;
-  float* tile_q = scores + tile_count * stride;
-  float* tile_out = tile_q + tile_count * width;
-  for (int64_t m = 0; m < tile_count; ++m) {
-    const float* source =
-        q + rows[m / heads].index * q_stride + (item.first + m % heads) * width;
-    for (int64_t d = 0; d < width; ++d) tile_q[m * width + d] = source[d] * scale;
-    for (int64_t d = 0; d < value_width; ++d) tile_out[m * value_width + d] = 0.0f;
+// One layer's attention of one step.
+struct Layer {
+  const float* q;
+  int64_t q_stride;
+  const PageShape& shape;
+  const uint32_t *keys, *values;
+  float scale;
+  const Operand& out;
+
+  int64_t per_word() const { return shape.is_bf16 ? 2 : 1; }
+  int64_t key_depth() const { return shape.head_dim / per_word(); }
+  int64_t key_block() const { return key_depth() * shape.page_tokens; }
+  int64_t value_block() const { return shape.page_tokens / per_word() * shape.value_width; }
+  const uint32_t* key_page(int64_t page, int64_t head) const {
+    return keys + (page * shape.kv_heads + head) * key_block();
   }
-  const int64_t block = width * P, value_block = P * value_width;
-  const int64_t num_runs = static_cast<int64_t>(group.runs.size());
-  for (int64_t i = 0; i < num_runs; ++i) {
-    const Run& run = group.runs[i];
-    if (i + 1 < num_runs)
-      prefetch(keys + (group.runs[i + 1].page * shape.kv_heads + item.kv_head) * block, block);
-    tile_all(static_cast<int>(run.num_rows * heads), width, tile_q + run.first_row * heads * width,
-             width, keys + (run.page * shape.kv_heads + item.kv_head) * block, P,
-             (run.used + kPanel - 1) / kPanel * kPanel,
-             scores + run.first_row * heads * stride + run.start - begin, stride, false);
+  const uint32_t* value_page(int64_t page, int64_t head) const {
+    return values + (page * shape.kv_heads + head) * value_block();
   }
-  float totals[kItemRows];
-  for (int64_t m = 0; m < tile_count; ++m) {
-    const Row& row = rows[m / heads];
-    const int64_t first = row.low / P * P;  // where this row's own pages begin
-    float* own = scores + m * stride + first - begin;
-    totals[m] = softmax_row(own, first, row);
+};
+
+// The places of one item's intermediate results, in words; room for whole tiles of AMX.
+struct Scratch {
+  float *scores, *queries, *sums;
+
+  static int64_t words(const Group& group, const Heads& item, const PageShape& shape) {
+    const int64_t rows = group.num_rows * item.count + kBlock;
+    return rows * (group.stride + shape.head_dim + shape.value_width);
+  }
+  Scratch(float* memory, const Group& group, const Heads& item, const PageShape& shape) {
+    const int64_t rows = group.num_rows * item.count + kBlock;
+    scores = memory;
+    queries = scores + rows * group.stride;
+    sums = queries + rows * shape.head_dim;
+  }
+};
+
+template <typename T>
+SRLM_CLONES void scale_row(const float* x, int64_t width, float scale, T* out) {
+  int64_t d = 0;
+  for (; d + kWide <= width; d += kWide) store16(out + d, load16(x + d) * scale);
+  for (; d < width; ++d) narrow(x[d] * scale, out + d);
+}
+
+void scale_row(const float* x, int64_t width, float scale, bool is_bf16, float* base,
+               int64_t index) {
+  if (is_bf16) return scale_row(x, width, scale, reinterpret_cast<uint16_t*>(base) + index * width);
+  scale_row(x, width, scale, base + index * width);
+}
+
+void take_queries(const Layer& layer, const Group& group, const Heads& item, float* queries) {
+  const int64_t width = layer.shape.head_dim;
+  for (int64_t m = 0; m < group.num_rows * item.count; ++m)
+    scale_row(layer.q + group.rows[m / item.count].index * layer.q_stride +
+                  (item.first + m % item.count) * width,
+              width, layer.scale, layer.shape.is_bf16, queries, m);
+}
+
+template <typename T>
+void softmax_rows(const Group& group, int64_t heads, int64_t page_tokens, float* scores,
+                  float* totals) {
+  for (int64_t m = 0; m < group.num_rows * heads; ++m) {
+    const Row& row = group.rows[m / heads];
+    const int64_t first = row.low / page_tokens * page_tokens;  // where its own pages begin
+    const int64_t skipped = first - group.begin, end = row.end - first;
+    float* base = scores + m * group.stride;
+    totals[m] = softmax_row<T>(base, skipped, row.low - first, end);
     // A row that shares its last page may see less of it than the others: zeros for the rest.
-    const int64_t padded = (row.end - first + kPanel - 1) / kPanel * kPanel;
-    for (int64_t j = padded; j < (row.end - first + P - 1) / P * P; ++j) own[j] = 0.0f;
+    T* weights = reinterpret_cast<T*>(base) + skipped;
+    const int64_t padded = (end + kBlock - 1) / kBlock * kBlock;
+    for (int64_t j = padded; j < (end + page_tokens - 1) / page_tokens * page_tokens; ++j)
+      weights[j] = T{};
   }
-  for (int64_t i = 0; i < num_runs; ++i) {
+}
+
+void put_result(const Layer& layer, const Group& group, const Heads& item, const float* sums,
+                const float* totals) {
+  const int64_t width = layer.shape.head_dim;
+  for (int64_t m = 0; m < group.num_rows * item.count; ++m) {
+    const int64_t place = group.rows[m / item.count].index * layer.out.stride +
+                          (item.first + m % item.count) * width;
+    const float* source = sums + m * layer.shape.value_width;
+    const float inverse = 1.0f / totals[m];
+    if (layer.out.is_bf16)
+      scale_row(source, width, inverse, static_cast<uint16_t*>(layer.out.data) + place);
+    else
+      scale_row(source, width, inverse, static_cast<float*>(layer.out.data) + place);
+  }
+}
+
+void score_words(const Layer& layer, const Group& group, const Heads& item, Multiply multiply,
+                 const Scratch& scratch) {
+  const int64_t heads = item.count, depth = layer.key_depth();
+  const TileShape shape{depth, depth, 1, layer.shape.page_tokens, kPanel, group.stride};
+  const auto* queries = reinterpret_cast<const uint32_t*>(scratch.queries);
+  for (size_t i = 0; i < group.runs.size(); ++i) {
     const Run& run = group.runs[i];
-    if (i + 1 < num_runs)
-      prefetch(values + (group.runs[i + 1].page * shape.kv_heads + item.kv_head) * value_block,
-               value_block);
-    tile_all(static_cast<int>(run.num_rows * heads), run.used,
-             scores + run.first_row * heads * stride + run.start - begin, stride,
-             values + (run.page * shape.kv_heads + item.kv_head) * value_block, value_width,
-             value_width, tile_out + run.first_row * heads * value_width, value_width, true);
+    if (i + 1 < group.runs.size())
+      prefetch(layer.key_page(group.runs[i + 1].page, item.kv_head), layer.key_block());
+    multiply(static_cast<int>(run.num_rows * heads), shape,
+             queries + run.first_row * heads * depth, layer.key_page(run.page, item.kv_head),
+             (run.used + kPanel - 1) / kPanel * kPanel,
+             scratch.scores + run.first_row * heads * group.stride + run.start - group.begin,
+             false);
   }
-  for (int64_t m = 0; m < tile_count; ++m) {
-    float* target =
-        out + (rows[m / heads].index * shape.heads + item.first + m % heads) * width;
-    for (int64_t d = 0; d < width; ++d) target[d] = tile_out[m * value_width + d] / totals[m];
+}
+
+void sum_words(const Layer& layer, const Group& group, const Heads& item, Multiply multiply,
+               const Scratch& scratch) {
+  const int64_t heads = item.count, per_word = layer.per_word();
+  const int64_t value_width = layer.shape.value_width;
+  TileShape shape{0, group.stride, 1, value_width, kPanel, value_width};
+  const auto* weights = reinterpret_cast<const uint32_t*>(scratch.scores);
+  std::fill_n(scratch.sums, group.num_rows * heads * value_width, 0.0f);
+  for (size_t i = 0; i < group.runs.size(); ++i) {
+    const Run& run = group.runs[i];
+    if (i + 1 < group.runs.size())
+      prefetch(layer.value_page(group.runs[i + 1].page, item.kv_head), layer.value_block());
+    shape.depth = (run.used + per_word - 1) / per_word;
+    multiply(static_cast<int>(run.num_rows * heads), shape,
+             weights + run.first_row * heads * group.stride + (run.start - group.begin) / per_word,
+             layer.value_page(run.page, item.kv_head), value_width,
+             scratch.sums + run.first_row * heads * value_width, true);
   }
+}
+
+#if defined(SRLM_AMX)
+// Tiles 0-3 collect; 4 and 5 hold whole operands, 6 and 7 those of 16 positions.
+constexpr TileConfig kAttentionTiles{1,
+                                     0,
+                                     {},
+                                     {64, 64, 64, 64, 64, 64, 32, 64},
+                                     {16, 16, 16, 16, 16, 16, 16, 8}};
+
+// A tile's rows beyond the run's spoil scores that later runs overwrite or nobody reads.
+SRLM_AMX void score_tiles(const Layer& layer, const Group& group, const Heads& item,
+                          const Scratch& scratch) {
+  const int64_t width = layer.shape.head_dim, P = layer.shape.page_tokens;
+  const auto* queries = reinterpret_cast<const uint16_t*>(scratch.queries);
+  for (size_t i = 0; i < group.runs.size(); ++i) {
+    const Run& run = group.runs[i];
+    if (i + 1 < group.runs.size())
+      prefetch(layer.key_page(group.runs[i + 1].page, item.kv_head), layer.key_block());
+    const uint32_t* page = layer.key_page(run.page, item.kv_head);
+    const int64_t first = run.first_row * item.count;
+    float* scores = scratch.scores + first * group.stride + run.start - group.begin;
+    for (int64_t j = 0; j < run.used; j += kBlock) {
+      _tile_zero(0);
+      for (int64_t k = 0; k < width; k += kTileDepth) {
+        _tile_loadd(4, queries + first * width + k, 2 * width);
+        _tile_loadd(5, page + k / 2 * P + j, 4 * P);
+        _tile_dpbf16ps(0, 4, 5);
+      }
+      _tile_stored(0, scores + j, 4 * group.stride);
+    }
+  }
+}
+
+// The weights of 16 positions for a run of rows; zeros for the item's other rows.
+struct alignas(64) RunWeights {
+  uint16_t rows[kTileRows][kBlock] = {};
+
+  void set(const uint16_t* weights, int64_t stride, int64_t first, int64_t count) {
+    for (int64_t m = first; m < first + count; ++m)
+      std::memcpy(rows[m], weights + m * stride, sizeof rows[m]);
+  }
+  void clear(int64_t first, int64_t count) { std::memset(rows[first], 0, count * sizeof rows[0]); }
+};
+
+// Sums of up to 64 columns stay in the tiles over all pages.
+SRLM_AMX void sum_tiles(const Layer& layer, const Group& group, const Heads& item, int64_t column,
+                        const Scratch& scratch) {
+  const int64_t value_width = layer.shape.value_width, all = group.num_rows * item.count;
+  const int64_t columns = std::min<int64_t>(4 * kPanel, value_width - column);
+  const int64_t stride = 2 * group.stride;  // in halves of words
+  const auto* weights = reinterpret_cast<const uint16_t*>(scratch.scores);
+  RunWeights own;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (size_t i = 0; i < group.runs.size(); ++i) {
+    const Run& run = group.runs[i];
+    if (i + 1 < group.runs.size())
+      prefetch(layer.value_page(group.runs[i + 1].page, item.kv_head), layer.value_block());
+    const int64_t first = run.first_row * item.count, count = run.num_rows * item.count;
+    for (int64_t t = 0; t < run.used; t += kBlock) {
+      const uint16_t* source = weights + run.start - group.begin + t;
+      const uint32_t* block =
+          layer.value_page(run.page, item.kv_head) + t / 2 * value_width + column;
+      if (count < all) own.set(source, stride, first, count);
+      settle();
+      if (count < all)
+        _tile_loadd(6, own.rows, sizeof own.rows[0]);
+      else
+        _tile_loadd(6, source, 2 * stride);
+      _tile_loadd(7, block, 4 * value_width);
+      _tile_dpbf16ps(0, 6, 7);
+      if (columns > kPanel) {
+        _tile_loadd(7, block + kPanel, 4 * value_width);
+        _tile_dpbf16ps(1, 6, 7);
+      }
+      if (columns > 2 * kPanel) {
+        _tile_loadd(7, block + 2 * kPanel, 4 * value_width);
+        _tile_dpbf16ps(2, 6, 7);
+      }
+      if (columns > 3 * kPanel) {
+        _tile_loadd(7, block + 3 * kPanel, 4 * value_width);
+        _tile_dpbf16ps(3, 6, 7);
+      }
+    }
+    if (count < all) own.clear(first, count);
+  }
+  float* sums = scratch.sums + column;
+  _tile_stored(0, sums, 4 * value_width);
+  if (columns > kPanel) _tile_stored(1, sums + kPanel, 4 * value_width);
+  if (columns > 2 * kPanel) _tile_stored(2, sums + 2 * kPanel, 4 * value_width);
+  if (columns > 3 * kPanel) _tile_stored(3, sums + 3 * kPanel, 4 * value_width);
+}
+
+SRLM_AMX void begin_tiles() { _tile_loadconfig(&kAttentionTiles); }
+SRLM_AMX void end_tiles() { _tile_release(); }
+#endif
+
+void attend_item(const Layer& layer, const Group& group, const Heads& item, const Level& level,
+                 float* memory) {
+  const Scratch scratch(memory, group, item, layer.shape);
+  float totals[32];
+  take_queries(layer, group, item, scratch.queries);
+#if defined(SRLM_AMX)
+  if (level.multiply == nullptr) {
+    settle();
+    score_tiles(layer, group, item, scratch);
+    softmax_rows<uint16_t>(group, item.count, layer.shape.page_tokens, scratch.scores, totals);
+    for (int64_t column = 0; column < layer.shape.value_width; column += 4 * kPanel)
+      sum_tiles(layer, group, item, column, scratch);
+    return put_result(layer, group, item, scratch.sums, totals);
+  }
+#endif
+  score_words(layer, group, item, level.multiply, scratch);
+  if (layer.shape.is_bf16)
+    softmax_rows<uint16_t>(group, item.count, layer.shape.page_tokens, scratch.scores, totals);
+  else
+    softmax_rows<float>(group, item.count, layer.shape.page_tokens, scratch.scores, totals);
+  sum_words(layer, group, item, level.multiply, scratch);
+  put_result(layer, group, item, scratch.sums, totals);
 }
 
 std::vector<Row> rows_of(const PagedBatch& batch, int64_t window) {
@@ -184,11 +414,13 @@ std::vector<Row> rows_of(const PagedBatch& batch, int64_t window) {
 }
 
 // Which rows share a group changes no row's result, only how often a page is read.
-std::vector<Group> groups_of(const std::vector<Row>& rows, int64_t heads, int64_t page_tokens) {
+std::vector<Group> groups_of(const std::vector<Row>& rows, int64_t heads, const Level& level,
+                             int64_t page_tokens) {
   std::vector<Group> groups;
   for (size_t first = 0, next; first < rows.size(); first = next) {
     const int64_t page = rows[first].low / page_tokens;
-    const int64_t most = (rows[first].end > kLongContext ? kTileRows : kItemRows) / heads;
+    const bool narrow = level.multiply != nullptr && rows[first].end > kLongContext;
+    const int64_t most = (narrow ? kLongRows : level.item_rows) / heads;
     for (next = first + 1; next < rows.size(); ++next)
       if (static_cast<int64_t>(next - first) >= std::max<int64_t>(most, 1) ||
           !reads(rows[next], page * page_tokens, page_tokens) ||
@@ -199,52 +431,103 @@ std::vector<Group> groups_of(const std::vector<Row>& rows, int64_t heads, int64_
   return groups;
 }
 
-std::vector<Heads> heads_of(const PageShape& shape) {
-  const int64_t group = shape.heads / shape.kv_heads;
+int64_t head_rows(const PageShape& shape, const Level& level) {
+  return std::min<int64_t>(shape.heads / shape.kv_heads, level.head_rows);
+}
+
+std::vector<Heads> heads_of(const PageShape& shape, const Level& level) {
+  const int64_t group = shape.heads / shape.kv_heads, most = head_rows(shape, level);
   std::vector<Heads> heads;
   for (int64_t g = 0; g < shape.kv_heads; ++g)
-    for (int64_t h = 0; h < group; h += kTileRows)
-      heads.push_back({g, g * group + h, std::min<int64_t>(kTileRows, group - h)});
+    for (int64_t h = 0; h < group; h += most)
+      heads.push_back({g, g * group + h, std::min<int64_t>(most, group - h)});
   return heads;
+}
+
+// Values of positions after the last one written stay zero in its block of 16, so that a product
+// over whole blocks meets no remains of another sequence.
+void clear_blocks(const int64_t* slots, int64_t rows, const PageShape& shape, uint16_t* values) {
+  const int64_t P = shape.page_tokens, block = kBlock * shape.value_width;
+  for (int64_t r = 0; r < rows; ++r)
+    if (slots[r] % kBlock == 0)
+      for (int64_t g = 0; g < shape.kv_heads; ++g)
+        std::fill_n(values + (slots[r] / P * shape.kv_heads + g) * P * shape.value_width +
+                        slots[r] % P / kBlock * block,
+                    block, uint16_t{0});
+}
+
+// key [K] and value [K] of one token and head, at `offset` of its page.
+void write_token(const float* key, const float* value, int64_t offset, const PageShape& shape,
+                 float* keys, float* values) {
+  for (int64_t d = 0; d < shape.head_dim; ++d) keys[d * shape.page_tokens + offset] = key[d];
+  std::copy_n(value, shape.head_dim, values + offset * shape.value_width);
+}
+
+void write_token(const float* key, const float* value, int64_t offset, const PageShape& shape,
+                 uint16_t* keys, uint16_t* values) {
+  const int64_t P = shape.page_tokens;
+  for (int64_t d = 0; d < shape.head_dim; ++d)
+    narrow(key[d], keys + (d / 2 * P + offset) * 2 + d % 2);
+  uint16_t* row = values + offset / 2 * 2 * shape.value_width + offset % 2;
+  for (int64_t d = 0; d < shape.head_dim; ++d) narrow(value[d], row + 2 * d);
+}
+
+template <typename T>
+void write_rows(const float* k, int64_t k_stride, const float* v, int64_t v_stride,
+                const int64_t* slots, int64_t rows, const PageShape& shape, T* keys, T* values) {
+  const int64_t width = shape.head_dim, P = shape.page_tokens;
+#pragma omp parallel for schedule(static) if (rows > 64)
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t g = 0; g < shape.kv_heads; ++g) {
+      const int64_t head = slots[r] / P * shape.kv_heads + g;
+      write_token(k + r * k_stride + g * width, v + r * v_stride + g * width, slots[r] % P, shape,
+                  keys + head * width * P, values + head * P * shape.value_width);
+    }
 }
 
 }  // namespace
 
-void write_pages(const float* k, int64_t k_stride, const float* v, int64_t v_stride,
-                 const int64_t* slots, int64_t rows, const PageShape& shape, float* keys,
-                 float* values) {
-  const int64_t width = shape.head_dim, P = shape.page_tokens;
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t page = slots[r] / P, offset = slots[r] % P;
-    for (int64_t g = 0; g < shape.kv_heads; ++g) {
-      const int64_t head = page * shape.kv_heads + g;
-      float* key = keys + head * width * P + offset;
-      const float* source = k + r * k_stride + g * width;
-      for (int64_t d = 0; d < width; ++d) key[d * P] = source[d];
-      std::copy_n(v + r * v_stride + g * width, width,
-                  values + (head * P + offset) * shape.value_width);
-    }
-  }
+AttentionPlan::AttentionPlan(const PagedBatch& batch, const PageShape& shape, int64_t window)
+    : rows(rows_of(batch, window)) {
+  const Level level = level_of(shape);
+  groups = groups_of(rows, head_rows(shape, level), level, shape.page_tokens);
 }
 
-void paged_attention(const float* q, int64_t q_stride, const PagedBatch& batch,
-                     const PageShape& shape, const float* keys, const float* values, float scale,
-                     int64_t window, float* out) {
-  const std::vector<Row> rows = rows_of(batch, window);
-  const std::vector<Heads> heads = heads_of(shape);
-  const std::vector<Group> groups = groups_of(rows, heads[0].count, shape.page_tokens);
-  const int64_t per_row = shape.head_dim + shape.value_width;
+void write_pages(const float* k, int64_t k_stride, const float* v, int64_t v_stride,
+                 const int64_t* slots, int64_t rows, const PageShape& shape, void* keys,
+                 void* values) {
+  if (shape.is_bf16) {
+    auto *own_keys = static_cast<uint16_t*>(keys), *own_values = static_cast<uint16_t*>(values);
+    clear_blocks(slots, rows, shape, own_values);
+    return write_rows(k, k_stride, v, v_stride, slots, rows, shape, own_keys, own_values);
+  }
+  write_rows(k, k_stride, v, v_stride, slots, rows, shape, static_cast<float*>(keys),
+             static_cast<float*>(values));
+}
+
+void paged_attention(const float* q, int64_t q_stride, const AttentionPlan& plan,
+                     const PageShape& shape, const void* keys, const void* values, float scale,
+                     const Operand& out) {
+  const Level level = level_of(shape);
+  const std::vector<Heads> heads = heads_of(shape, level);
+  const Layer layer{q,     q_stride, shape, static_cast<const uint32_t*>(keys),
+                    static_cast<const uint32_t*>(values), scale, out};
 #pragma omp parallel
   {
-    std::vector<float> scratch;
+    static thread_local std::vector<float> memory;
+#if defined(SRLM_AMX)
+    if (level.multiply == nullptr) begin_tiles();
+#endif
 #pragma omp for schedule(dynamic, 1) collapse(2)
-    for (size_t i = 0; i < groups.size(); ++i)
+    for (size_t i = 0; i < plan.groups.size(); ++i)
       for (size_t h = 0; h < heads.size(); ++h) {
-        const Group& group = groups[i];
-        scratch.resize(std::max<size_t>(
-            scratch.size(), group.num_rows * heads[h].count * (group.stride + per_row)));
-        attend_item(group, heads[h], q, q_stride, shape, keys, values, scale, scratch.data(), out);
+        const size_t words = Scratch::words(plan.groups[i], heads[h], shape);
+        if (memory.size() < words) memory.resize(words);
+        attend_item(layer, plan.groups[i], heads[h], level, memory.data());
       }
+#if defined(SRLM_AMX)
+    if (level.multiply == nullptr) end_tiles();
+#endif
   }
 }
 

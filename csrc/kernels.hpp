@@ -1,20 +1,40 @@
-// The numeric kernels. Plain addresses of contiguous fp32 data; shapes are checked by the callers
-// in Python. Shape letters: T rows, D width, V vocabulary, H heads, G key/value heads, K head width.
+// The numeric kernels. Plain addresses of contiguous data, fp32 unless said otherwise; shapes are
+// checked by the callers in Python. Shape letters: T rows, D width, V vocabulary, H heads, G
+// key/value heads, K head width.
 #pragma once
 
 #include <cstdint>
 
 namespace srlm {
 
-// out[T, N] = x[T, K] w^T (+ bias), or += with `add`; w [N, K] is packed in panels of 16 columns.
-int64_t packed_size(int64_t out_width, int64_t in_width);
-void pack_weight(const float* weight, int64_t out_width, int64_t in_width, float* packed);
-void packed_linear(const float* x, int64_t rows, int64_t in_width, const float* packed,
-                   int64_t out_width, const float* bias, bool add, float* out);
+// Rows as a matmul reads them: fp32, or bfloat16 with zeros from the width up to `padded_depth`.
+// `stride` counts elements. Room for `padded_rows` rows must be there.
+struct Operand {
+  void* data;
+  int64_t stride;
+  bool is_bf16;
+};
 
-void rms_norm(const float* x, int64_t rows, int64_t width, int64_t x_stride, const float* weight,
-              float eps, float* out);
-void swiglu(const float* gate_up, int64_t rows, int64_t width, float* out);
+// A weight [N, K] in panels of 16 columns, in 32-bit words: a float each, [N/16, K, 16], or a pair
+// of bfloat16 neighbours in K each, [N/16, K/2, 16], K padded with zeros.
+struct PackedWeight {
+  const uint32_t* words;
+  int64_t out_width, in_width;
+  bool is_bf16;
+};
+int64_t padded_depth(int64_t in_width, bool is_bf16);
+int64_t padded_rows(int64_t rows);
+int64_t packed_words(int64_t out_width, int64_t in_width, bool is_bf16);
+// weight in the same dtype, row-major.
+void pack_weight(const void* weight, const PackedWeight& shape, uint32_t* words);
+// out[T, N] = x[T, K] w^T (+ bias), or += with `add`.
+void packed_linear(const Operand& x, int64_t rows, const PackedWeight& weight, const float* bias,
+                   bool add, float* out);
+
+void rms_norm(const float* x, int64_t rows, int64_t width, const float* weight, float eps,
+              const Operand& out);
+// gate_up [T, 2F] -> silu(gate) * up [T, F].
+void swiglu(const float* gate_up, int64_t rows, int64_t width, const Operand& out);
 // In place on rows [T] that hold H query heads and then G key heads of K: the norm of each head
 // where the family has one, then the rotation by cosines and sines [T, K/2].
 struct HeadNorms {
@@ -24,26 +44,24 @@ struct HeadNorms {
 void rotate_heads(float* x, int64_t rows, int64_t heads, int64_t kv_heads, int64_t head_dim,
                   int64_t stride, const HeadNorms& norms, const float* cosines, const float* sines);
 
-// One layer's pages: keys [pages, G, K, P] (a page's tokens side by side), values [pages, G, P, Kp]
-// with Kp the head width rounded up to 16.
+// One layer's pages in 32-bit words: keys [pages, G, K, P] (a page's tokens side by side), values
+// [pages, G, P, Kp] with Kp the head width rounded up to 16. In bfloat16 a word is a pair of
+// neighbours in K (keys [pages, G, K/2, P]) or in P (values [pages, G, P/2, Kp]).
 struct PageShape {
   int64_t heads, kv_heads, head_dim, value_width, page_tokens;
+  bool is_bf16;
 };
 void write_pages(const float* k, int64_t k_stride, const float* v, int64_t v_stride,
-                 const int64_t* slots, int64_t rows, const PageShape& shape, float* keys,
-                 float* values);
-// Sequence s owns rows row_starts[s] .. row_starts[s+1], the last tokens of a context of
-// context_lengths[s] keys that stand in the pages block_table[s, :]. window 0 is full attention.
+                 const int64_t* slots, int64_t rows, const PageShape& shape, void* keys,
+                 void* values);
+// The attention itself is in attention.hpp. Sequence s owns rows row_starts[s] .. row_starts[s+1], the last tokens of a context of
+// context_lengths[s] keys that stand in the pages block_table[s, :].
 struct PagedBatch {
   const int32_t* row_starts;
   const int32_t* context_lengths;
   const int32_t* block_table;
   int64_t num_sequences, table_width;
 };
-void paged_attention(const float* q, int64_t q_stride, const PagedBatch& batch,
-                     const PageShape& shape, const float* keys, const float* values, float scale,
-                     int64_t window, float* out);
-
 struct SamplingBatch {
   const float* logits;  // [U, V]
   int64_t vocab;
@@ -54,9 +72,12 @@ struct SamplingBatch {
   const uint64_t* noise_keys;
   const int64_t* positions;
   const int32_t *history, *history_starts, *banned, *banned_starts;
+  const uint32_t* masks;     // [M, V/32] words, bit i of word w: token 32 w + i may be drawn; or null
+  const int32_t* mask_rows;  // [N] row of masks, or -1
+  const int32_t* forced;     // [N] the token that is scored instead of drawing one, or -1
 };
 // tokens [N] and their raw log-probabilities at temperature 1 [N], NaN where a row has no finite
-// maximum.
+// maximum, or none that may be drawn.
 void sample(const SamplingBatch& batch, int32_t* tokens, float* logprobs);
 
 // A block of logits [rows, width], fp32 or bf16, worked on in place; see csrc/logit_rows.cpp.

@@ -11,49 +11,12 @@
 namespace srlm {
 namespace {
 
-// Sixteen lanes: one AVX-512 register; GCC makes pairs of narrower ones of it elsewhere.
-constexpr int kWide = 16;
-typedef float v16f __attribute__((vector_size(64)));
-typedef float v16f_loose __attribute__((vector_size(64), aligned(4)));
-typedef int32_t v16i __attribute__((vector_size(64)));
-typedef uint32_t v16u __attribute__((vector_size(64)));
-typedef uint16_t v16h __attribute__((vector_size(32)));
-typedef uint16_t v16h_loose __attribute__((vector_size(32), aligned(2)));
-
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 // A row's offset follows its maximum only when that has risen by more than this: exponentials up to
 // e^20 cost fp32 and bf16 nothing, and an offset that stays spares the sums made with it.
 constexpr float kLazy = 20.0f;
-
-SRLM_INLINE v16f load_wide(const float* p) { return *reinterpret_cast<const v16f_loose*>(p); }
-SRLM_INLINE v16f load_wide(const uint16_t* p) {
-  const v16h bits = *reinterpret_cast<const v16h_loose*>(p);
-  return (v16f)(__builtin_convertvector(bits, v16u) << 16);
-}
-SRLM_INLINE void store_narrow(float* p, v16f v) { *reinterpret_cast<v16f_loose*>(p) = v; }
-// To nearest even. NaN must not come here: rounding could carry it over.
-SRLM_INLINE void store_narrow(uint16_t* p, v16f v) {
-  const v16u bits = (v16u)v;
-  const v16u rounded = (bits + ((bits >> 16) & 1u) + 0x7FFFu) >> 16;
-  *reinterpret_cast<v16h_loose*>(p) = __builtin_convertvector(rounded, v16h);
-}
-
-SRLM_INLINE v16f exp16(v16f x) { return exp_lanes<v16f, v16i>(x); }
-
-// The lanes are always added in the same tree.
-SRLM_INLINE float sum16(v16f v) {
-  for (int width = kWide / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) v[i] += v[i + width];
-  return v[0];
-}
-
-SRLM_INLINE float max16(v16f v) {
-  float best = v[0];
-  for (int i = 1; i < kWide; ++i) best = v[i] > best ? v[i] : best;
-  return best;
-}
 
 // The exponential loses digits of tanh near 0; there the series, error below 1e-7.
 SRLM_INLINE v16f tanh16(v16f u) {
@@ -84,8 +47,8 @@ template <bool CAP, typename T>
 SRLM_INLINE Mapped load_logits(const T* x, const float* bias, int64_t i, int64_t width,
                                float softcap, float scale) {
   if (i + kWide <= width) {
-    v16f v = load_wide(x + i);
-    if (bias != nullptr) v += load_wide(bias + i);
+    v16f v = load16(x + i);
+    if (bias != nullptr) v += load16(bias + i);
     return mapped<CAP>(v, softcap, scale);
   }
   T tail[kWide] = {};
@@ -93,16 +56,16 @@ SRLM_INLINE Mapped load_logits(const T* x, const float* bias, int64_t i, int64_t
   for (int64_t j = i; j < width; ++j) tail[j - i] = x[j];
   if (bias != nullptr)
     for (int64_t j = i; j < width; ++j) tail_bias[j - i] = bias[j];
-  Mapped out = mapped<CAP>(load_wide(tail) + load_wide(tail_bias), softcap, scale);
+  Mapped out = mapped<CAP>(load16(tail) + load16(tail_bias), softcap, scale);
   for (int64_t j = width - i; j < kWide; ++j) out.z[j] = -kInf;
   return out;
 }
 
 template <typename T>
 SRLM_INLINE void store_logits(T* x, int64_t i, int64_t width, v16f v) {
-  if (i + kWide <= width) return store_narrow(x + i, v);
+  if (i + kWide <= width) return store16(x + i, v);
   T tail[kWide];
-  store_narrow(tail, v);
+  store16(tail, v);
   for (int64_t j = i; j < width; ++j) x[j] = tail[j - i];
 }
 
@@ -126,7 +89,7 @@ SRLM_INLINE RowStatistics exponentials(T* x, const float* bias, int64_t width, i
     const v16f others = without(z, i, own);
     high = others > high ? others : high;
   }
-  const float highest = max16(high);
+  const float highest = max_lanes(high);
   top = highest > top + kLazy ? highest : top;
   v16f total = {}, moment = {};
   for (int64_t i = 0; i < width; i += kWide) {
@@ -139,7 +102,7 @@ SRLM_INLINE RowStatistics exponentials(T* x, const float* bias, int64_t width, i
   }
   float spoilt = 0.0f;
   for (int i = 0; i < kWide; ++i) spoilt = nans[i] ? kNaN : spoilt;
-  return {top, sum16(total) + spoilt, sum16(moment) + spoilt};
+  return {top, sum_lanes(total) + spoilt, sum_lanes(moment) + spoilt};
 }
 
 template <bool CAP, typename T>
@@ -235,10 +198,10 @@ template <typename T>
 SRLM_CLONES void add_scaled_row(const T* part, float scale, int64_t width, float* acc) {
   int64_t i = 0;
   for (; i + kWide <= width; i += kWide)
-    store_narrow(acc + i, load_wide(acc + i) + load_wide(part + i) * scale);
+    store16(acc + i, load16(acc + i) + load16(part + i) * scale);
   for (; i < width; ++i) {
     T tail[kWide] = {part[i]};
-    acc[i] += load_wide(tail)[0] * scale;
+    acc[i] += load16(tail)[0] * scale;
   }
 }
 

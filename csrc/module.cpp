@@ -4,11 +4,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <stdexcept>
 #include <tuple>
 
 #include "decoder.hpp"
 #include "hash.hpp"
+#include "isa.hpp"
 #include "kernels.hpp"
 #include "scheduler.hpp"
 
@@ -41,6 +43,14 @@ auto plan_view() {
   return [](py::object self) { return view(self.cast<Scheduler&>().current().*Field, self); };
 }
 
+// heads, kv_heads, head_dim, value_width, page_tokens, is_bf16
+using ShapeArguments = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, bool>;
+
+PageShape page_shape(const ShapeArguments& arguments) {
+  const auto& [heads, kv_heads, head_dim, value_width, page_tokens, is_bf16] = arguments;
+  return {heads, kv_heads, head_dim, value_width, page_tokens, is_bf16};
+}
+
 // What the attention of one step needs beside each layer's tensors; keeps its arrays alive.
 class PagedBatchView {
  public:
@@ -65,9 +75,10 @@ class PagedBatchView {
               uintptr_t out) const {
     py::gil_scoped_release release;
     write_pages(at<float>(k), k_stride, at<float>(v), v_stride, slots_.data(), slots_.size(),
-                shape_, at<float>(keys), at<float>(values));
-    paged_attention(at<float>(q), q_stride, batch_, shape_, at<float>(keys), at<float>(values),
-                    scale, window, at<float>(out));
+                shape_, at<void>(keys), at<void>(values));
+    const AttentionPlan plan(batch_, shape_, window);
+    paged_attention(at<float>(q), q_stride, plan, shape_, at<void>(keys), at<void>(values), scale,
+                    {at<void>(out), shape_.heads * shape_.head_dim, false});
   }
 
  private:
@@ -79,17 +90,31 @@ class PagedBatchView {
 
 using Linear = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t>;  // weight, bias, out, in
 
-Projection projection(const Linear& layer) {
+Projection projection(const Linear& layer, bool is_bf16) {
   const auto& [weight, bias, out_width, in_width] = layer;
-  return Projection(at<float>(weight), at<float>(bias), out_width, in_width);
+  return Projection(at<void>(weight), at<void>(bias), out_width, in_width, is_bf16);
+}
+
+std::unique_ptr<Decoder> make_decoder(const ShapeArguments& shape, int64_t width, float eps,
+                                      uintptr_t embedding, uintptr_t final_norm, uintptr_t head,
+                                      int64_t vocab) {
+  const PageShape pages = page_shape(shape);
+  return std::make_unique<Decoder>(pages, width, eps, at<void>(embedding),
+                                   as_floats(at<void>(final_norm), width, pages.is_bf16),
+                                   projection({head, 0, vocab, width}, pages.is_bf16));
 }
 
 void add_layer(Decoder& self, const Linear& qkv, const Linear& o, const Linear& gate_up,
                const Linear& down, uintptr_t attn_norm, uintptr_t mlp_norm, uintptr_t q_norm,
                uintptr_t k_norm, int64_t window, uintptr_t keys, uintptr_t values) {
-  self.add_layer({projection(qkv), projection(o), projection(gate_up), projection(down),
-                  at<float>(attn_norm), at<float>(mlp_norm), at<float>(q_norm), at<float>(k_norm),
-                  window, at<float>(keys), at<float>(values)});
+  const bool bf16 = self.is_bf16();
+  const int64_t width = std::get<3>(qkv), head_dim = self.head_dim();
+  self.add_layer({projection(qkv, bf16), projection(o, bf16), projection(gate_up, bf16),
+                  projection(down, bf16), as_floats(at<void>(attn_norm), width, bf16),
+                  as_floats(at<void>(mlp_norm), width, bf16),
+                  as_floats(at<void>(q_norm), head_dim, bf16),
+                  as_floats(at<void>(k_norm), head_dim, bf16), window, at<void>(keys),
+                  at<void>(values)});
 }
 
 void decoder_forward(Decoder& self, Array<int64_t> token_ids, uintptr_t cosines, uintptr_t sines,
@@ -99,14 +124,30 @@ void decoder_forward(Decoder& self, Array<int64_t> token_ids, uintptr_t cosines,
   const int64_t* ids = token_ids.data();
   py::gil_scoped_release release;
   self.forward(ids, batch.num_rows(), at<float>(cosines), at<float>(sines), batch.slots(),
-               batch.batch(), at<float>(hidden));
+               batch.batch(), at<void>(hidden));
 }
 
 void decoder_head(Decoder& self, uintptr_t hidden, Array<int64_t> wanted, uintptr_t logits) {
   const int64_t* rows = wanted.data();
   const int64_t count = wanted.size();
   py::gil_scoped_release release;
-  self.head(at<float>(hidden), rows, count, at<float>(logits));
+  self.head(at<void>(hidden), rows, count, at<float>(logits));
+}
+
+// One linear layer alone: x [rows, in] and weight [out, in] in one dtype, bias [out] fp32 or 0 ->
+// out [rows, out] fp32, added to what is there with `add`.
+void linear(uintptr_t x, int64_t rows, const Linear& layer, bool is_bf16, bool add,
+            uintptr_t out) {
+  const auto& [weight, bias, out_width, in_width] = layer;
+  const Projection packed(at<void>(weight), nullptr, out_width, in_width, is_bf16);
+  OperandRows operand;
+  const Operand own = operand.of(rows, in_width, is_bf16);
+  const int64_t size = is_bf16 ? 2 : 4;
+  for (int64_t r = 0; r < rows; ++r)
+    std::memcpy(static_cast<char*>(own.data) + r * own.stride * size,
+                at<char>(x) + r * in_width * size, in_width * size);
+  py::gil_scoped_release release;
+  packed_linear(own, rows, packed.weight, at<float>(bias), add, at<float>(out));
 }
 
 // data, is_bf16, rows, width, stride, bias, softcap, temperature
@@ -137,14 +178,18 @@ py::tuple sample_tokens(uintptr_t logits, int64_t vocab, Array<int64_t> rows,
                         Array<float> min_p, Array<float> repetition_penalty,
                         Array<uint64_t> noise_keys, Array<int64_t> positions,
                         Array<int32_t> history, Array<int32_t> history_starts,
-                        Array<int32_t> banned, Array<int32_t> banned_starts) {
+                        Array<int32_t> banned, Array<int32_t> banned_starts, uintptr_t masks,
+                        Array<int32_t> mask_rows, Array<int32_t> forced) {
   const py::ssize_t count = rows.size();
+  if ((masks != 0 && mask_rows.size() != count) || forced.size() != count)
+    throw std::invalid_argument("sample: wanted mask_rows and forced for each of rows");
   Array<int32_t> tokens(count);
   Array<float> logprobs(count);
   const SamplingBatch batch{at<float>(logits), vocab, count, rows.data(), temperature.data(),
                             top_p.data(), min_p.data(), repetition_penalty.data(), top_k.data(),
                             noise_keys.data(), positions.data(), history.data(),
-                            history_starts.data(), banned.data(), banned_starts.data()};
+                            history_starts.data(), banned.data(), banned_starts.data(),
+                            at<uint32_t>(masks), mask_rows.data(), forced.data()};
   int32_t* token_data = tokens.mutable_data();
   float* logprob_data = logprobs.mutable_data();
   {
@@ -270,27 +315,22 @@ void bind_scheduler(py::module_& m) {
 void bind_kernels(py::module_& m) {
   py::class_<PagedBatchView>(m, "PagedBatch")
       .def(py::init([](Array<int64_t> slots, Array<int32_t> row_starts,
-                       Array<int32_t> context_lengths, Array<int32_t> block_table, int64_t heads,
-                       int64_t kv_heads, int64_t head_dim, int64_t value_width,
-                       int64_t page_tokens) {
-        return std::make_unique<PagedBatchView>(
-            std::move(slots), std::move(row_starts), std::move(context_lengths),
-            std::move(block_table),
-            PageShape{heads, kv_heads, head_dim, value_width, page_tokens});
+                       Array<int32_t> context_lengths, Array<int32_t> block_table,
+                       const ShapeArguments& shape) {
+        return std::make_unique<PagedBatchView>(std::move(slots), std::move(row_starts),
+                                                std::move(context_lengths),
+                                                std::move(block_table), page_shape(shape));
       }))
       .def("attend", &PagedBatchView::attend);
   py::class_<Decoder>(m, "Decoder")
-      .def(py::init([](int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t value_width,
-                       int64_t page_tokens, int64_t width, float eps, uintptr_t embedding,
-                       uintptr_t final_norm, uintptr_t head, int64_t vocab) {
-        return std::make_unique<Decoder>(
-            PageShape{heads, kv_heads, head_dim, value_width, page_tokens}, width, eps,
-            at<float>(embedding), at<float>(final_norm),
-            Projection(at<float>(head), nullptr, vocab, width));
-      }))
+      .def(py::init(&make_decoder))
       .def("add_layer", &add_layer)
       .def("forward", &decoder_forward)
       .def("head", &decoder_head);
+  m.def("linear", &linear);
+  m.def("isa", &isa_name);
+  m.def("isas", &isa_names);
+  m.def("set_isa", &set_isa);
   m.def("logit_exponentials", &exponentials);
   m.def("logit_slopes", &slopes);
   m.def("add_scaled_rows", [](uintptr_t part, bool is_bf16, uintptr_t scale, int64_t rows,

@@ -9,26 +9,27 @@ namespace {
 
 constexpr int64_t kSerial = 16384;  // elements below which a second thread costs more than it saves
 
-SRLM_CLONES
-void rms_norm_row(const float* x, int64_t width, const float* weight, float eps, float* out) {
-  v8f squares = splat(0.0f);
+template <typename T>
+SRLM_CLONES void rms_norm_row(const float* x, int64_t width, const float* weight, float eps,
+                              T* out) {
+  v16f squares = {};
   int64_t i = 0;
-  for (; i + kLanes <= width; i += kLanes) squares += load8(x + i) * load8(x + i);
+  for (; i + kWide <= width; i += kWide) squares += load16(x + i) * load16(x + i);
   float total = sum_lanes(squares);
   for (; i < width; ++i) total += x[i] * x[i];
   const float scale = 1.0f / std::sqrt(total / static_cast<float>(width) + eps);
-  for (i = 0; i + kLanes <= width; i += kLanes)
-    store8(out + i, load8(weight + i) * (load8(x + i) * scale));
-  for (; i < width; ++i) out[i] = weight[i] * (x[i] * scale);
+  for (i = 0; i + kWide <= width; i += kWide)
+    store16(out + i, load16(weight + i) * (load16(x + i) * scale));
+  for (; i < width; ++i) narrow(weight[i] * (x[i] * scale), out + i);
 }
 
-SRLM_INLINE v8f silu8(v8f x) { return x / (splat(1.0f) + exp8(-x)); }
+SRLM_INLINE v16f silu16(v16f x) { return x / (1.0f + exp16(-x)); }
 
-SRLM_CLONES
-void swiglu_row(const float* gate, const float* up, int64_t width, float* out) {
+template <typename T>
+SRLM_CLONES void swiglu_row(const float* gate, const float* up, int64_t width, T* out) {
   int64_t i = 0;
-  for (; i + kLanes <= width; i += kLanes) store8(out + i, silu8(load8(gate + i)) * load8(up + i));
-  for (; i < width; ++i) out[i] = silu8(splat(gate[i]))[0] * up[i];
+  for (; i + kWide <= width; i += kWide) store16(out + i, silu16(load16(gate + i)) * load16(up + i));
+  for (; i < width; ++i) narrow(silu16(splat16(gate[i]))[0] * up[i], out + i);
 }
 
 // The pairs (i, i + K/2) of each head, turned by the angles of the row.
@@ -36,10 +37,10 @@ SRLM_CLONES
 void rotate_row(float* x, int64_t heads, int64_t half, const float* c, const float* s) {
   for (int64_t h = 0; h < heads; ++h, x += 2 * half) {
     int64_t i = 0;
-    for (; i + kLanes <= half; i += kLanes) {
-      const v8f first = load8(x + i), second = load8(x + half + i);
-      store8(x + i, first * load8(c + i) - second * load8(s + i));
-      store8(x + half + i, second * load8(c + i) + first * load8(s + i));
+    for (; i + kWide <= half; i += kWide) {
+      const v16f first = load16(x + i), second = load16(x + half + i);
+      store16(x + i, first * load16(c + i) - second * load16(s + i));
+      store16(x + half + i, second * load16(c + i) + first * load16(s + i));
     }
     for (; i < half; ++i) {
       const float first = x[i], second = x[half + i];
@@ -49,19 +50,34 @@ void rotate_row(float* x, int64_t heads, int64_t half, const float* c, const flo
   }
 }
 
-}  // namespace
-
-void rms_norm(const float* x, int64_t rows, int64_t width, int64_t x_stride, const float* weight,
-              float eps, float* out) {
+template <typename T>
+void norm_rows(const float* x, int64_t rows, int64_t width, const float* weight, float eps, T* out,
+               int64_t stride) {
 #pragma omp parallel for schedule(static) if (rows * width > kSerial)
   for (int64_t r = 0; r < rows; ++r)
-    rms_norm_row(x + r * x_stride, width, weight, eps, out + r * width);
+    rms_norm_row(x + r * width, width, weight, eps, out + r * stride);
 }
 
-void swiglu(const float* gate_up, int64_t rows, int64_t width, float* out) {
+template <typename T>
+void swiglu_rows(const float* gate_up, int64_t rows, int64_t width, T* out, int64_t stride) {
 #pragma omp parallel for schedule(static) if (rows * width > kSerial / 4)
   for (int64_t r = 0; r < rows; ++r)
-    swiglu_row(gate_up + 2 * r * width, gate_up + (2 * r + 1) * width, width, out + r * width);
+    swiglu_row(gate_up + 2 * r * width, gate_up + (2 * r + 1) * width, width, out + r * stride);
+}
+
+}  // namespace
+
+void rms_norm(const float* x, int64_t rows, int64_t width, const float* weight, float eps,
+              const Operand& out) {
+  if (out.is_bf16)
+    return norm_rows(x, rows, width, weight, eps, static_cast<uint16_t*>(out.data), out.stride);
+  norm_rows(x, rows, width, weight, eps, static_cast<float*>(out.data), out.stride);
+}
+
+void swiglu(const float* gate_up, int64_t rows, int64_t width, const Operand& out) {
+  if (out.is_bf16)
+    return swiglu_rows(gate_up, rows, width, static_cast<uint16_t*>(out.data), out.stride);
+  swiglu_rows(gate_up, rows, width, static_cast<float*>(out.data), out.stride);
 }
 
 void rotate_heads(float* x, int64_t rows, int64_t heads, int64_t kv_heads, int64_t head_dim,

@@ -1,5 +1,5 @@
-// Eight-wide float vectors in GCC's portable vector extension, and the one multiply-add tile that
-// the linear layers and the attention share.
+// Float vectors in GCC's portable vector extension, and the one multiply-add tile that the linear
+// layers and the attention share.
 #pragma once
 
 #include <cstdint>
@@ -17,27 +17,69 @@
 namespace srlm {
 
 typedef float v8f __attribute__((vector_size(32)));
-typedef float v8f_loose __attribute__((vector_size(32), aligned(4)));
 typedef int32_t v8i __attribute__((vector_size(32)));
+typedef uint32_t v8u __attribute__((vector_size(32)));
+// Sixteen lanes: one AVX-512 register; GCC makes pairs of narrower ones of it elsewhere.
+typedef float v16f __attribute__((vector_size(64)));
+typedef int32_t v16i __attribute__((vector_size(64)));
+typedef uint32_t v16u __attribute__((vector_size(64)));
+typedef uint16_t v16h __attribute__((vector_size(32)));
 
-constexpr int kLanes = 8;
-constexpr int kPanel = 16;    // columns of a packed weight panel, and of a tile
-constexpr int kTileRows = 6;  // 6 x 2 accumulators of 8 lanes: 12 of AVX2's 16 registers
+constexpr int kWide = 16;   // lanes of the small operations
+constexpr int kPanel = 16;  // columns of a packed weight panel, and of a tile
 
-SRLM_INLINE v8f load8(const float* p) { return *reinterpret_cast<const v8f_loose*>(p); }
-SRLM_INLINE void store8(float* p, v8f v) { *reinterpret_cast<v8f_loose*>(p) = v; }
-SRLM_INLINE v8f splat(float x) { return v8f{x, x, x, x, x, x, x, x}; }
-SRLM_INLINE v8f max8(v8f a, v8f b) { return a > b ? a : b; }
+template <typename V, typename T>
+SRLM_INLINE V load(const T* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+template <typename V, typename T>
+SRLM_INLINE void store(T* p, V v) {
+  std::memcpy(p, &v, sizeof v);
+}
+SRLM_INLINE v16f load16(const float* p) { return load<v16f>(p); }
+SRLM_INLINE void store16(float* p, v16f v) { store(p, v); }
+SRLM_INLINE v16f splat16(float x) { return v16f{} + x; }
+SRLM_INLINE v16f max16(v16f a, v16f b) { return a > b ? a : b; }
 
-// The lanes are always added in the same tree, so a sum's bits depend on its terms alone.
-SRLM_INLINE float sum_lanes(v8f v) {
-  return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+// bfloat16 is the upper half of a float. Rounding is to nearest even; a NaN that the processor makes
+// stays one.
+SRLM_INLINE v16f load16(const uint16_t* p) {
+  return (v16f)(__builtin_convertvector(load<v16h>(p), v16u) << 16);
+}
+SRLM_INLINE v16u round16(v16f v) {
+  const v16u bits = (v16u)v;
+  return (bits + ((bits >> 16) & 1u) + 0x7FFFu) >> 16;
+}
+SRLM_INLINE void store16(uint16_t* p, v16f v) {
+  store(p, __builtin_convertvector(round16(v), v16h));
+}
+SRLM_INLINE float widen(float x) { return x; }
+SRLM_INLINE float widen(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  return load<float>(&bits);
+}
+SRLM_INLINE void narrow(float x, float* out) { *out = x; }
+SRLM_INLINE void narrow(float x, uint16_t* out) {
+  const uint32_t bits = load<uint32_t>(&x);
+  *out = static_cast<uint16_t>((bits + ((bits >> 16) & 1u) + 0x7FFFu) >> 16);
 }
 
-SRLM_INLINE float max_lanes(v8f v) {
-  float best = v[0];
-  for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
-  return best;
+// The lanes are always added in the same tree, so a sum's bits depend on its terms alone.
+SRLM_INLINE float sum_lanes(v16f v) {
+  float x[kWide];
+  store(x, v);
+  for (int width = kWide / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) x[i] += x[i + width];
+  return x[0];
+}
+SRLM_INLINE float max_lanes(v16f v) {
+  float x[kWide];
+  store(x, v);
+  for (int width = kWide / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) x[i] = x[i] > x[i + width] ? x[i] : x[i + width];
+  return x[0];
 }
 
 // exp(x), relative error below 2e-7; exactly 0 below -87 (so also at -inf), capped above 88.
@@ -64,41 +106,103 @@ SRLM_INLINE F exp_lanes(F x) {
   return tiny ? F{} : value;
 }
 
-SRLM_INLINE v8f exp8(v8f x) { return exp_lanes<v8f, v8i>(x); }
+SRLM_INLINE v16f exp16(v16f x) { return exp_lanes<v16f, v16i>(x); }
 
-// c[m][j] (+)= sum_k a[m][k] * b[k][j] for m < ROWS, j < 8 * VECTORS.
-// Every element is one chain of multiply-adds in the order of k, whatever ROWS and VECTORS are:
+// What a tile multiplies. Both operands are 32-bit words: a float, or a pair of bfloat16 (the first
+// in the lower half) of two neighbouring positions of the depth.
+template <typename F>
+struct Floats {
+  using Vector = F;
+  using Word = float;
+  struct Columns {
+    F value;
+  };
+  SRLM_INLINE Columns columns(const Word* b) { return {load<F>(b)}; }
+  SRLM_INLINE F multiply_add(F sum, Word a, Columns b) { return sum + a * b.value; }
+};
+
+template <typename F, typename U>
+struct WidenedPairs {
+  using Vector = F;
+  using Word = uint32_t;
+  struct Columns {
+    F even, odd;
+  };
+  SRLM_INLINE Columns columns(const Word* b) {
+    const U bits = load<U>(b);
+    return {(F)(bits << 16), (F)(bits & 0xFFFF0000u)};
+  }
+  SRLM_INLINE F multiply_add(F sum, Word a, Columns b) {
+    const U bits = U{} + a;
+    sum += (F)(bits << 16) * b.even;
+    return sum + (F)(bits & 0xFFFF0000u) * b.odd;
+  }
+};
+
+#if defined(__x86_64__)
+// AVX512_BF16. In assembly, because an intrinsic could not be inlined into a template that is
+// written for every level.
+struct DotPairs {
+  using Vector = v16f;
+  using Word = uint32_t;
+  struct Columns {
+    v16u bits;
+  };
+  SRLM_INLINE Columns columns(const Word* b) { return {load<v16u>(b)}; }
+  SRLM_INLINE v16f multiply_add(v16f sum, Word a, Columns b) {
+    const v16u pair = v16u{} + a;
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(b.bits), "v"(pair));
+    return sum;
+  }
+};
+#endif
+
+// Where the words of the operands stand: a[m, k] at m * a_row + k * a_step; b[k, j] at k * b_row + j
+// within a panel, whose neighbour begins b_panel words later.
+struct TileShape {
+  int64_t depth, a_row, a_step, b_row, b_panel, c_row;
+};
+
+// c[m, j] (+)= sum_k a[m, k] b[k, j] for m < ROWS and j < 16 * PANELS.
+// Every element is one chain of multiply-adds in the order of k, whatever ROWS and PANELS are:
 // that is why a row's bits do not depend on the rows beside it.
-template <int ROWS, int VECTORS>
-SRLM_INLINE void tile(int64_t depth, const float* a, int64_t a_stride, const float* b,
-                      int64_t b_stride, float* c, int64_t c_stride, bool accumulate) {
-  v8f acc[ROWS][VECTORS];
+template <typename P, int ROWS, int PANELS>
+SRLM_INLINE void tile(const TileShape& s, const typename P::Word* a, const typename P::Word* b,
+                      float* c, bool accumulate) {
+  using F = typename P::Vector;
+  constexpr int kLanes = sizeof(F) / sizeof(float), kVectors = kPanel / kLanes;
+  F sum[ROWS][PANELS * kVectors];
+#pragma GCC unroll 16
   for (int m = 0; m < ROWS; ++m)
-    for (int j = 0; j < VECTORS; ++j)
-      acc[m][j] = accumulate ? load8(c + m * c_stride + j * kLanes) : splat(0.0f);
-  for (int64_t k = 0; k < depth; ++k) {
-    v8f row[VECTORS];
-    for (int j = 0; j < VECTORS; ++j) row[j] = load8(b + k * b_stride + j * kLanes);
+#pragma GCC unroll 8
+    for (int j = 0; j < PANELS * kVectors; ++j)
+      sum[m][j] = accumulate ? load<F>(c + m * s.c_row + j * kLanes) : F{};
+  for (int64_t k = 0; k < s.depth; ++k) {
+    typename P::Columns row[PANELS * kVectors];
+#pragma GCC unroll 8
+    for (int j = 0; j < PANELS * kVectors; ++j)
+      row[j] = P::columns(b + k * s.b_row + j / kVectors * s.b_panel + j % kVectors * kLanes);
+#pragma GCC unroll 16
     for (int m = 0; m < ROWS; ++m) {
-      const float x = a[m * a_stride + k];  // times a vector: one broadcast instruction
-      for (int j = 0; j < VECTORS; ++j) acc[m][j] += x * row[j];
+      const auto x = load<typename P::Word>(a + m * s.a_row + k * s.a_step);
+#pragma GCC unroll 8
+      for (int j = 0; j < PANELS * kVectors; ++j) sum[m][j] = P::multiply_add(sum[m][j], x, row[j]);
     }
   }
+#pragma GCC unroll 16
   for (int m = 0; m < ROWS; ++m)
-    for (int j = 0; j < VECTORS; ++j) store8(c + m * c_stride + j * kLanes, acc[m][j]);
+#pragma GCC unroll 8
+    for (int j = 0; j < PANELS * kVectors; ++j) store(c + m * s.c_row + j * kLanes, sum[m][j]);
 }
 
-template <int VECTORS>
-SRLM_INLINE void tile_rows(int rows, int64_t depth, const float* a, int64_t a_stride, const float* b,
-                           int64_t b_stride, float* c, int64_t c_stride, bool accumulate) {
-  switch (rows) {
-    case 1: return tile<1, VECTORS>(depth, a, a_stride, b, b_stride, c, c_stride, accumulate);
-    case 2: return tile<2, VECTORS>(depth, a, a_stride, b, b_stride, c, c_stride, accumulate);
-    case 3: return tile<3, VECTORS>(depth, a, a_stride, b, b_stride, c, c_stride, accumulate);
-    case 4: return tile<4, VECTORS>(depth, a, a_stride, b, b_stride, c, c_stride, accumulate);
-    case 5: return tile<5, VECTORS>(depth, a, a_stride, b, b_stride, c, c_stride, accumulate);
-    default: return tile<6, VECTORS>(depth, a, a_stride, b, b_stride, c, c_stride, accumulate);
+// The same for a number of rows up to ROWS.
+template <typename P, int ROWS, int PANELS>
+SRLM_INLINE void tile_rows(int rows, const TileShape& s, const typename P::Word* a,
+                           const typename P::Word* b, float* c, bool accumulate) {
+  if constexpr (ROWS > 1) {
+    if (rows < ROWS) return tile_rows<P, ROWS - 1, PANELS>(rows, s, a, b, c, accumulate);
   }
+  tile<P, ROWS, PANELS>(s, a, b, c, accumulate);
 }
 
 }  // namespace srlm

@@ -3,12 +3,14 @@
 A library's matmul may add in another order when the number of rows changes, so that a row's bits
 depend on its company; and on a small model most of a step is the interpreter between the
 operations. Here one call runs all layers (csrc/decoder.cpp), and each output of a linear layer is
-one chain of multiply-adds, whatever stands beside it. The price is a second copy of the matrices,
-so larger models run on torch.
+one chain of multiply-adds, whatever stands beside it. A bfloat16 model keeps its residual stream
+and all sums in fp32 and rounds only what enters a matmul or the pages. The price is a second copy of
+the matrices, so models beyond a stated share of the memory run on torch.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -19,21 +21,22 @@ from ..kernels.rope import rope_angles
 from ..model import Model
 from .paged import PagedCache, PagedContext
 
-MAX_PACKED_BYTES = 256 * 2**20
+PACKED_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def max_packed_bytes() -> int:
+    """What the second copy of the matrices may take: a quarter of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
 
 
 class PackedDecoder:
-    """Holds panels of the matrices as they are now; norms, biases and embedding by address."""
+    """Holds panels of the matrices, norms and biases as they are now; the embedding by address."""
 
     def __init__(self, model: Model, cache: PagedCache) -> None:
         c = model.config
         self.model, self.vocab_size = model, c.vocab_size
         self._decoder = native().Decoder(
-            c.num_heads,
-            c.num_kv_heads,
-            c.head_dim,
-            cache.value_width,
-            cache.page_tokens,
+            cache.native_shape,
             c.hidden_size,
             c.rms_norm_eps,
             model.embed.weight.data_ptr(),
@@ -54,11 +57,11 @@ class PackedDecoder:
         )
 
     def forward(self, plan: Any, context: PagedContext) -> Tensor:
-        """The planned step's hidden rows after the final norm: [T, D] fp32."""
+        """The planned step's hidden rows after the final norm: [T, D] in the model's dtype."""
         model = self.model
         positions = torch.from_numpy(plan.positions)
         cos, sin = rope_angles(positions, model.rope_frequencies, model.rope_scale)
-        hidden = torch.empty(len(positions), model.config.hidden_size)
+        hidden = torch.empty(len(positions), model.config.hidden_size, dtype=model.dtype)
         self._decoder.forward(
             plan.token_ids, cos.data_ptr(), sin.data_ptr(), context.batch, hidden.data_ptr()
         )
@@ -72,16 +75,16 @@ class PackedDecoder:
 
 
 def can_pack(model: Model) -> bool:
-    """Whether a model can run packed: fp32 on a CPU, plain layers, small enough to be held
+    """Whether a model can run packed: fp32 or bf16 on a CPU, plain layers, small enough to be held
     twice.
     """
-    if model.device.type != "cpu" or model.dtype != torch.float32 or not available():
+    if model.device.type != "cpu" or model.dtype not in PACKED_DTYPES or not available():
         return False
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
     plain = all(type(m) is nn.Linear for m in linears) and len(linears) == _expected(model)
-    contiguous = all(p.is_contiguous() for p in model.parameters())
-    size = sum(m.weight.nbytes for m in linears) + model.head.nbytes
-    return plain and contiguous and size <= MAX_PACKED_BYTES
+    uniform = all(p.is_contiguous() and p.dtype == model.dtype for p in model.parameters())
+    size = sum({id(w): w.nbytes for w in (*(m.weight for m in linears), model.head)}.values())
+    return plain and uniform and size <= max_packed_bytes()
 
 
 def _expected(model: Model) -> int:

@@ -22,8 +22,10 @@ class PagedCache:
     """keys [L, B, G, K, P]: a page's tokens stand side by side, so scores of 16 keys are one
     vector; values [L, B, G, P, V].
 
-    On a CPU always fp32, elsewhere the model's dtype. Memory is touched only as pages are first
-    written.
+    On a CPU fp32, or bf16 for a bf16 model and the native kernel; elsewhere the model's dtype. In
+    native bf16 two neighbours of the summed dimension stand together, as the processor's dot
+    products want them: keys [L, B, G, K/2, P, 2], values [L, B, G, P/2, V, 2]. Memory is touched
+    only as pages are first written.
     """
 
     def __init__(
@@ -32,11 +34,24 @@ class PagedCache:
         self.config, self.page_tokens = config, page_tokens
         self.head_dim, self.value_width = config.head_dim, -(-config.head_dim // LANES) * LANES
         self.dtype = cache_dtype(device, dtype)
+        self.native = torch.device(device).type == "cpu" and available()
         shape = (config.num_layers, num_pages, config.num_kv_heads)
         options = {"dtype": self.dtype, "device": device}
-        self.keys = torch.zeros(*shape, config.head_dim, page_tokens, **options)
-        self.values = torch.zeros(*shape, page_tokens, self.value_width, **options)
-        self.native = torch.device(device).type == "cpu" and available()
+        pair = 2 if self.in_pairs else 1
+        within_keys = [config.head_dim // pair, page_tokens, pair][: 1 + pair]
+        within_values = [page_tokens // pair, self.value_width, pair][: 1 + pair]
+        self.keys = torch.zeros(*shape, *within_keys, **options)
+        self.values = torch.zeros(*shape, *within_values, **options)
+
+    @property
+    def in_pairs(self) -> bool:
+        return self.native and self.dtype == torch.bfloat16
+
+    @property
+    def native_shape(self) -> tuple[int, int, int, int, int, bool]:
+        c = self.config
+        heads = (c.num_heads, c.num_kv_heads, c.head_dim)
+        return (*heads, self.value_width, self.page_tokens, self.in_pairs)
 
     def copy_pages(self, copies: Tensor) -> None:
         """copies [C, 2] int64: from, to. All are read before any is written."""
@@ -46,8 +61,10 @@ class PagedCache:
 
 
 def cache_dtype(device: Any, dtype: torch.dtype) -> torch.dtype:
-    """fp32 on a CPU, where the kernel wants it; the model's dtype elsewhere."""
-    return torch.float32 if torch.device(device).type == "cpu" else dtype
+    """The model's dtype; on a CPU fp32 unless the native kernel reads bf16."""
+    if torch.device(device).type != "cpu" or (dtype == torch.bfloat16 and available()):
+        return dtype
+    return torch.float32
 
 
 def page_bytes(config: ModelConfig, page_tokens: int, dtype: torch.dtype) -> int:
@@ -65,18 +82,18 @@ class PagedContext:
 
     def __init__(self, cache: PagedCache, plan: Any) -> None:
         self.cache, self.num_rows = cache, len(plan.slots)
-        self.windows, config = cache.config.windows, cache.config
-        self.scale = 1.0 / math.sqrt(config.head_dim)
+        self.windows = cache.config.windows
+        self.scale = 1.0 / math.sqrt(cache.head_dim)
         arrays = (plan.slots, plan.row_starts, plan.context_lengths, plan.block_table)
         if cache.native:
-            heads = (config.num_heads, config.num_kv_heads, config.head_dim)
-            self.batch = native().PagedBatch(*arrays, *heads, cache.value_width, cache.page_tokens)
+            self.batch = native().PagedBatch(*arrays, cache.native_shape)
         else:
             self._arrays = [torch.tensor(array, device=cache.keys.device) for array in arrays]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [T, H, K], k and v [T, G, K] -> [T, H, K] in the dtype of q."""
-        q_real, k, v = (x[: self.num_rows].to(self.cache.dtype) for x in (q, k, v))
+        dtype = torch.float32 if self.cache.native else self.cache.dtype
+        q_real, k, v = (x[: self.num_rows].to(dtype) for x in (q, k, v))
         attend = self._attend_native if self.cache.native else self._attend_reference
         out = attend(layer, q_real, k, v).to(q.dtype)
         if len(q) > self.num_rows:

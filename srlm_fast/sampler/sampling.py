@@ -1,6 +1,7 @@
 """One step of sampling: logits -> token and its raw log-probability at temperature 1.
 
-For logits z [V] with seen tokens S, forbidden tokens B and parameters of the row:
+For logits z [V] with seen tokens S, forbidden tokens B (banned, or outside the row's mask) and
+parameters of the row:
     z'_i = z_i / penalty if z_i > 0 else z_i * penalty   for i in S;    z'_i = -inf for i in B
     p    = softmax(z' / temperature);  rank tokens by p, equal ones by id
     keep the first top_k; among them the first that reach top_p of their mass (the one that
@@ -24,15 +25,20 @@ from ..kernels.native import available, native
 from .noise import noise_uniform
 
 
-def sample(logits: Tensor, plan: Any, masks: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
+def sample(
+    logits: Tensor, plan: Any, masks: Tensor | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """logits [U, V], plan: the scheduler's plan of this step -> token_ids [N] int32, logprobs [N]
     fp32 in nats.
 
-    A row without a finite largest logit (NaN weights) has the log-probability NaN.
+    masks [M, ceil(V / 32)] int32: bit i of word w says whether token 32 w + i may be drawn;
+    plan.mask_rows [N] names the row of masks, -1 for none. A row without a finite largest logit (NaN
+    weights), or in which nothing may be drawn, has the log-probability NaN.
     """
     logits = logits.detach().float().contiguous()
-    if logits.device.type != "cpu" or not available() or (plan.forced >= 0).any():
-        return sample_reference(logits, plan)
+    masks = _checked_masks(logits, plan, masks)
+    if logits.device.type != "cpu" or not available():
+        return sample_reference(logits, plan, masks)
     return native().sample(
         logits.data_ptr(),
         logits.shape[1],
@@ -48,10 +54,28 @@ def sample(logits: Tensor, plan: Any, masks: Tensor | None = None) -> tuple[np.n
         plan.history_starts,
         plan.banned,
         plan.banned_starts,
+        0 if masks is None else masks.data_ptr(),
+        plan.mask_rows,
+        plan.forced,
     )
 
 
-def sample_reference(logits: Tensor, plan: Any) -> tuple[np.ndarray, np.ndarray]:
+def _checked_masks(logits: Tensor, plan: Any, masks: Tensor | None) -> Tensor | None:
+    words, rows = -(-logits.shape[1] // 32), plan.mask_rows
+    count = 0 if masks is None else len(masks)
+    if masks is not None and (masks.dtype != torch.int32 or masks.shape != (count, words)):
+        raise ValueError(
+            f"masks: {masks.dtype} {list(masks.shape)}, wanted int32 [M, {words}] for a vocabulary "
+            f"of {logits.shape[1]}"
+        )
+    if len(rows) and rows.max() >= count:
+        raise ValueError(f"mask_rows: {rows.max()}, wanted rows of the {count} masks, or -1")
+    return None if masks is None else masks.to(logits.device).contiguous()
+
+
+def sample_reference(
+    logits: Tensor, plan: Any, masks: Tensor | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The specification, one row at a time."""
     count = len(plan.sample_rows)
     tokens, logprobs = np.zeros(count, np.int32), np.zeros(count, np.float32)
@@ -60,8 +84,14 @@ def sample_reference(logits: Tensor, plan: Any) -> tuple[np.ndarray, np.ndarray]
         if row.isnan().any() or not row.max().isfinite():
             logprobs[n] = np.nan
             continue
-        token = int(plan.forced[n])
-        token = _draw(_penalised(row, plan, n), plan, n) if token < 0 else token
+        scores = _penalised(row, plan, n)
+        if masks is not None and plan.mask_rows[n] >= 0:
+            scores[~_allowed(masks[int(plan.mask_rows[n])], len(row))] = -torch.inf
+        if not scores.max().isfinite():
+            logprobs[n] = np.nan
+            continue
+        forced = int(plan.forced[n])
+        token = _draw(scores, plan, n) if forced < 0 else forced
         tokens[n] = token
         logprobs[n] = float(row[token] - row.logsumexp(0))
     return tokens, logprobs
@@ -76,6 +106,12 @@ def _penalised(row: Tensor, plan: Any, n: int) -> Tensor:
     banned = plan.banned[plan.banned_starts[n] : plan.banned_starts[n + 1]]
     row[torch.as_tensor(banned, dtype=torch.int64, device=row.device)] = -torch.inf
     return row
+
+
+def _allowed(words: Tensor, vocab_size: int) -> Tensor:
+    """words [ceil(V / 32)] int32 -> bool [V]."""
+    bits = torch.arange(32, device=words.device)
+    return (words[:, None].long() >> bits & 1).bool().flatten()[:vocab_size]
 
 
 def _draw(row: Tensor, plan: Any, n: int) -> int:
