@@ -389,7 +389,10 @@ def test_scoring_gives_the_bits_of_sampling(model, prompts, path):
         found = Sampler(model, **options).score(
             [p for p, _ in rows], [s.token_ids for _, s in rows]
         )
-        assert found == [s.logprobs for _, s in rows]
+        if path == "native":
+            assert found == [s.logprobs for _, s in rows]
+        for ours, (_, sample) in zip(found, rows, strict=True):
+            assert ours == pytest.approx(sample.logprobs, abs=5e-5)
 
 
 def test_scoring_after_a_prefix_hit_and_a_preemption(model, prompts):
@@ -438,7 +441,9 @@ def test_hidden_at_a_position(model, prompts, path):
     sampler = Sampler(model)
     places = [len(p) // 2 for p in prompts]
     cut = sampler.hidden_at([p[: at + 1] for p, at in zip(prompts, places, strict=True)])
-    assert torch.equal(sampler.hidden_at(prompts, places), cut)
+    found = sampler.hidden_at(prompts, places)
+    torch.testing.assert_close(found, cut, atol=2e-5, rtol=2e-5)
+    assert path == "torch" or torch.equal(found, cut)
 
 
 def test_unusable_reads_are_named(model):
