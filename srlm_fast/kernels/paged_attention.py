@@ -36,9 +36,8 @@ from .contracts import check_number, check_tensor
 from .jit import tl, triton
 from .kv_pages import Scale, check_pages, check_scale, number
 
-# Bytes of keys that are read at a time, at most: of two or three such tiles several programs' fit
-# into one multiprocessor.
-TILE_BYTES = 16384
+# Bytes of a key for which the tiles of the configurations are meant.
+KEY_BYTES = 256
 
 
 def paged_attention_reference(
@@ -306,9 +305,10 @@ def _extend_kernel(
     tl.store(out_ptr + at, out, mask=inside)
 
 
-def _tile(width: int, itemsize: int, most: int) -> int:
-    """Keys that are read at a time."""
-    return min(max(TILE_BYTES // (width * itemsize), 16), most)
+def _tile(tokens: int, like: Tensor) -> int:
+    """Keys that are read at a time: fewer where they are wide."""
+    key_bytes = max(triton.next_power_of_2(like.shape[2]), 16) * like.element_size()
+    return min(max(tokens * KEY_BYTES // key_bytes, 16), tokens)
 
 
 def _launch(q, keys, values, work, scale, window, out, k_scale, v_scale):
@@ -334,7 +334,7 @@ def _launch_decode(q, keys, values, work, out, scales, sizes, shape):
         q, keys, values, out, sums, stats,
         work.item_count, work.items, *of_sequences, work.table,
         *scales, *sizes,
-        **shape, SPLIT=split, M=work.decode_rows, TILE=_decode_tile(work, q),
+        **shape, SPLIT=split, M=work.decode_rows, TILE=_tile(config.tile, q),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     if work.num_slots or work.has_empty or work.static:
@@ -347,17 +347,12 @@ def _launch_decode(q, keys, values, work, out, scales, sizes, shape):
         )  # fmt: skip
 
 
-def _decode_tile(work, q):
-    width = max(triton.next_power_of_2(q.shape[2]), 16)
-    return _tile(width, q.element_size(), work.config.tile)
-
-
 def _launch_extend(q, keys, values, work, out, scales, sizes, shape):
     if work.deterministic:
-        split, tile = work.config.split, _decode_tile(work, q)
+        split, tile = work.config.split, _tile(work.config.tile, q)
         options = {"num_warps": work.config.num_warps, "num_stages": work.config.num_stages}
     else:
-        split, tile = 0, _tile(shape["WIDTH"], q.element_size(), 64)
+        split, tile = 0, _tile(64, q)
         options = {"num_warps": 8, "num_stages": 3}
     _extend_kernel[(work.num_tiles * work.num_kv_heads,)](
         q, keys, values, out,
