@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 ALIGN = 16  # elements: 64 bytes
 
 
@@ -34,7 +33,7 @@ class DecodeConfig:
     tile: int = 64
     num_warps: int = 4
     num_stages: int = 3
-    programs: int = 2
+    programs: int = 3
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,7 @@ class PagedWork:
         num_kv_heads: int,
         head_dim: int,
         page_tokens: int,
+        dtype: torch.dtype,
         device: torch.device | str,
         deterministic: bool = False,
         capacity: Capacity | None = None,
@@ -70,16 +70,17 @@ class PagedWork:
     ) -> None:
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.page_tokens, self.device = page_tokens, torch.empty(0, device=device).device
-        self.deterministic, self.capacity = deterministic, capacity
+        self.dtype, self.deterministic, self.capacity = dtype, deterministic, capacity
         self.config = config or DecodeConfig()
         if num_heads % num_kv_heads:
             raise ValueError(f"num_heads: {num_heads}, wanted a multiple of {num_kv_heads}")
         self.group = num_heads // num_kv_heads
         # Rows of the matmuls: what one tensor-core instruction takes, or 128 where many rows of
-        # one sequence meet the same keys.
+        # one sequence meet the same keys. Without tensor cores, in fp32, those would not fit the
+        # registers.
         self.decode_rows = max(16, 1 << (self.group - 1).bit_length())
         self.extend_rows = self.decode_rows
-        if not deterministic:
+        if not deterministic and dtype.itemsize == 2:
             self.extend_rows = max(self.decode_rows, 128 if head_dim <= 128 else 64)
         self.num_rows = self.num_items = self.num_tiles = self.num_slots = 0
         self._buffer: Tensor | None = None
@@ -92,7 +93,7 @@ class PagedWork:
     def plan(
         self, row_starts: np.ndarray, context_lengths: np.ndarray, block_table: np.ndarray
     ) -> None:
-        """row_starts [S + 1], context_lengths [S], block_table [S, W], all int32 on the host.
+        """row_starts [S + 1], context_lengths [S], block_table [S, W] of int32 on the host.
 
         Raises ValueError where they do not fit together or exceed the capacity.
         """
@@ -140,17 +141,23 @@ class PagedWork:
 
     def _checked(self, row_starts, context_lengths, block_table):
         starts, lengths, table = (
-            np.asarray(array, dtype=np.int32) for array in (row_starts, context_lengths, block_table)
+            np.asarray(array, dtype=np.int32)
+            for array in (row_starts, context_lengths, block_table)
         )
         rows = np.diff(starts)
-        if lengths.ndim != 1 or starts.shape != (len(lengths) + 1,) or starts[0] or rows.min(
-            initial=0
-        ) < 0:
+        if (
+            lengths.ndim != 1
+            or starts.shape != (len(lengths) + 1,)
+            or starts[0]
+            or rows.min(initial=0) < 0
+        ):
             raise ValueError(f"row_starts: {starts}, wanted [S + 1] rising from 0")
         if (lengths < rows).any():
             raise ValueError("context_lengths: fewer than a sequence has rows")
-        if table.ndim != 2 or len(table) != len(lengths) or (
-            lengths.max(initial=0) > table.shape[1] * self.page_tokens
+        if (
+            table.ndim != 2
+            or len(table) != len(lengths)
+            or (lengths.max(initial=0) > table.shape[1] * self.page_tokens)
         ):
             raise ValueError(f"block_table: shape {table.shape}, wanted [S, pages of the longest]")
         if self.capacity is not None:

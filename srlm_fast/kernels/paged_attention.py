@@ -12,10 +12,10 @@ With scores x_j (in units of log 2) the state after some keys is (m, l, a), for 
 
     m = max(m1, m2),   l = l1 2^(m1 - m) + l2 2^(m2 - m),   a likewise.
 
-Decoding (flash-decoding): a program computes the state of one split of one sequence, `_merge_kernel`
-merges them in order; a context of one split is written out at once. Programs walk over a work list
-whose length they read from memory, so a CUDA graph serves steps of any lengths. Extending: a
-program holds neighbouring rows of one sequence and walks over all their keys.
+Decoding (flash-decoding): a program computes the state of one split of one sequence;
+`_merge_kernel` merges them in order; a context of one split is written out at once. Programs walk
+over a work list whose length they read from memory, so a CUDA graph serves steps of any lengths.
+Extending: a program holds neighbouring rows of one sequence and walks over all their keys.
 
 A row's bits depend on nothing but its sequence: splits and tiles of keys begin at fixed positions,
 keys that a row does not see change nothing, and (with `PagedWork(deterministic=True)`) extending
@@ -34,11 +34,10 @@ from . import jit
 from .attention_work import PagedWork
 from .contracts import check_number, check_tensor
 from .jit import tl, triton
-from .kv_pages import DTYPES, Scale, check_pages, check_scale, number
+from .kv_pages import Scale, check_pages, check_scale, number
 
-# Bytes of keys that are read at a time, at most: of two or three such tiles several programs' fit
-# into one multiprocessor.
-TILE_BYTES = 16384
+# Bytes of a key for which the tiles of the configurations are meant.
+KEY_BYTES = 256
 
 
 def paged_attention_reference(
@@ -81,6 +80,15 @@ def paged_attention_reference(
 
 
 @triton.jit
+def _page(table_ptr, start, length, P: tl.constexpr, TILE: tl.constexpr):
+    """The page of the keys start .. start + TILE - 1, or of each; any page beyond the context."""
+    if P % TILE == 0:
+        return tl.load(table_ptr + tl.minimum(start, length - 1) // P)
+    else:
+        return tl.load(table_ptr + tl.minimum(start + tl.arange(0, TILE), length - 1) // P)
+
+
+@triton.jit
 def _attend(
     maximum, weight, total, q,
     keys_ptr, values_ptr, table_ptr, head,
@@ -92,16 +100,14 @@ def _attend(
     """The state [M, 1], [M, 1], [M, WIDTH] after the keys begin .. end - 1 as well; begin is a
     multiple of TILE. position [M, 1] of each row. Without MASKED every row sees all these keys.
     """
-    cols = tl.arange(0, WIDTH)[None, :]
+    cols, own = tl.arange(0, WIDTH)[None, :], tl.arange(0, TILE)
+    # A page's number is read a round ahead: were it read in the round that needs it, the compiler
+    # would spend on it the stages that are meant for keys and values.
+    page = _page(table_ptr, begin, length, P, TILE)
     for start in tl.range(begin, end, TILE):
-        own = tl.arange(0, TILE)
-        if P % TILE == 0:  # all in one page
-            page = tl.load(table_ptr + start // P).to(tl.int64)
-            at = (page * num_kv_heads + head) * P + start % P + own
-        else:
-            page = tl.load(table_ptr + (start + own) // P, mask=start + own < length, other=0)
-            at = (page.to(tl.int64) * num_kv_heads + head) * P + (start + own) % P
+        at = (page.to(tl.int64) * num_kv_heads + head) * P + (start + own) % P
         at = at[:, None] * K + cols
+        page = _page(table_ptr, start + TILE, length, P, TILE)
         if MASKED:
             # Beyond the context there may be anything, NaN too, and 0 NaN would be NaN.
             inside = ((start + own) < length)[:, None] & (cols < K)
@@ -293,17 +299,16 @@ def _extend_kernel(
                 length, position, scale, num_kv_heads, window,
                 K, P, TILE, WIDTH, WINDOWED, True,
             )  # fmt: skip
-            maximum, weight, total = _merge(
-                maximum, weight, total, maximum_2, weight_2, total_2
-            )
+            maximum, weight, total = _merge(maximum, weight, total, maximum_2, weight_2, total_2)
     out = _finish(weight, total, v_scale).to(out_ptr.dtype.element_ty)
     at = (row.to(tl.int64) * num_kv_heads * GROUP + heads) * K + cols
     tl.store(out_ptr + at, out, mask=inside)
 
 
-def _tile(width: int, itemsize: int, most: int) -> int:
-    """Keys that are read at a time."""
-    return min(max(TILE_BYTES // (width * itemsize), 16), most)
+def _tile(tokens: int, like: Tensor) -> int:
+    """Keys that are read at a time: fewer where they are wide."""
+    key_bytes = max(triton.next_power_of_2(like.shape[2]), 16) * like.element_size()
+    return min(max(tokens * KEY_BYTES // key_bytes, 16), tokens)
 
 
 def _launch(q, keys, values, work, scale, window, out, k_scale, v_scale):
@@ -329,7 +334,7 @@ def _launch_decode(q, keys, values, work, out, scales, sizes, shape):
         q, keys, values, out, sums, stats,
         work.item_count, work.items, *of_sequences, work.table,
         *scales, *sizes,
-        **shape, SPLIT=split, M=work.decode_rows, TILE=_decode_tile(work, q),
+        **shape, SPLIT=split, M=work.decode_rows, TILE=_tile(config.tile, q),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     if work.num_slots or work.has_empty or work.static:
@@ -342,17 +347,12 @@ def _launch_decode(q, keys, values, work, out, scales, sizes, shape):
         )  # fmt: skip
 
 
-def _decode_tile(work, q):
-    width = max(triton.next_power_of_2(q.shape[2]), 16)
-    return _tile(width, q.element_size(), work.config.tile)
-
-
 def _launch_extend(q, keys, values, work, out, scales, sizes, shape):
     if work.deterministic:
-        split, tile = work.config.split, _decode_tile(work, q)
+        split, tile = work.config.split, _tile(work.config.tile, q)
         options = {"num_warps": work.config.num_warps, "num_stages": work.config.num_stages}
     else:
-        split, tile = 0, _tile(shape["WIDTH"], q.element_size(), 64)
+        split, tile = 0, _tile(64, q)
         options = {"num_warps": 8, "num_stages": 3}
     _extend_kernel[(work.num_tiles * work.num_kv_heads,)](
         q, keys, values, out,
@@ -396,7 +396,7 @@ def paged_attention(
 
 
 def _check(q, keys, values, work, scale, window, out):
-    check_tensor("q", q, ("T", work.num_heads, work.head_dim), DTYPES, work.device)
+    check_tensor("q", q, ("T", work.num_heads, work.head_dim), (work.dtype,), work.device)
     check_pages(keys, values, q, work.num_kv_heads)
     if keys.shape[2] != work.page_tokens:
         raise ValueError(f"keys: pages of {keys.shape[2]} tokens, wanted {work.page_tokens}")

@@ -36,6 +36,7 @@ def attend(heads, page=64, dtype=BF16, cache=None, window=None, deterministic=Fa
     work = PagedWork(
         **dict(zip(names, heads, strict=True)),
         page_tokens=page,
+        dtype=dtype,
         device="cpu",
         deterministic=deterministic,
     )
