@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def check_tensor(
@@ -27,12 +28,10 @@ def check_tensor(
         raise ValueError(f"{name}: a DTensor, wanted this rank's plain tensor (to_local())")
     if value.layout != torch.strided:
         raise ValueError(f"{name}: layout {value.layout}, wanted a dense tensor")
-    found = tuple(value.shape)
-    fits = len(found) == len(shape) and all(
-        isinstance(want, str) or size == want for size, want in zip(found, shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(f"{name}: shape {list(found)}, wanted [{', '.join(map(str, shape))}]")
+    # Equal first: these checks are host time of every launch.
+    if value.shape != shape and not _fits(value.shape, shape):
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"{name}: shape {list(value.shape)}, wanted [{wanted}]")
     if value.dtype not in dtypes:
         wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(f"{name}: {str(value.dtype).removeprefix('torch.')}, wanted {wanted}")
@@ -40,6 +39,15 @@ def check_tensor(
         raise ValueError(f"{name}: on meta, wanted a tensor with values")
     if device is not None and value.device != device:
         raise ValueError(f"{name}: on {value.device}, wanted {device}")
+
+
+def _fits(found: Sequence[int], shape: Sequence[int | str]) -> bool:
+    if len(found) != len(shape):
+        return False
+    for size, want in zip(found, shape, strict=True):
+        if size != want and not isinstance(want, str):
+            return False
+    return True
 
 
 def check_number(
@@ -51,6 +59,16 @@ def check_number(
     if not (good and fits(value)):
         shown = type(value).__name__ if isinstance(value, Tensor) else repr(value)
         raise ValueError(f"{name}: {shown}, wanted {wanted}")
+
+
+def wants_graph(*tensors: Tensor) -> bool:
+    """Whether autograd must hear of what is made of them; otherwise a launch is all there is."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor.requires_grad:
+                return True
+    # Forward mode goes through a Function too, which refuses it.
+    return forward_ad._current_level >= 0
 
 
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -52,13 +52,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import jit
-from .contracts import check_number, check_tensor, once_differentiable
+from .contracts import check_number, check_tensor, once_differentiable, wants_graph
 from .jit import tl, triton
 
 LOSSES = ("sigmoid", "robust", "hinge", "ipo", "simpo")
@@ -113,6 +115,18 @@ class _Settings:
         if self.loss == "robust":
             return 1 / (1 - 2 * e), -e / (1 - 2 * e)
         return 1 - 2 * e, e
+
+    @cached_property
+    def scalars(self) -> tuple[float, ...]:
+        """As the forward kernel takes them."""
+        numbers = (self.beta, self.gamma, self.nll_weight, *self.label_map)
+        return *numbers, self.denominator or 0.0
+
+    @cached_property
+    def switches(self) -> dict[str, Any]:
+        """Constants of the forward kernel."""
+        nll = self.nll_weight != 0
+        return {"KIND": _KINDS[self.kind], "NORMALIZED": self.normalized, "HAS_NLL": nll}
 
 
 def dpo_loss_reference(
@@ -391,7 +405,7 @@ def _tiles(num_tokens: int, num_seqs: int) -> tuple[int, int, int]:
 
 def _launch_forward(logps, boundaries, pairs, ref, labels, weights, settings):
     """-> loss [], table [6, P], sums [S], counts [S], stats [2]: accuracy, what was divided by."""
-    num_tokens, num_seqs, num_pairs = len(logps), len(boundaries) - 1, len(pairs)
+    num_tokens, num_seqs, num_pairs = logps.shape[0], boundaries.shape[0] - 1, pairs.shape[0]
     loss, sums = logps.new_empty(()), logps.new_empty(num_seqs)
     table, stats = logps.new_empty(6, num_pairs), logps.new_empty(2)
     counts = boundaries.new_empty(num_seqs)
@@ -399,17 +413,16 @@ def _launch_forward(logps, boundaries, pairs, ref, labels, weights, settings):
         return loss.zero_(), table, sums, counts, stats.zero_()
     block_t, block_p, num_warps = _tiles(num_tokens, num_seqs)
     # An absent tensor's place is taken by one that is there: the kernel does not look at it.
-    optional = [logps if x is None else x for x in (ref, labels, weights)]
+    ref_in, labels_in, weights_in = (logps if x is None else x for x in (ref, labels, weights))
     _forward_kernel[(num_seqs,)](
-        logps, boundaries, pairs, *optional,
+        logps, boundaries, pairs, ref_in, labels_in, weights_in,
         sums, counts, table, loss, stats, _counter(logps.device),
-        settings.beta, settings.gamma, settings.nll_weight, *settings.label_map,
-        settings.denominator or 0.0,
+        *settings.scalars,
         num_tokens, num_pairs,
-        logps.stride(0), boundaries.stride(0), *pairs.stride(), *(x.stride(0) for x in optional),
-        KIND=_KINDS[settings.kind], REFERENCE_FREE=ref is None, NORMALIZED=settings.normalized,
-        HAS_LABELS=labels is not None, HAS_WEIGHTS=weights is not None,
-        HAS_NLL=settings.nll_weight != 0,
+        logps.stride(0), boundaries.stride(0), *pairs.stride(),
+        ref_in.stride(0), labels_in.stride(0), weights_in.stride(0),
+        **settings.switches,
+        REFERENCE_FREE=ref is None, HAS_LABELS=labels is not None, HAS_WEIGHTS=weights is not None,
         BLOCK_T=block_t, BLOCK_P=block_p, num_warps=num_warps,
         # A fused multiply-add would make the margin of equal rewards a rounding error, not 0.
         enable_fp_fusion=False,
@@ -419,14 +432,14 @@ def _launch_forward(logps, boundaries, pairs, ref, labels, weights, settings):
 
 def _launch_backward(grad, boundaries, pairs, table, stats, num_tokens):
     """-> [T], the gradient of logps."""
-    num_seqs = len(boundaries) - 1
+    num_seqs = boundaries.shape[0] - 1
     out = table.new_empty(num_tokens)
     if num_seqs == 0:
         return out
     block_t, block_p, num_warps = _tiles(num_tokens, num_seqs)
     _backward_kernel[(num_seqs,)](
         grad, boundaries, pairs, table, stats, out,
-        num_tokens, len(pairs),
+        num_tokens, pairs.shape[0],
         boundaries.stride(0), *pairs.stride(),
         # Looking through the pairs takes fewer registers than computing them.
         BLOCK_T=block_t, BLOCK_P=4 * block_p, num_warps=num_warps, enable_fp_fusion=False,
@@ -442,7 +455,7 @@ class _TokenLoss(torch.autograd.Function):
         out = _launch_forward(logps, boundaries, pairs, ref, labels, weights, settings)
         ctx.mark_non_differentiable(*out[1:])
         ctx.set_materialize_grads(False)  # zeros for the others would be launches
-        ctx.num_tokens = len(logps)
+        ctx.num_tokens = logps.shape[0]
         ctx.save_for_backward(boundaries, pairs, out[1], out[4])
         return out
 
@@ -531,10 +544,12 @@ def dpo_loss_tokens(
     ref = None if ref is None else ref.detach()
     if not (jit.runs_triton(logps) and logps.dtype == torch.float32):
         return _tokens_in_torch(logps, boundaries, pairs, ref, labels, weights, settings)
-    mean, table, sums, counts, stats = _TokenLoss.apply(
+    launch = _TokenLoss.apply if wants_graph(logps) else _launch_forward
+    mean, table, sums, counts, stats = launch(
         logps, boundaries, pairs, ref, labels, weights, settings
     )
-    return DpoOutput(mean, table[0], (table[1], table[2]), table[3], stats[0], sums, counts)
+    losses, chosen, rejected, margins, *_ = table.unbind()
+    return DpoOutput(mean, losses, (chosen, rejected), margins, stats[0], sums, counts)
 
 
 def dpo_loss(
@@ -635,7 +650,16 @@ def _mean(values: Tensor, weights: Tensor | None, denominator: float | None) -> 
     return total / torch.where(weight > 0, weight, 1)
 
 
-def _settings(
+def _settings(*given: Any) -> _Settings:
+    """Checked once for each set of them: most steps of a run have the same."""
+    try:
+        return _checked(*given)
+    except TypeError:  # not hashable, so none of what is wanted
+        return _checked.__wrapped__(*given)
+
+
+@lru_cache(maxsize=64, typed=True)
+def _checked(
     loss: str,
     beta: float,
     label_smoothing: float,
@@ -687,17 +711,21 @@ def _check_tokens(logps, boundaries, pairs, ref, labels, weights, settings: _Set
     check_tensor("logps", logps, ("T",), _FLOATS)
     check_tensor("boundaries", boundaries, ("S + 1",), _INTS, logps.device)
     check_tensor("pairs", pairs, ("P", 2), _INTS, logps.device)
-    num_seqs = len(boundaries) - 1
+    num_seqs, num_pairs = boundaries.shape[0] - 1, pairs.shape[0]
     if num_seqs < 0:
         raise ValueError("boundaries: empty, wanted at least [0]")
-    if num_seqs == 0 and len(pairs) > 0:
-        raise ValueError(f"pairs: {len(pairs)} of them, wanted none: boundaries hold no sequence")
+    if num_seqs == 0 and num_pairs > 0:
+        raise ValueError(f"pairs: {num_pairs} of them, wanted none: boundaries hold no sequence")
     _check_ref_is_there(ref, f"[{num_seqs}]", settings)
     if ref is not None:
         check_tensor("ref", ref, (num_seqs,), (logps.dtype,), logps.device)
-    _check_shares(labels, weights, (len(pairs),), (logps.dtype,), logps.device)
-    if logps.device.type != "cpu":
-        return
+    _check_shares(labels, weights, (num_pairs,), (logps.dtype,), logps.device)
+    if logps.is_cpu:
+        _check_token_values(logps, boundaries, pairs)
+
+
+def _check_token_values(logps: Tensor, boundaries: Tensor, pairs: Tensor) -> None:
+    num_seqs = len(boundaries) - 1
     ends = [int(boundaries[0]), int(boundaries[-1])]
     if ends != [0, len(logps)] or bool((boundaries.diff() < 0).any()):
         raise ValueError(f"boundaries: {ends[0]}..{ends[1]}, wanted rising from 0 to {len(logps)}")

@@ -116,7 +116,7 @@ def head_softmax(
     """
     num_rows, num_classes = hidden.shape[0], head.shape[0]
     tiles = tiles_for(hidden, head, transform, batch_invariant)
-    columns, stored = triton.cdiv(num_classes, tiles.BN), out is not None
+    columns, stored = jit.cdiv(num_classes, tiles.BN), out is not None
     new = {"dtype": torch.float32, "device": hidden.device}
     parts = torch.empty((3 if with_moment else 2, columns, num_rows), **new)
     sums = torch.empty((3, num_rows), **new)
@@ -138,7 +138,7 @@ def head_softmax(
             fix,
             with_moment,
         )
-        _merge_kernel[(triton.cdiv(num_rows, MERGE_ROWS),)](
+        _merge_kernel[(jit.cdiv(num_rows, MERGE_ROWS),)](
             *_planes(parts),
             sums,
             offset,
@@ -304,7 +304,7 @@ def _launch_tiles(
     (num_rows, depth), num_classes = hidden.shape, head.shape[0]
     by_descriptor = _descriptors_fit(hidden, head)
     BM, BN, BK = tiles[:3]
-    grid = (triton.cdiv(num_rows, BM) * triton.cdiv(num_classes, BN),)
+    grid = (jit.cdiv(num_rows, BM) * jit.cdiv(num_classes, BN),)
     _tiles_kernel[grid](
         descriptor(hidden, [BM, BK]) if by_descriptor else hidden,
         descriptor(head, [BN, BK]) if by_descriptor else head,

@@ -7,7 +7,7 @@ dependency on Linux x86-64 only) their kernels are plain functions that nobody l
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -29,7 +29,26 @@ except ImportError:
 
     triton = tl = _Absent()
 
-__all__ = ["HAS_TRITON", "arch", "on_its_device", "runs_triton", "tl", "triton"]
+__all__ = [
+    "HAS_TRITON",
+    "arch",
+    "cdiv",
+    "on_its_device",
+    "power_of_2",
+    "runs_triton",
+    "tl",
+    "triton",
+]
+
+
+def cdiv(size: int, step: int) -> int:
+    """Steps that cover the size. As triton.cdiv, which on the host takes 4 microseconds."""
+    return -(-size // step)
+
+
+def power_of_2(size: int) -> int:
+    """The least power of 2 that is not below a size of 1 or more. As triton.next_power_of_2."""
+    return 1 << (size - 1).bit_length()
 
 
 def runs_triton(x: Tensor) -> bool:
@@ -43,9 +62,15 @@ def runs_triton(x: Tensor) -> bool:
 def arch() -> int:
     """Compute capability of the current device, 90 for Hopper; 90 where nothing is compiled."""
     try:
-        return int(triton.runtime.driver.active.get_current_target().arch)
+        driver = triton.runtime.driver.active
+        return _arch(driver, driver.get_current_device())
     except (RuntimeError, AttributeError):
         return 90
+
+
+@cache
+def _arch(driver: Any, device: int) -> int:
+    return int(driver.get_current_target().arch)
 
 
 def on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,7 +81,7 @@ def on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def call(*args: Any, **options: Any) -> Any:
-        first = next(iter((*args, *options.values())), None)
+        first = args[0] if args else next(iter(options.values()), None)
         if getattr(first, "is_cuda", False) and first.device.index != torch.cuda.current_device():
             with torch.cuda.device(first.device):
                 return function(*args, **options)

@@ -640,7 +640,7 @@ def _exponentials_triton(x, bias, targets, first, state, transform, store):
     shrink = torch.empty_like(state.top)
     heavy = 2 if transform.softcap is not None or x.dtype == torch.float32 else 1
     one_block = width <= ONE_BLOCK // heavy
-    block = max(triton.next_power_of_2(width), 64) if one_block else STEP // heavy
+    block = max(jit.power_of_2(width), 64) if one_block else STEP // heavy
     _exponentials_kernel[(num_rows,)](
         x,
         x if bias is None else bias,
@@ -666,8 +666,8 @@ def _exponentials_triton(x, bias, targets, first, state, transform, store):
 
 def _slopes_triton(x, bias, targets, first, facts, upstream, transform):
     num_rows, width = x.shape
-    block = min(max(triton.next_power_of_2(width), 64), STEP)
-    _slopes_kernel[(num_rows, triton.cdiv(width, block))](
+    block = min(max(jit.power_of_2(width), 64), STEP)
+    _slopes_kernel[(num_rows, jit.cdiv(width, block))](
         x,
         x if bias is None else bias,
         targets,
@@ -687,7 +687,7 @@ def _slopes_triton(x, bias, targets, first, facts, upstream, transform):
 def _finish_triton(hidden, head, bias, targets, state, transform, product, slope):
     num_rows, width = hidden.shape
     facts = torch.empty((7, num_rows), dtype=state.top.dtype, device=hidden.device)
-    block = min(max(triton.next_power_of_2(width), 64), 2048)
+    block = min(max(jit.power_of_2(width), 64), 2048)
     _finish_kernel[(num_rows,)](
         hidden,
         head,
@@ -730,7 +730,7 @@ def _seal_triton(x, targets, first, top, facts):
         x.stride(0),
         num_rows,
         FAR=FAR,
-        BLOCK=min(max(triton.next_power_of_2(width), 64), 2048),
+        BLOCK=min(max(jit.power_of_2(width), 64), 2048),
         num_warps=4,
     )
     return rate

@@ -18,11 +18,13 @@ no atomics, so the same bits every time.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 from . import jit
-from .contracts import check_tensor, once_differentiable
+from .contracts import check_tensor, once_differentiable, wants_graph
 from .jit import tl, triton
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -52,17 +54,22 @@ _SMS = {80: 108, 90: 132, 100: 148}
 _WARPS_PER_SM = 32
 
 
+@cache
 def _tile(width: int) -> tuple[int, int, int]:
     """Rows a program holds at a time, their width padded to a power of two, warps: 8 or 16 values
     a thread.
     """
-    block = max(triton.next_power_of_2(width), 16)
+    block = max(jit.power_of_2(width), 16)
     return max(1024 // block, 1), block, min(max(block // 512, 4), 32)
 
 
 def _num_programs(num_tiles: int, num_warps: int) -> int:
-    sms = _SMS[max(key for key in _SMS if key <= max(jit.arch(), 80))]
-    return min(num_tiles, sms * (_WARPS_PER_SM // num_warps))
+    return min(num_tiles, _sms(jit.arch()) * (_WARPS_PER_SM // num_warps))
+
+
+@cache
+def _sms(arch: int) -> int:
+    return _SMS[max(key for key in _SMS if key <= max(arch, 80))]
 
 
 def _registers(x: Tensor) -> int | None:
@@ -141,27 +148,42 @@ def _backward_kernel(
         tl.store(parts_ptr + cols, tl.sum(parts, axis=0, keep_dims=True), mask=inside)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """[outer, inner, D] with columns side by side: a copy only where there are other strides."""
-    if x.stride(-1) != 1 or x.ndim > 3:
-        x = x.contiguous()
-    return x if x.ndim == 3 else x.view(-1, 1, x.shape[-1])
+def _dense(x: Tensor) -> Tensor:
+    """Columns side by side, at most three dimensions: a copy only where there are others."""
+    if x.is_contiguous() or (x.ndim <= 3 and x.stride(-1) == 1):
+        return x
+    return x.contiguous()
+
+
+def _layout(*tensors: Tensor) -> list[int]:
+    """inner, and two strides of each tensor: row i begins at i // inner and i % inner times them.
+
+    Of `_dense` tensors of one shape. Computed, since a view costs the host more than a launch can.
+    """
+    shape = tensors[0].shape
+    if all(x.is_contiguous() for x in tensors):
+        return [1, *(shape[-1], 0) * len(tensors)]
+    layout = [shape[1] if len(shape) == 3 else 1]
+    for x in tensors:
+        layout += (*x.stride()[:-1], 0)[:2]
+    return layout
 
 
 def _launch_forward(x, residual, weight, eps):
     """-> y, x + residual (x itself without one), r [N]; the first two in the shape of x."""
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    total = x if residual is None else torch.empty_like(y)
+    y, width = x.new_empty(x.shape), x.shape[-1]
+    total = x if residual is None else x.new_empty(x.shape)
     # What is absent gets a place of something that is there: the kernel does not look at it.
-    x_3d, residual_3d = _rows(x), _rows(x if residual is None else residual)
-    outer, inner, width = x_3d.shape
-    rstd = torch.empty(outer * inner, dtype=torch.float32, device=x.device)
+    x = _dense(x)
+    residual_in = x if residual is None else _dense(residual)
+    num_rows = x.numel() // width
+    rstd = x.new_empty(num_rows, dtype=torch.float32)
     rows, block, num_warps = _tile(width)
-    _forward_kernel[(triton.cdiv(len(rstd), rows),)](
-        x_3d, residual_3d, weight, y, total, rstd,
+    inner, *strides = _layout(x, residual_in)
+    _forward_kernel[(jit.cdiv(num_rows, rows),)](
+        x, residual_in, weight, y, total, rstd,
         eps,
-        len(rstd), width, inner,
-        *x_3d.stride()[:2], *residual_3d.stride()[:2],
+        num_rows, width, inner, *strides,
         HAS_RESIDUAL=residual is not None, ROWS=rows, BLOCK=block, num_warps=num_warps,
     )  # fmt: skip
     return y, total, rstd
@@ -169,18 +191,17 @@ def _launch_forward(x, residual, weight, eps):
 
 def _launch_backward(grad, grad_total, x, weight, rstd, needs_weight):
     """-> dL/dx in the shape of x; dL/dw, or None."""
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    x, grad_3d = _rows(x), _rows(grad)
-    total_3d = grad_3d if grad_total is None else _rows(grad_total)
-    inner, width = x.shape[1:]
+    out, num_rows, width = x.new_empty(x.shape), rstd.shape[0], x.shape[-1]
+    x, grad = _dense(x), _dense(grad)
+    total = grad if grad_total is None else _dense(grad_total)
     rows, block, num_warps = _tile(width)
-    num_tiles = triton.cdiv(len(rstd), rows)
+    num_tiles = jit.cdiv(num_rows, rows)
     num_programs = _num_programs(num_tiles, num_warps)
     parts = rstd.new_empty(num_programs if needs_weight else 0, width)
+    inner, *strides = _layout(grad, total, x)
     _backward_kernel[(num_programs,)](
-        grad_3d, total_3d, x, weight, rstd, out, parts,
-        len(rstd), width, inner, num_tiles,
-        *grad_3d.stride()[:2], *total_3d.stride()[:2], *x.stride()[:2],
+        grad, total, x, weight, rstd, out, parts,
+        num_rows, width, inner, num_tiles, *strides,
         HAS_GRAD_TOTAL=grad_total is not None, HAS_PARTS=needs_weight,
         ROWS=rows, BLOCK=block, num_warps=num_warps, maxnreg=_registers(x),
     )  # fmt: skip
@@ -230,9 +251,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     argument: a shape or a device that does not fit, a dtype, a DTensor.
     """
     _check(x, weight)
-    if _in_triton(x):
+    if not _in_triton(x):
+        return rms_norm_reference(x, weight, eps)
+    if wants_graph(x, weight):
         return _RmsNorm.apply(x, weight.contiguous(), eps)
-    return rms_norm_reference(x, weight, eps)
+    return _launch_forward(x, None, weight.contiguous(), eps)[0]
 
 
 @jit.on_its_device
@@ -246,9 +269,11 @@ def rms_norm_residual(
     """
     _check(x, weight)
     check_tensor("residual", residual, x.shape, (x.dtype,), x.device)
-    if _in_triton(x):
+    if not _in_triton(x):
+        return rms_norm_residual_reference(x, residual, weight, eps)
+    if wants_graph(x, residual, weight):
         return _RmsNormResidual.apply(x, residual, weight.contiguous(), eps)
-    return rms_norm_residual_reference(x, residual, weight, eps)
+    return _launch_forward(x, residual, weight.contiguous(), eps)[:2]
 
 
 def _check(x: Tensor, weight: Tensor) -> None:

@@ -14,11 +14,13 @@ only, which get no gradient.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 from . import jit
-from .contracts import check_tensor, once_differentiable
+from .contracts import check_tensor, once_differentiable, wants_graph
 from .jit import tl, triton
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -39,9 +41,12 @@ def rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * c - second * s, second * c + first * s), dim=-1)
 
 
-def _num_warps(heads: int, half: int) -> int:
-    """16 pairs a thread; not measured on a GPU yet, the same for every architecture."""
-    return min(max(heads * half // 512, 1), 16)
+@cache
+def _tile(num_q_heads: int, num_k_heads: int, half: int) -> tuple[int, int, int, int]:
+    """Heads of q and of k, columns, all padded to powers of two; warps: 16 pairs of q a thread."""
+    sizes = (num_q_heads, num_k_heads, half)
+    q_heads, k_heads, cols = (jit.power_of_2(max(size, 1)) for size in sizes)
+    return q_heads, k_heads, cols, min(max(q_heads * cols // 512, 1), 16)
 
 
 @triton.jit
@@ -89,17 +94,19 @@ def _launch(q, k, cos, sin, back):
     """q [T, H, K], k [T, G, K] or None -> the same, rotated, contiguous."""
     q, cos, sin = _dense(q), _dense(cos), _dense(sin)
     k_in = q if k is None else _dense(k)
-    q_out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    k_out = q_out if k is None else torch.empty(k.shape, dtype=k.dtype, device=k.device)
-    num_tokens, num_heads, width = q.shape
-    sizes = (num_heads, k_in.shape[1], width // 2)
-    q_heads, k_heads, half = (triton.next_power_of_2(max(size, 1)) for size in sizes)
+    q_out = q.new_empty(q.shape)
+    k_out = q_out if k is None else k_in.new_empty(k_in.shape)
+    num_tokens, num_q_heads, width = q.shape
+    num_k_heads, half = k_in.shape[1], width // 2
+    q_heads, k_heads, cols, num_warps = _tile(num_q_heads, num_k_heads, half)
+    q_token, q_head, _ = q.stride()
+    k_token, k_head, _ = k_in.stride()
     _rope_kernel[(num_tokens,)](
         q, k_in, cos, sin, q_out, k_out,
-        num_heads, k_in.shape[1], width // 2,
-        *q.stride()[:2], *k_in.stride()[:2], cos.stride(0), sin.stride(0),
-        BACK=back, HAS_K=k is not None, Q_HEADS=q_heads, K_HEADS=k_heads, HALF=half,
-        num_warps=_num_warps(q_heads, half),
+        num_q_heads, num_k_heads, half,
+        q_token, q_head, k_token, k_head, cos.stride(0), sin.stride(0),
+        BACK=back, HAS_K=k is not None, Q_HEADS=q_heads, K_HEADS=k_heads, HALF=cols,
+        num_warps=num_warps,
     )  # fmt: skip
     return q_out, None if k is None else k_out
 
@@ -130,9 +137,11 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     DTensor, a cos or sin that requires a gradient.
     """
     _check("x", x, cos, sin)
-    if _in_triton(x):
+    if not _in_triton(x):
+        return rope_reference(x, cos, sin)
+    if wants_graph(x):
         return _Rope.apply(x, None, cos, sin)[0]
-    return rope_reference(x, cos, sin)
+    return _launch(x, None, cos, sin, back=False)[0]
 
 
 @jit.on_its_device
@@ -140,18 +149,21 @@ def rope_qk(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Ten
     """q [T, H, K], k [T, G, K], cos and sin [T, K/2] -> both rotated, in one launch. See `rope`."""
     _check("q", q, cos, sin)
     check_tensor("k", k, (q.shape[0], "G", q.shape[2]), (q.dtype,), q.device)
-    if _in_triton(q):
+    if not _in_triton(q):
+        return rope_reference(q, cos, sin), rope_reference(k, cos, sin)
+    if wants_graph(q, k):
         return _Rope.apply(q, k, cos, sin)
-    return rope_reference(q, cos, sin), rope_reference(k, cos, sin)
+    return _launch(q, k, cos, sin, back=False)
 
 
 def _check(name: str, x: Tensor, cos: Tensor, sin: Tensor) -> None:
     check_tensor(name, x, ("T", "H", "K"), DTYPES)
-    if x.shape[2] % 2:
-        raise ValueError(f"{name}: width {x.shape[2]}, wanted an even one")
+    num_tokens, _, width = x.shape
+    if width % 2:
+        raise ValueError(f"{name}: width {width}, wanted an even one")
+    like = ((num_tokens, width // 2), (torch.float32, x.dtype), x.device)
     for angle_name, angle in (("cos", cos), ("sin", sin)):
-        wanted = (x.shape[0], x.shape[2] // 2)
-        check_tensor(angle_name, angle, wanted, (torch.float32, x.dtype), x.device)
+        check_tensor(angle_name, angle, *like)
         if angle.requires_grad:
             raise ValueError(f"{angle_name}: requires a gradient, wanted a constant")
 

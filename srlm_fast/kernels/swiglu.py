@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import jit
-from .contracts import check_tensor, once_differentiable
+from .contracts import check_tensor, once_differentiable, wants_graph
 from .jit import tl, triton
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -66,16 +66,17 @@ def _backward_kernel(
 
 def _rows(x: Tensor) -> Tensor:
     """[N, width], columns side by side; rows of a wider matrix are not copied."""
-    x = x.reshape(-1, x.shape[-1])
-    return x if x.stride(-1) == 1 else x.contiguous()
+    if x.ndim != 2:
+        x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(1) == 1 else x.contiguous()
 
 
 def _launch_forward(gate_up):
     width = gate_up.shape[-1] // 2
     y = gate_up.new_empty(*gate_up.shape[:-1], width)
     if y.numel():
-        rows, row_blocks = _rows(gate_up), triton.cdiv(width, BLOCK)
-        _forward_kernel[(len(rows) * row_blocks,)](
+        rows, row_blocks = _rows(gate_up), jit.cdiv(width, BLOCK)
+        _forward_kernel[(rows.shape[0] * row_blocks,)](
             rows, y, width, row_blocks, rows.stride(0), BLOCK=BLOCK, num_warps=NUM_WARPS
         )
     return y
@@ -85,8 +86,8 @@ def _launch_backward(grad, gate_up):
     width = grad.shape[-1]
     out = gate_up.new_empty(gate_up.shape)
     if out.numel():
-        grad, rows, row_blocks = _rows(grad), _rows(gate_up), triton.cdiv(width, BLOCK)
-        _backward_kernel[(len(rows) * row_blocks,)](
+        grad, rows, row_blocks = _rows(grad), _rows(gate_up), jit.cdiv(width, BLOCK)
+        _backward_kernel[(rows.shape[0] * row_blocks,)](
             grad, rows, out, width, row_blocks, grad.stride(0), rows.stride(0),
             BLOCK=BLOCK, num_warps=NUM_WARPS,
         )  # fmt: skip
@@ -114,6 +115,6 @@ def swiglu(gate_up: Tensor) -> Tensor:
     check_tensor("gate_up", gate_up, getattr(gate_up, "shape", ()) or ("...", "2F"), DTYPES)
     if gate_up.shape[-1] % 2:
         raise ValueError(f"gate_up: width {gate_up.shape[-1]}, wanted an even one")
-    if jit.runs_triton(gate_up) and gate_up.dtype != torch.float64:
-        return _SwiGLU.apply(gate_up)
-    return swiglu_reference(gate_up)
+    if gate_up.dtype == torch.float64 or not jit.runs_triton(gate_up):
+        return swiglu_reference(gate_up)
+    return _SwiGLU.apply(gate_up) if wants_graph(gate_up) else _launch_forward(gate_up)
