@@ -24,7 +24,7 @@ from ..kernels.attention_work import Capacity, PagedWork
 from ..kernels.sample_tokens import sample_tokens
 from ..model import Model
 from .executor import LOGIT_ROWS, Drawn, OnHidden, parts
-from .invariant import invariant_matmuls
+from .invariant import FEWEST_ROWS, invariant_matmuls
 from .paged_triton import TritonCache, TritonContext
 from .staging import Staged, padded
 
@@ -86,6 +86,7 @@ class GraphExecutor:
         self.on_cuda = self.device.type == "cuda"  # the tests run all but the graphs elsewhere
         # A decode step draws at most once a sequence, other steps once a row.
         room = max(max_sequences, max_batch_tokens)
+        self.fewest_rows = FEWEST_ROWS if deterministic else 1
         self.last = torch.zeros(room, dtype=torch.int32, device=self.device)
         self.work = cache.work(deterministic)
         self.graphs: dict[tuple[int, ...], Captured] = {}
@@ -130,8 +131,7 @@ class GraphExecutor:
 
     def _run(self, plan: Any, masks: Tensor | None, on_hidden: OnHidden | None) -> Tensor:
         """-> logprobs [N]; the tokens are in `last`."""
-        names = ("token_ids", "positions", "slots", "logit_rows")
-        staged = Staged({name: getattr(plan, name) for name in names}, self.device)
+        staged = Staged(self._rows(plan), self.device)
         self._copy(plan.copies)
         self.work.plan(plan.row_starts, plan.context_lengths, plan.block_table)
         hidden = self._hidden(staged, self.work)
@@ -142,11 +142,24 @@ class GraphExecutor:
         row = drawn = 0
         for part in parts(plan, LOGIT_ROWS):
             count, rows = len(part.sample_rows), len(part.logit_rows)
-            logits = F.linear(hidden[staged.logit_rows[row : row + rows]], self.model.head)
+            wanted = staged.logit_rows[row : row + max(rows, self.fewest_rows)]
+            logits = F.linear(hidden[wanted], self.model.head)
             flat = Staged({name: getattr(part, name) for name in SAMPLING}, self.device)
             self._sample(logits, flat, masks, drawn, logprobs[drawn : drawn + count])
             row, drawn = row + rows, drawn + count
         return logprobs
+
+    def _rows(self, plan: Any) -> dict[str, np.ndarray]:
+        """The arrays of the rows; padding behind them is row 0's token, written nowhere."""
+        arrays = {}
+        for name in ("token_ids", "positions", "slots"):
+            array = getattr(plan, name)
+            room = max(len(array), self.fewest_rows)
+            arrays[name] = padded(array, room, FILL.get(name, 0))
+        # Pieces of the head's rows may begin anywhere, so padding stands behind the last.
+        room = len(plan.logit_rows) + self.fewest_rows
+        arrays["logit_rows"] = padded(plan.logit_rows, room, 0)
+        return arrays
 
     def _copy(self, copies: np.ndarray) -> None:
         if len(copies):
@@ -180,7 +193,7 @@ class GraphExecutor:
             s.banned_starts,
             masks,
             s.mask_rows,
-            #FORCED s.forced,
+            s.forced,
             tokens=tokens,
             logprobs=out,
         )
@@ -205,7 +218,8 @@ class GraphExecutor:
         split = self.work.config.split
         splits = int((-(-plan.context_lengths // split)).sum())
         sizes = (plan.block_table.shape[1], splits, len(plan.history), len(plan.banned))
-        sequences = next(size for size in BUCKETS if size >= len(plan.sample_rows))
+        least = max(len(plan.sample_rows), self.fewest_rows)
+        sequences = next(size for size in BUCKETS if size >= least)
         place = 0 if masks is None else masks.data_ptr()
         return (sequences, *(1 << (size - 1).bit_length() if size else 0 for size in sizes), place)
 

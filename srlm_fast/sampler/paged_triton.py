@@ -30,7 +30,7 @@ class TritonCache:
         dtype: torch.dtype,
         kv_dtype: str | None = None,
     ) -> None:
-        self.config, self.page_tokens = config, page_tokens
+        self.config, self.page_tokens, self.dtype = config, page_tokens, dtype
         shape = (config.num_layers, num_pages, config.num_kv_heads, page_tokens, config.head_dim)
         options = {"dtype": _kv_dtype(dtype, kv_dtype), "device": device}
         self.keys, self.values = torch.zeros(shape, **options), torch.zeros(shape, **options)
@@ -49,6 +49,7 @@ class TritonCache:
         return PagedWork(
             **sizes,
             page_tokens=self.page_tokens,
+            dtype=self.dtype,
             device=self.keys.device,
             deterministic=deterministic,
             **more,

@@ -99,10 +99,11 @@ def test_penalty_masks_and_min_tokens(kernel_device, model):
     assert_same(ours, plain(model, prompts, params))
 
 
-def test_pre_emption_and_chunks(kernel_device, model):
-    prompts = random_prompts(model, [20, 25, 30])
-    params = dataclasses.replace(DRAW, n=1, max_tokens=8)
-    page = 3 * 2 * 2 * 16 * 12 * 4
+def test_pre_emption_and_chunks(kernel_device):
+    model = random_model(CONFIGS["llama"].replace(num_layers=1, windows=(None,)), std=0.25)
+    prompts = random_prompts(model, [14, 15, 13])
+    params = dataclasses.replace(DRAW, n=1, max_tokens=22)
+    page = 2 * 2 * 16 * 12 * 4
     sampler = sampler_on(kernel_device, model, kv_bytes=6 * page, max_batch_tokens=24)
     assert_same(outcome(sampler.generate(prompts, params)), plain(model, prompts, params))
     assert sampler.statistics.preemptions > 0
@@ -127,7 +128,6 @@ def test_fp8_pages_are_close(kernel_device, model):
     prompts = random_prompts(model, [30])
     params = SamplingParams(temperature=0, max_tokens=1, logprobs=True)
     sampler = sampler_on(kernel_device, model, kv_dtype="fp8")
-    assert sampler._cache is None or True
     ours = sampler.generate(prompts, params)[0].samples[0]
     assert sampler._cache.keys.dtype == torch.float8_e4m3fn
     score = Sampler(on(kernel_device, model), **SMALL).score(prompts, [ours.token_ids])[0]
@@ -164,7 +164,7 @@ def test_nan_is_refused(kernel_device):
 def test_deterministic_mode_gives_the_same_bits_in_any_company(dtype):
     config = dataclasses.replace(
         CONFIGS["llama"], vocab_size=4096, hidden_size=1024, intermediate_size=2816,
-        num_layers=4, num_heads=16, num_kv_heads=4, head_dim=64, max_position_embeddings=2048,
+        num_layers=4, num_heads=16, num_kv_heads=4, head_dim=64, max_position_embeddings=2048, windows=(None,) * 4,
     )  # fmt: skip
     model = random_model(config, device="cuda", dtype=dtype, std=0.05)
     prompts = random_prompts(model, [1, 40, 64, 65, 128, 300, 511, 700, 900], seed=2)
