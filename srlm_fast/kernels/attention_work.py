@@ -39,7 +39,7 @@ class DecodeConfig:
 @dataclass(frozen=True)
 class Capacity:
     """Sizes of buffers that stay where they are, for a CUDA graph: sequences, pages of a sequence,
-    and splits of all sequences together.
+    and splits of all sequences together, of which even an empty one has one.
     """
 
     sequences: int
@@ -86,10 +86,6 @@ class PagedWork:
         self._buffer: Tensor | None = None
         self._parts: tuple[Tensor, Tensor] | None = None
 
-    @property
-    def static(self) -> bool:
-        return self.capacity is not None
-
     def plan(
         self, row_starts: np.ndarray, context_lengths: np.ndarray, block_table: np.ndarray
     ) -> None:
@@ -97,38 +93,34 @@ class PagedWork:
 
         Raises ValueError where they do not fit together or exceed the capacity.
         """
-        starts, lengths, table = self._checked(row_starts, context_lengths, block_table)
+        arrays = self._checked(row_starts, context_lengths, block_table)
+        starts, lengths, table = self._padded(*arrays)
         items, first_slots = self._items(starts, lengths, table)
         tiles = self._tiles(starts, lengths)
-        self.num_items, self.num_tiles = len(items), len(tiles)
-        self.has_empty = bool((lengths == 0).any())
-        num_sequences, width, room = len(lengths), table.shape[1], len(items)
-        if self.capacity is not None:
-            num_sequences, width = self.capacity.sequences, self.capacity.pages
-            room = self.capacity.splits
-            padding = np.arange(1, num_sequences - len(lengths) + 1, dtype=np.int32)
-            starts = np.concatenate((starts, starts[-1] + padding))
+        if self.capacity is not None and len(items) > self.capacity.splits:
+            raise ValueError(f"a step of {len(items)} splits, wanted at most {self.capacity}")
+        self.num_rows, self.num_items, self.num_tiles = int(starts[-1]), len(items), len(tiles)
+        room = self.capacity.splits if self.capacity else len(items)
         arrays = {
-            "item_count": (np.array([len(items)]), (1,)),
-            "row_starts": (starts, (num_sequences + 1,)),
-            "lengths": (lengths, (num_sequences,)),
-            "first_slots": (first_slots, (num_sequences,)),
-            "items": (items, (room, 2)),
-            "tiles": (tiles, (len(tiles), 2)),
-            # A multiple of 16, so that no step compiles anew because its longest sequence is odd.
-            "table": (table, (num_sequences, -(-width // ALIGN) * ALIGN)),
+            "item_count": np.array([len(items)]),
+            "row_starts": starts,
+            "lengths": lengths,
+            "first_slots": first_slots,
+            "items": np.concatenate((items, np.zeros((room - len(items), 2), np.int32))),
+            "tiles": tiles,
+            "table": table,
         }
-        self._upload(arrays)
-        self.num_sequences, self.num_rows = num_sequences, int(starts[-1])
+        self._upload({name: array.astype(np.int32) for name, array in arrays.items()})
 
-    def parts(self) -> tuple[Tensor, Tensor]:
-        """Where splits leave their sums, [slots, H, K], and maximum and weight, [slots, 2, H]."""
+    def parts(self, width: int) -> tuple[Tensor, Tensor]:
+        """Where splits leave their states, [slots, H, width + 2], and are counted, [slots, G]."""
         if self._parts is None:
             slots = self.capacity.splits if self.capacity else self.num_slots
-            sizes = (slots, self.num_heads, self.head_dim), (slots, 2, self.num_heads)
-            self._parts = tuple(
-                torch.empty(size, dtype=torch.float32, device=self.device) for size in sizes
+            states = torch.empty(
+                (slots, self.num_heads, width + 2), dtype=torch.float32, device=self.device
             )
+            counts = torch.zeros(slots, self.num_kv_heads, dtype=torch.int32, device=self.device)
+            self._parts = states, counts
         return self._parts
 
     def programs(self) -> int:
@@ -160,24 +152,27 @@ class PagedWork:
             or (lengths.max(initial=0) > table.shape[1] * self.page_tokens)
         ):
             raise ValueError(f"block_table: shape {table.shape}, wanted [S, pages of the longest]")
-        if self.capacity is not None:
-            found = Capacity(*table.shape, int(self._splits(rows, lengths).sum()))
-            if (rows != 1).any():
-                raise ValueError("row_starts: not one row of each sequence, wanted with a capacity")
-            if (
-                found.sequences > self.capacity.sequences
-                or found.pages > self.capacity.pages
-                or found.splits > self.capacity.splits
-            ):
-                raise ValueError(f"a step of {found}, wanted at most {self.capacity}")
+        if self.capacity is not None and (rows != 1).any():
+            raise ValueError("row_starts: not one row of each sequence, wanted with a capacity")
         return starts, lengths, table
 
-    def _splits(self, rows, lengths):
-        return np.where(rows == 1, -(-lengths // self.config.split), 0)
+    def _padded(self, starts, lengths, table):
+        """To the capacity; the table to a multiple of 16, so that no step compiles anew because
+        its longest sequence is odd.
+        """
+        more, width = 0, max(table.shape[1], 1)
+        if self.capacity is not None:
+            more, width = self.capacity.sequences - len(lengths), self.capacity.pages
+        if more < 0 or width < table.shape[1]:
+            raise ValueError(f"block_table: shape {table.shape}, wanted at most {self.capacity}")
+        starts = np.concatenate((starts, starts[-1] + np.arange(1, more + 1)))
+        width = -(-width // ALIGN) * ALIGN
+        table = np.pad(table, ((0, more), (0, width - table.shape[1])))
+        return starts, np.pad(lengths, (0, more)), table
 
     def _items(self, starts, lengths, table):
         """[N, 2] sequence and split; [S] the first slot of those that have several."""
-        splits = self._splits(np.diff(starts), lengths)
+        splits = np.where(np.diff(starts) == 1, np.maximum(-(-lengths // self.config.split), 1), 0)
         slots = np.where(splits > 1, splits, 0)
         self.num_slots = int(slots.sum())
         sequence, split = _ragged(splits)
@@ -195,23 +190,20 @@ class PagedWork:
 
     def _upload(self, arrays):
         """All in one transfer; each begins at 64 bytes."""
-        sizes = {name: int(np.prod(shape)) for name, (_, shape) in arrays.items()}
-        room = [-(-size // ALIGN) * ALIGN for size in sizes.values()]
-        begin = dict(zip(sizes, np.cumsum([0, *room]).tolist(), strict=False))
-        packed = np.zeros(sum(room), np.int32)
-        for name, (array, shape) in arrays.items():
-            place = packed[begin[name] : begin[name] + sizes[name]].reshape(shape)
-            place[tuple(slice(size) for size in array.shape)] = array
-        if self._buffer is None or not self.static:
+        room = [-(-array.size // ALIGN) * ALIGN for array in arrays.values()]
+        places = np.cumsum([0, *room]).tolist()
+        packed = np.zeros(places[-1], np.int32)
+        for place, array in zip(places, arrays.values(), strict=False):
+            packed[place : place + array.size] = array.ravel()
+        if self._buffer is None or self.capacity is None:
             self._buffer = torch.empty(len(packed), dtype=torch.int32, device=self.device)
             self._parts = None
         host = torch.from_numpy(packed)
         if self.device.type == "cuda":
             host = host.pin_memory()
         self._buffer.copy_(host, non_blocking=True)
-        for name, (_, shape) in arrays.items():
-            place = self._buffer[begin[name] : begin[name] + sizes[name]]
-            setattr(self, name, place.view(shape))
+        for place, (name, array) in zip(places, arrays.items(), strict=False):
+            setattr(self, name, self._buffer[place : place + array.size].view(array.shape))
 
 
 def _ragged(counts):

@@ -12,10 +12,11 @@ With scores x_j (in units of log 2) the state after some keys is (m, l, a), for 
 
     m = max(m1, m2),   l = l1 2^(m1 - m) + l2 2^(m2 - m),   a likewise.
 
-Decoding (flash-decoding): a program computes the state of one split of one sequence;
-`_merge_kernel` merges them in order; a context of one split is written out at once. Programs walk
-over a work list whose length they read from memory, so a CUDA graph serves steps of any lengths.
-Extending: a program holds neighbouring rows of one sequence and walks over all their keys.
+Decoding (flash-decoding): a program computes the state of one split of one sequence; the last one
+that finishes merges the sequence's splits, in their order. A context of one split is written out at
+once. Programs walk over a work list whose length they read from memory, so a CUDA graph serves
+steps of any lengths. Extending: a program holds neighbouring rows of one sequence and walks over
+all their keys.
 
 A row's bits depend on nothing but its sequence: splits and tiles of keys begin at fixed positions,
 keys that a row does not see change nothing, and (with `PagedWork(deterministic=True)`) extending
@@ -161,7 +162,7 @@ def _finish(weight, total, v_scale):
 
 @triton.jit
 def _decode_kernel(
-    q_ptr, keys_ptr, values_ptr, out_ptr, sums_ptr, stats_ptr,
+    q_ptr, keys_ptr, values_ptr, out_ptr, parts_ptr, finished_ptr,
     item_count_ptr, items_ptr, row_starts_ptr, lengths_ptr, first_slots_ptr, table_ptr,
     scale, k_scale, v_scale,
     num_kv_heads, window, table_width, q_row, q_head,
@@ -195,54 +196,37 @@ def _decode_kernel(
                 num_kv_heads, window,
                 K, P, TILE, WIDTH, WINDOWED, True,
             )  # fmt: skip
+            out_at = (row * num_heads + heads) * K + cols
             if first // SPLIT == (length - 1) // SPLIT:
                 out = _finish(weight, total, v_scale).to(out_ptr.dtype.element_ty)
-                tl.store(out_ptr + (row * num_heads + heads) * K + cols, out, mask=inside)
+                tl.store(out_ptr + out_at, out, mask=inside)
             else:
-                slot = (tl.load(first_slots_ptr + sequence) + split).to(tl.int64)
-                tl.store(sums_ptr + (slot * num_heads + heads) * K + cols, total, mask=inside)
-                stats = stats_ptr + slot * 2 * num_heads + heads
-                tl.store(stats, maximum, mask=member < GROUP)
-                tl.store(stats + num_heads, weight, mask=member < GROUP)
-
-
-@triton.jit
-def _merge_kernel(
-    out_ptr, sums_ptr, stats_ptr,
-    row_starts_ptr, lengths_ptr, first_slots_ptr,
-    v_scale,
-    num_heads, window,
-    K: tl.constexpr, SPLIT: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr,
-    WINDOWED: tl.constexpr,
-):  # fmt: skip
-    """Some heads of a decoded row that has several splits; zeros where there is no context."""
-    sequence = tl.program_id(0)
-    length = tl.load(lengths_ptr + sequence)
-    row = tl.load(row_starts_ptr + sequence)
-    num_rows = tl.load(row_starts_ptr + sequence + 1) - row
-    first, last = 0, tl.maximum(length - 1, 0) // SPLIT
-    if WINDOWED:
-        first = tl.maximum(length - window, 0) // SPLIT
-    if (num_rows == 1) & ((last > first) | (length == 0)):
-        heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
-        cols = tl.arange(0, WIDTH)[None, :]
-        live = heads < num_heads
-        inside = live & (cols < K)
-        first_slot = tl.load(first_slots_ptr + sequence).to(tl.int64)
-        maximum, weight, total = _empty(HEADS, WIDTH)
-        splits = tl.where(length == 0, 0, last + 1)
-        for split in range(first, splits):
-            stats = stats_ptr + (first_slot + split) * 2 * num_heads + heads
-            sums = sums_ptr + ((first_slot + split) * num_heads + heads) * K + cols
-            maximum, weight, total = _merge(
-                maximum, weight, total,
-                tl.load(stats, mask=live, other=float("-inf")),
-                tl.load(stats + num_heads, mask=live, other=0.0),
-                tl.load(sums, mask=inside, other=0.0),
-            )  # fmt: skip
-        weight = tl.where(length == 0, 1.0, weight)
-        out = _finish(weight, total, v_scale).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + (row.to(tl.int64) * num_heads + heads) * K + cols, out, mask=inside)
+                first_slot = tl.load(first_slots_ptr + sequence).to(tl.int64)
+                own = ((first_slot + split) * num_heads + heads) * (WIDTH + 2)
+                tl.store(parts_ptr + own + cols, total, mask=member < GROUP)
+                tl.store(parts_ptr + own + WIDTH, maximum, mask=member < GROUP)
+                tl.store(parts_ptr + own + WIDTH + 1, weight, mask=member < GROUP)
+                tl.debug_barrier()  # before one thread says so for all
+                finished = finished_ptr + first_slot * num_kv_heads + head
+                others = (length - 1) // SPLIT - first // SPLIT
+                if tl.atomic_add(finished, 1, sem="acq_rel") == others:
+                    tl.store(finished, 0)
+                    maximum, weight, total = _empty(M, WIDTH)
+                    for number_of_split in range(first // SPLIT, (length - 1) // SPLIT + 1):
+                        at = ((first_slot + number_of_split) * num_heads + heads) * (WIDTH + 2)
+                        at = parts_ptr + at
+                        # From the L2 cache, where the others' are.
+                        maximum, weight, total = _merge(
+                            maximum, weight, total,
+                            tl.load(at + WIDTH, mask=member < GROUP, cache_modifier=".cg"),
+                            tl.load(at + WIDTH + 1, mask=member < GROUP, cache_modifier=".cg"),
+                            tl.load(at + cols, mask=member < GROUP, cache_modifier=".cg"),
+                        )  # fmt: skip
+                    out = _finish(weight, total, v_scale).to(out_ptr.dtype.element_ty)
+                    tl.store(out_ptr + out_at, out, mask=inside)
+        elif length == 0:
+            zeros = tl.zeros((M, WIDTH), out_ptr.dtype.element_ty)
+            tl.store(out_ptr + (row * num_heads + heads) * K + cols, zeros, mask=inside)
 
 
 @triton.jit
@@ -318,47 +302,42 @@ def _launch(q, keys, values, work, scale, window, out, k_scale, v_scale):
     sizes = work.num_kv_heads, window or 0, work.table.shape[1], *q.stride()[:2]
     shape = {"K": q.shape[2], "P": keys.shape[2], "GROUP": work.group, "WIDTH": width}
     shape |= {"WINDOWED": window is not None}
-    if work.num_items or work.static:
+    if work.num_items:
         _launch_decode(q, keys, values, work, out, scales, sizes, shape)
     if work.num_tiles:
         _launch_extend(q, keys, values, work, out, scales, sizes, shape)
-    if q.shape[0] > work.num_rows and not work.static:
+    if q.shape[0] > work.num_rows:
         out[work.num_rows :].zero_()
     return out
 
 
 def _launch_decode(q, keys, values, work, out, scales, sizes, shape):
-    config, (sums, stats) = work.config, work.parts()
-    split, of_sequences = config.split, (work.row_starts, work.lengths, work.first_slots)
     _decode_kernel[(work.programs(),)](
-        q, keys, values, out, sums, stats,
-        work.item_count, work.items, *of_sequences, work.table,
+        q, keys, values, out, *work.parts(shape["WIDTH"]),
+        work.item_count, work.items, work.row_starts, work.lengths, work.first_slots, work.table,
         *scales, *sizes,
-        **shape, SPLIT=split, M=work.decode_rows, TILE=_tile(config.tile, q),
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        **shape, SPLIT=work.config.split, M=work.decode_rows,
+        **_decode_options(work, q),
     )  # fmt: skip
-    if work.num_slots or work.has_empty or work.static:
-        heads = min(triton.next_power_of_2(work.num_heads), max(1024 // shape["WIDTH"], 1))
-        _merge_kernel[(work.num_sequences, triton.cdiv(work.num_heads, heads))](
-            out, sums, stats, *of_sequences, scales[2],
-            work.num_heads, sizes[1],
-            K=shape["K"], SPLIT=split, HEADS=heads, WIDTH=shape["WIDTH"],
-            WINDOWED=shape["WINDOWED"], num_warps=4,
-        )  # fmt: skip
+
+
+def _decode_options(work, q):
+    """What a row's bits depend on."""
+    config = work.config
+    num_warps = config.num_warps * (2 if q.element_size() == 4 else 1)
+    tile = _tile(config.tile, q)
+    return {"TILE": tile, "num_warps": num_warps, "num_stages": config.num_stages}
 
 
 def _launch_extend(q, keys, values, work, out, scales, sizes, shape):
-    if work.deterministic:
-        split, tile = work.config.split, _tile(work.config.tile, q)
-        options = {"num_warps": work.config.num_warps, "num_stages": work.config.num_stages}
-    else:
-        split, tile = 0, _tile(64, q)
-        options = {"num_warps": 8, "num_stages": 3}
+    split, options = work.config.split, _decode_options(work, q)
+    if not work.deterministic:
+        split, options = 0, {"TILE": _tile(64, q), "num_warps": 8, "num_stages": 3}
     _extend_kernel[(work.num_tiles * work.num_kv_heads,)](
         q, keys, values, out,
         work.tiles, work.row_starts, work.lengths, work.table,
         *scales, *sizes,
-        **shape, SPLIT=split, M=work.extend_rows, TILE=tile, **options,
+        **shape, SPLIT=split, M=work.extend_rows, **options,
     )  # fmt: skip
 
 
