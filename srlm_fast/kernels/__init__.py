@@ -34,12 +34,14 @@ from .rms_norm import (
     rms_norm_residual_reference,
 )
 from .rope import rope, rope_qk, rope_reference
+from .sample_tokens import SamplingWorkspace, sample_tokens, sample_tokens_reference
 from .swiglu import swiglu, swiglu_reference
 
 __all__ = [
     "DpoOutput",
     "LogprobOutput",
     "Route",
+    "SamplingWorkspace",
     "ScoreStatus",
     "ScoreTable",
     "dpo_loss",
@@ -60,6 +62,8 @@ __all__ = [
     "rope",
     "rope_qk",
     "rope_reference",
+    "sample_tokens",
+    "sample_tokens_reference",
     "swiglu",
     "swiglu_reference",
 ]

@@ -4,6 +4,8 @@ The interpreter keeps bf16 as uint16 and computes on the bit patterns: products 
 a cast from fp32 cuts off instead of rounding to nearest even. Here bf16 operands are widened to
 fp32, the operation is the interpreter's own, and a bf16 result is rounded once, as the hardware
 does. `range` over a run-time argument, which triton 3.6.0 cannot do with numpy 2.4, is repaired.
+Functions called from a kernel find triton's language prepared once a launch, not at every call,
+which would take most of the time.
 
 These are private names of triton (3.6 and 3.7); test_interpreter.py holds them to account.
 """
@@ -88,10 +90,23 @@ def quietly(launch: Any) -> Any:
     """A GPU overflows without a word."""
 
     def corrected(self: Any, *arguments: Any, **options: Any) -> None:
+        prepared.clear()
         with np.errstate(all="ignore"):
             launch(self, *arguments, **options)
 
     return corrected
+
+
+prepared: set[int] = set()  # modules of the functions called in this launch
+
+
+def call(self: Any, *arguments: Any, **options: Any) -> Any:
+    """A function called from a kernel."""
+    module = id(self.fn.__globals__)
+    if module not in prepared:
+        interpreter._patch_lang(self.fn)
+        prepared.add(module)
+    return self.rewrite()(*arguments, **options)
 
 
 def bf16_constant(self: InterpreterBuilder, value: float) -> TensorHandle:
@@ -107,4 +122,5 @@ for name, correct in {
     setattr(InterpreterBuilder, name, correct(getattr(InterpreterBuilder, name)))
 InterpreterBuilder.get_bf16 = bf16_constant
 interpreter._patch_lang_tensor = with_index(interpreter._patch_lang_tensor)
+interpreter.InterpretedFunction.__call__ = call
 interpreter.GridExecutor.__call__ = quietly(interpreter.GridExecutor.__call__)
