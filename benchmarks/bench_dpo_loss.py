@@ -9,7 +9,8 @@ and rows padded to the longest response with a mask, as TRL has them.
 
 Bytes that must move: the T log-probs in, the T gradients out, 8 T; "rate" is the share of what a
 large copy reaches in the same run, and the floor one copy of T numbers. Microseconds are those of
-the call, Python and launching included, with a cold L2 cache; "launches" and "device" are what the
+the device, gaps between launches included, with a cold L2 cache and the host ahead of it; "host us"
+until the call has returned, Python, autograd and launching; "launches" and "device" are what the
 profiler saw on the GPU. MiB: peak above the inputs, gradient included. Errors against fp64: "value"
 of the loss, "gradient" relative.
 
@@ -185,7 +186,18 @@ def run_case(case: Case, options: argparse.Namespace, top: dict) -> tuple[list[R
 
 
 def show(rows: Sequence[Row], device: dict[str, tuple[int, float]]) -> str:
-    head = ["variant", "us", "p20", "p80", "first ms", "launches", "device us", "rate", "x least"]
+    head = [
+        "variant",
+        "us",
+        "p20",
+        "p80",
+        "host us",
+        "first ms",
+        "launches",
+        "device us",
+        "rate",
+        "x least",
+    ]
     head += ["x ours", "MiB", "value err", "gradient err", ""]
     lines = []
     for row in rows:
@@ -195,6 +207,7 @@ def show(rows: Sequence[Row], device: dict[str, tuple[int, float]]) -> str:
             [
                 row.variant,
                 *(times or [""] * 3),
+                f"{1e3 * row.ms.host:.0f}" if row.ms and row.ms.host else "",
                 f"{row.ms.first:.1f}" if row.ms else "",
                 *([str(seen[0]), f"{seen[1]:.1f}"] if seen else ["", ""]),
                 harness.percent(row.share_of_rate),

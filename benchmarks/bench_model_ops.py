@@ -16,6 +16,7 @@ Bytes that must move, with N = tokens x width of one tensor and 2 or 4 bytes eac
     rope         2 N                2 N            N = tokens x (H + G) x K; and cos, sin in fp32
     swiglu       3 N                5 N            N = tokens x F
 
+"host" is the milliseconds until the call has returned: Python, autograd and launching.
 "rate" is the share of what a large copy reaches in the same run, the floor a copy of so many bytes.
 MiB: peak above what was there before the call; of a backward the graph was. Errors against fp64,
 relative, the largest of the tensors.
@@ -271,14 +272,26 @@ def run_case(case: Case, options: argparse.Namespace, top: dict) -> tuple[list[R
 
 
 def show(rows: Sequence[Row], moved: int) -> str:
-    head = ["variant", "ms", "p20", "p80", "first", "GB/s", "rate", "x least", "x ours", "MiB"]
+    head = [
+        "variant",
+        "ms",
+        "p20",
+        "p80",
+        "host",
+        "first",
+        "GB/s",
+        "rate",
+        "x least",
+        "x ours",
+        "MiB",
+    ]
     lines = []
     for row in rows:
-        times = [row.ms.p50, row.ms.p20, row.ms.p80, row.ms.first] if row.ms else []
+        times = [row.ms.p50, row.ms.p20, row.ms.p80, row.ms.host, row.ms.first] if row.ms else []
         lines.append(
             [
                 row.variant,
-                *([harness.number(value) for value in times] or [""] * 4),
+                *([harness.number(value) for value in times] or [""] * 5),
                 f"{moved / row.ms.p50 / 1e6:.0f}" if row.ms else "",
                 harness.percent(row.share_of_rate),
                 harness.ratio(row.times_least),

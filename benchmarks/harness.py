@@ -1,7 +1,9 @@
 """What the benchmarks of single operations share: time, memory, ceilings, correctness, rows, plots.
 
-Time: on CUDA events around the call, with the L2 cache overwritten before it; on a CPU
-`perf_counter`. All variants take turns, so that a busy or a hot moment of the machine hits all;
+Time: on CUDA events around the call, with the L2 cache overwritten before it and the device busy
+for a millisecond before that, so that what a variant launches waits for it in the queue, as in a
+step of training, whoever came before; the time that launching took on the host is given apart. On a
+CPU `perf_counter`. All variants take turns, so that a busy or a hot moment of the machine hits all;
 given are the median, the 20th and 80th percentile, the extremes, and the first call apart
 (compilation). Milliseconds. On a CPU also the median of the process's own time, which does not
 count what other processes took from its core.
@@ -41,6 +43,9 @@ OURS, BASELINE = "ours", "eager"
 TIMES_BASELINE = 4.0
 # A variant slower than this takes two turns.
 SLOW_MS, SLOW_TURNS = 5000.0, 2
+# Cycles that a GPU idles before a call is timed, about a millisecond. Without them a turn's first
+# variant found an empty queue and was timed with its launching, the others without.
+HEAD_START = 2_000_000
 SMI_FIELDS = ("clocks.sm", "clocks.mem", "power.draw", "power.limit", "temperature.gpu")
 
 
@@ -65,7 +70,9 @@ class Variant:
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of `runs` calls, and of the first one ever; cpu: the process's own."""
+    """Milliseconds of `runs` calls, and of the first one ever; cpu: the process's own; host: until
+    a GPU's call had returned.
+    """
 
     p20: float
     p50: float
@@ -75,6 +82,7 @@ class Timing:
     runs: int
     first: float
     cpu: float | None = None
+    host: float | None = None
 
 
 @dataclass
@@ -203,7 +211,7 @@ def interleaved(
     flush = _Flush(device)
     failed: dict[str, str] = {}
 
-    def turn(taking_part: Sequence[Variant]) -> dict[str, tuple[float, float | None]]:
+    def turn(taking_part: Sequence[Variant]) -> dict[str, Times]:
         """All are started before any is waited for, so that a GPU does not run dry between."""
         waiting = {}
         for v in taking_part:
@@ -219,7 +227,7 @@ def interleaved(
         return int(min(max(1e3 * seconds / max(milliseconds, 1e-3), rounds[0]), rounds[1]))
 
     wanted = {name: turns(times[0]) for name, times in turn(variants).items()}
-    found: dict[str, list[tuple[float, float | None]]] = {name: [] for name in wanted}
+    found: dict[str, list[Times]] = {name: [] for name in wanted}
     for number in range(max(wanted.values(), default=0)):
         still = [v for v in variants if v.name not in failed and number < wanted[v.name]]
         for name, times in turn(still).items():
@@ -228,25 +236,31 @@ def interleaved(
     return timings | failed
 
 
-def _timed(
-    variant: Variant, device: str, flush: _Flush
-) -> Callable[[], tuple[float, float | None]]:
-    """Run once; what is returned waits for the device and gives (milliseconds, the process's)."""
+# Milliseconds, the process's own, the host's.
+Times = tuple[float, float | None, float | None]
+
+
+def _timed(variant: Variant, device: str, flush: _Flush) -> Callable[[], Times]:
+    """Run once; what is returned waits for the device and gives the times."""
     _prepare(variant)
+    if device == "cuda":
+        torch.cuda._sleep(HEAD_START)
     flush()
     if device != "cuda":
         start, own = time.perf_counter(), time.process_time()
         variant.call()
-        spent = 1e3 * (time.perf_counter() - start), 1e3 * (time.process_time() - own)
-        return lambda: spent
+        wall, own = time.perf_counter() - start, time.process_time() - own
+        return lambda: (1e3 * wall, 1e3 * own, None)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
+    start = time.perf_counter()
     variant.call()
+    host = 1e3 * (time.perf_counter() - start)
     end.record()
 
-    def milliseconds() -> tuple[float, None]:
+    def milliseconds() -> Times:
         end.synchronize()
-        return begin.elapsed_time(end), None
+        return begin.elapsed_time(end), None, host
 
     return milliseconds
 
@@ -265,12 +279,14 @@ class _Flush:
             self.buffer.zero_()
 
 
-def _timing(times: Sequence[tuple[float, float | None]], first: float) -> Timing:
-    walls, owns = sorted(wall for wall, _ in times), [own for _, own in times if own is not None]
+def _timing(times: Sequence[Times], first: float) -> Timing:
+    walls = sorted(wall for wall, _, _ in times)
     p20, p80 = (walls[round(q * (len(walls) - 1))] for q in (0.2, 0.8))
     middle = statistics.median(walls)
-    own = statistics.median(owns) if owns else None
-    return Timing(p20, middle, p80, walls[0], walls[-1], len(walls), first, own)
+    owns = [own for _, own, _ in times if own is not None]
+    hosts = [host for _, _, host in times if host is not None]
+    own, host = (statistics.median(values) if values else None for values in (owns, hosts))
+    return Timing(p20, middle, p80, walls[0], walls[-1], len(walls), first, own, host)
 
 
 def _prepare(variant: Variant) -> None:
@@ -505,8 +521,10 @@ def _cells(row: Row, times: Sequence[str], quantities: Sequence[str]) -> list[st
     ]
 
 
-def number(value: float) -> str:
+def number(value: float | None) -> str:
     """Four digits or so, never an exponent."""
+    if value is None:
+        return ""
     return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
 
 
