@@ -17,14 +17,16 @@ Prompts = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Turn:
-    """tokens: that were asked for and came. first: seconds until every prompt was computed.
-    peak_bytes: weights, cache and working memory. counts: the engine's own, of this turn. note:
-    how the turn differs from the work.
+    """tokens: that were asked for and came. first: seconds until every prompt was computed. cpu:
+    seconds of the process's own on all cores, which do not count what others took. peak_bytes:
+    weights, cache and working memory. counts: the engine's own, of this turn. note: how the turn
+    differs from the work.
     """
 
     tokens: int
     seconds: float
     first: float | None = None
+    cpu: float | None = None
     peak_bytes: int | None = None
     counts: dict[str, float] = field(default_factory=dict)
     note: str = ""
@@ -86,7 +88,10 @@ def measured_turn(
     found: list[Turn] = []
 
     def call() -> None:
-        found.append(engine.turn(prompts, work, limit))
+        own = time.process_time()
+        turn = engine.turn(prompts, work, limit)
+        own = time.process_time() - own
+        found.append(replace(turn, cpu=own if device == "cpu" else None))
 
     if device == "cuda":
         gc.collect()
