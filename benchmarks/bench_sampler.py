@@ -57,6 +57,9 @@ from srlm_fast.model import Model
 NAME = "bench_sampler"
 SCOUT_STEP, WARM_UP_TOKENS = 4, 32
 TURN_SECONDS, LIMIT_SECONDS = 25.0, 15.0
+# A rival that cannot be stopped is not begun with less time left.
+SPARE_SECONDS = 4 * LIMIT_SECONDS
+DECODE_SHARE = 0.7  # of the time after the prompts, so that the prompts have no part in it
 # (model, work, threads) -> tokens/s of ours over those of the best rival that are aimed at.
 TARGETS = {
     ("tiny", "candidates"): 5.0,
@@ -210,9 +213,9 @@ class Run:
     def check(self) -> None:
         prompts = check_prompts(self.work.prompts(self.config.vocab_size))
         found = {}
-        for contender in self.able():
+        for contender in (c for c in self.able() if c.kind.engine != "vLLM"):
             contender.attempt(partial(self.start, contender))
-            if contender.able and contender.kind.engine != "vLLM":
+            if contender.able:
                 answer = contender.attempt(partial(contender.ask, "greedy", prompts, NEW))
                 found[contender] = answer
                 if contender.able and self.device == "cuda":
@@ -235,14 +238,14 @@ class Run:
         prompts = work.prompts(self.config.vocab_size, number)
         return contender.attempt(partial(contender.ask, "turn", prompts, work, limit))
 
-    def prefill(self, contender: Contender) -> None:
+    def prefill(self, contender: Contender, work: Work) -> None:
         """For an engine whose turns do not tell."""
         if not contender.able or not contender.turns or contender.turns[-1].first is not None:
             return
-        prompts = self.work.prompts(self.config.vocab_size, 999)
+        prompts = work.prompts(self.config.vocab_size, 999)
         seconds = contender.attempt(partial(contender.ask, "prefill", prompts))
         if seconds:
-            contender.row.prefill_per_s = sum(self.work.lengths) / seconds
+            contender.row.prefill_per_s = sum(work.lengths) / seconds
 
     def interleaved(self) -> None:
         for contender in self.able():
@@ -254,25 +257,60 @@ class Run:
                     turn = self.turn(contender, 1 + number, self.work, None)
                     contender.turns += [turn] if turn else []
         for contender in self.able():
-            self.prefill(contender)
+            self.prefill(contender, self.work)
 
     def alone(self, contender: Contender) -> None:
-        """On a GPU: warm up, then all its turns, then make room."""
-        ours = contender.kind.ours
-        contender.scout = self.turn(contender, 0, self.work.cut(WARM_UP_TOKENS), None)
-        for number in range(self.options.rounds if ours else 1):
-            if not contender.able or (number and self.late()):
-                break
-            if self.late() and not ours:
-                contender.row.reason = "no time left"
-                break
-            turn = self.turn(contender, 1 + number, self.work, None if ours else LIMIT_SECONDS)
+        """On a GPU: warm up, take its turns, make room. Ours shares the time that is left with what
+        comes after it.
+        """
+        ours, left = contender.kind.ours, self.left()
+        brief = ours or (contender.engine is not None and contender.engine.stops)
+        if left < (0 if brief else SPARE_SECONDS):
+            contender.row.reason, contender.row.correct = "no time left", None
+            contender.close()
+            return
+        if contender.engine is None:
+            contender.attempt(partial(self.start, contender))
+        if contender.able:
+            contender.scout = self.turn(contender, 0, self.work.cut(WARM_UP_TOKENS), None)
+        share = left / (1 + len(self.able()) - self.able().index(contender)) if ours else 0.0
+        begin = time.perf_counter()
+        work = self.work if ours or not contender.able else self.shortened(contender)
+        while contender.able and len(contender.turns) < self.options.rounds:
+            turn = self.turn(contender, 1 + len(contender.turns), work, LIMIT_SECONDS)
             contender.turns += [turn] if turn else []
-        self.prefill(contender)
-        if ours and contender.able and not self.late():
-            work = self.work.cut(2 * WARM_UP_TOKENS)
-            contender.row.busy = busy_share(partial(self.turn, contender, 998, work, None))
+            if turn and time.perf_counter() - begin + turn.seconds > share:
+                break
+        self.prefill(contender, self.work.part(SCOUT_STEP))
+        if contender.able and contender.kind == self.contenders[0].kind:
+            self.busy(contender)
         contender.close()
+
+    def left(self) -> float:
+        return self.options.end - time.perf_counter()
+
+    def shortened(self, contender: Contender) -> Work:
+        """For a rival that cannot be stopped: fewer tokens out, by its warm-up; vLLM, a rival to be
+        beaten, does the whole work.
+        """
+        seconds = self.work.tokens / contender.scout.rate
+        if contender.kind.engine != "continuous batching" or seconds < LIMIT_SECONDS:
+            return self.work
+        return self.work.cut(max(WARM_UP_TOKENS, int(max(self.work.new) * LIMIT_SECONDS / seconds)))
+
+    def busy(self, contender: Contender) -> None:
+        """While it decodes: of a short turn the end, after the prompts."""
+        work, rate = self.work.cut(2 * WARM_UP_TOKENS), contender.row.prefill_per_s
+        if not rate:
+            return
+        found: list[Turn] = []
+
+        def turn() -> None:
+            found.append(self.turn(contender, 998, work, None))
+
+        turn()
+        decode = found[0].seconds - sum(work.lengths) / rate if found[0] else 0.0
+        contender.row.busy = busy_share(turn, DECODE_SHARE * decode)
 
     # Rows
 
@@ -384,7 +422,7 @@ def run_case(case: Case, options: argparse.Namespace, top: Mapping) -> tuple[lis
     if options.device == "cpu":
         command.pin(cores)
     run = Run(case, options)
-    dtypes = list(dict.fromkeys(c.kind.dtype for c in run.contenders if c.able)) or ["bf16"]
+    dtypes = list(dict.fromkeys(c.kind.dtype for c in run.contenders))
     print(f"\n{case.name}: {run.work.title}", flush=True)
     for dtype in dtypes:
         print(f"  {dtype}: {show_floor(run.floor(dtype), run.work)}", flush=True)

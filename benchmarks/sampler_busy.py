@@ -8,35 +8,34 @@ from typing import Any
 import torch
 
 
-def busy_share(call: Callable[[], Any]) -> float | None:
-    """Kernels' and copies' time, overlaps counted once, between the first one's begin and the last
-    one's end; None where the profiler saw nothing.
+def busy_share(call: Callable[[], Any], last: float) -> float | None:
+    """Kernels' and copies' time, overlaps counted once, in the last so many seconds of what the
+    device does in the call; None where the profiler saw nothing.
     """
-    activities = [torch.profiler.ProfilerActivity.CUDA]
     try:
-        with torch.profiler.profile(activities=activities) as profile:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             call()
             torch.cuda.synchronize()
-        events = profile.profiler.kineto_results.events()
         device = torch.autograd.DeviceType.CUDA
         spans = [
-            (e.start_ns(), e.start_ns() + e.duration_ns())
-            for e in events
-            if e.device_type() == device
+            (event.start_ns(), event.start_ns() + event.duration_ns())
+            for event in profile.profiler.kineto_results.events()
+            if event.device_type() == device
         ]
-    except (RuntimeError, AttributeError):
+    except Exception:  # a profiler that is not there or breaks costs a figure, not the run
         return None
-    return covered(spans)
+    return covered(spans, 1e9 * last)
 
 
-def covered(spans: Iterable[tuple[float, float]]) -> float | None:
-    """The part of first begin to last end that lies in one of the spans."""
+def covered(spans: Iterable[tuple[float, float]], last: float) -> float | None:
+    """The part of the last so long before the last end that lies in one of the spans."""
     spans = sorted(spans)
-    if not spans:
+    if not spans or last <= 0:
         return None
-    inside, end = 0.0, spans[0][0]
-    for start, stop in spans:
-        inside += max(0.0, stop - max(start, end))
-        end = max(end, stop)
-    whole = end - spans[0][0]
+    stop = max(end for _, end in spans)
+    inside, place = 0.0, max(stop - last, spans[0][0])
+    whole = stop - place
+    for start, end in spans:
+        inside += max(0.0, end - max(start, place))
+        place = max(place, end)
     return inside / whole if whole else None

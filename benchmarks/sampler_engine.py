@@ -40,6 +40,7 @@ class Engine:
     """Built from weights; raises where it cannot run."""
 
     settings: str = ""
+    stops: bool = False  # whether a turn heeds its limit
 
     def greedy(self, prompts: Prompts, new: int) -> tuple[list[list[int]], list | None]:
         """The most probable tokens, and their log-probabilities where the engine has them."""

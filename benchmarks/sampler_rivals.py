@@ -20,6 +20,8 @@ SAMPLING = {"do_sample": True, "temperature": TEMPERATURE, "top_p": TOP_P, "top_
 class Generate(Engine):
     """`generate` on all prompts in one batch, padded on the left; in halves where memory ends."""
 
+    stops = True
+
     def __init__(self, model: Model, work: Work, **settings: Any) -> None:
         self.model, self.more = hf_model(model), settings
         self.batch = len(work.lengths)
