@@ -1,199 +1,583 @@
-"""Sampling against transformers' `generate`, interleaved in one process.
+"""Sampling whole works against other engines: tokens per second, share of the roofline, memory.
 
-    python benchmarks/bench_sampler.py [--rounds 5] [--threads N] [--write]
+    python -m benchmarks.bench_sampler --device cpu [--models tiny small] [--work candidates judge]
+        [--threads 1 2] [--rounds 5] [--out FOLDER]
+    python -m benchmarks.bench_sampler --device cuda --seconds 120 --out FOLDER
 
-Work `candidates`: 16 prompts of 32..192 random tokens, n = 4, 128 new tokens each, temperature 0.7,
-top-p 0.9, end-of-text ignored: 8,192 tokens out. `judge`: 64 prompts of 256 shared and 128 own
-tokens, n = 3, 32 new tokens each: 6,144 tokens out. The model is the embedded tiny one. Every round
-starts with an empty prefix cache.
+Works and their floor (FLOPs and bytes, at the rates measured in the same run) stand in
+sampler_work.py, the random models in sampler_models.py, the rivals in sampler_variants.py. Every
+engine has the same weights and the same random token ids.
 
-FLOPs of one token: 2 per weight of the projections and the head. Bytes of one decode step: the
-weights once, and keys and values of every running sample. The share of peak is against a square
-matmul of torch in the same run.
+First every engine decodes greedily from a few prompts. Its tokens must be those of transformers in
+fp32 on the same weights, in 16 bits within the error of eager's logits (sampler_reference.py);
+otherwise its row says WRONG and gets no ratio.
+
+On a CPU every engine lives in a process of its own, on the cores of the case, and the turns are
+interleaved. A rival's first turn is a scout on every fourth prompt. One that is less than half as
+fast as the best rival is not asked again, and its row is the scout's; the others get as many turns
+as fit into TURN_SECONDS, at least one, the best two. What a row is made of stands in its note. On a
+GPU the engines take turns one after the other, as two KV pools do not fit, after one warm-up of 32
+tokens out, and a rival is stopped after LIMIT_SECONDS.
+
+tok/s: tokens out over the time of the whole work; per cpu s: over the process's own time, on a
+machine that others use too. prefill/s: prompt tokens, each prompt once, until
+all were computed. roof: the floor over the time. x best: over the fastest right rival of any dtype.
+MiB: weights, cache and working memory at the highest point. host: the sampler's own Python and
+scheduling in a step, where it keeps count.
+
+Exit status: 1 when ours is wrong or failed, 2 without the device asked for.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import resource
+import gc
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 import torch
-import transformers
 
-from srlm_fast import __version__
-from srlm_fast.model import Model, load_model
-from srlm_fast.records import write_json_atomic
-from srlm_fast.sampler import Sampler, SamplingParams
+from benchmarks import command, harness
+from benchmarks.command import Benchmark
+from benchmarks.harness import Row, Timing
+from benchmarks.sampler_apart import Apart, Place
+from benchmarks.sampler_busy import busy_share
+from benchmarks.sampler_engine import Engine, Turn, measured_turn
+from benchmarks.sampler_models import DTYPES, ENTROPY, MODELS, TEMPERATURE, make_model
+from benchmarks.sampler_reference import NEW, Reference, check_prompts
+from benchmarks.sampler_variants import Kind, kinds
+from benchmarks.sampler_work import WORKS, Floor, Work, floor, work_named
+from srlm_fast.model import Model
 
-RESULTS = Path(__file__).parent / "results" / "bench_sampler_cpu.json"
-WORK = {
-    "candidates": {"n": 4, "new": 128},
-    "judge": {"n": 3, "new": 32},
+NAME = "bench_sampler"
+SCOUT_STEP, WARM_UP_TOKENS = 4, 32
+TURN_SECONDS, LIMIT_SECONDS = 25.0, 15.0
+# A rival that cannot be stopped is not begun with less time left.
+SPARE_SECONDS = 4 * LIMIT_SECONDS
+DECODE_SHARE = 0.7  # of the time after the prompts, so that the prompts have no part in it
+# (model, work, threads) -> tokens/s of ours over those of the best rival that are aimed at.
+TARGETS = {
+    ("tiny", "candidates"): 5.0,
+    ("small", "candidates"): 4.0,
+    ("tiny", "judge"): 8.0,
+    ("small", "judge"): 10.0,
 }
+SCALING_TARGET = 1.7
 
 
-def prompts_of(work: str, vocab: int) -> list[list[int]]:
-    """The same random prompts on every machine."""
-    draw = torch.Generator().manual_seed(0)
+@dataclass(frozen=True)
+class Case:
+    model: str
+    work: str
+    threads: int
+    size: str  # of the work: "cuda", "cpu", or "quick"
 
-    def tokens(count: int) -> list[int]:
-        return torch.randint(3, vocab, (count,), generator=draw).tolist()
-
-    if work == "judge":
-        shared = tokens(256)
-        return [shared + tokens(128) for _ in range(64)]
-    return [tokens(32 + round(160 * i / 15)) for i in range(16)]
-
-
-def run_ours(sampler: Sampler, prompts: list[list[int]], n: int, new: int) -> int:
-    sampler.model.touch()  # an empty prefix cache, and the weights packed again
-    params = SamplingParams(n=n, temperature=0.7, top_p=0.9, max_tokens=new, ignore_eos=True)
-    out = sampler.generate(prompts, params)
-    return sum(len(s.token_ids) for g in out for s in g.samples)
+    @property
+    def name(self) -> str:
+        threads = f" {self.threads} threads" if self.threads > 1 else ""
+        return f"{self.model} {self.work}{threads}"
 
 
-def run_transformers(model: Any, prompts: list[list[int]], n: int, new: int) -> int:
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-    with torch.inference_mode():
-        out = model.generate(
-            ids,
-            attention_mask=mask,
-            do_sample=True,
-            temperature=0.7,
-            top_p=0.9,
-            top_k=0,
-            num_return_sequences=n,
-            max_new_tokens=new,
-            eos_token_id=None,
-            pad_token_id=0,
+@dataclass
+class SamplerRow(Row):
+    """tokens_per_s: median, lowest, highest. over_best: ours over the fastest right rival, in
+    time and in the processor time of both.
+    """
+
+    dtype: str = ""
+    settings: str = ""
+    note: str = ""
+    tokens_per_s: tuple[float, float, float] | None = None
+    tokens_per_cpu_s: float | None = None
+    prefill_per_s: float | None = None
+    counts: dict[str, float] = field(default_factory=dict)
+    busy: float | None = None
+    over_best: float | None = None
+    over_best_cpu: float | None = None
+    best_rival: str | None = None
+
+
+# Running
+
+
+class Contender:
+    """An engine of a case, wherever it lives, and what its turns gave."""
+
+    def __init__(self, kind: Kind, device: str) -> None:
+        self.kind, self.device = kind, device
+        self.row = SamplerRow(
+            kind.name, kind.version, "", kind.reason(device), False, dtype=kind.dtype
         )
-    return (out.shape[1] - longest) * out.shape[0]
+        self.engine: Engine | Apart | None = None
+        self.scout: Turn | None = None
+        self.turns: list[Turn] = []
+        self.wanted = 0
+
+    @property
+    def able(self) -> bool:
+        return self.row.reason is None
+
+    def attempt(self, call: Any) -> Any:
+        """What it returns; or None, with the reason in the row: a rival may fail in any way."""
+        try:
+            return call()
+        except Exception as error:
+            told = str(error) if isinstance(self.engine, Apart) else harness.one_line(error)
+            self.row.reason, self.row.correct = f"failed: {told}", None
+            self.close()
+            return None
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        if isinstance(self.engine, Apart):
+            return self.engine.ask(method, *arguments)
+        if method == "turn":
+            return measured_turn(self.engine, self.device, *arguments)
+        return getattr(self.engine, method)(*arguments)
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
+        self.engine = None
+        if self.device == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
 
 
-def rival(model: Model, folder: Path) -> Any:
-    """The same weights in transformers."""
-    model.save(folder)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    theirs.generation_config.eos_token_id = None
-    return theirs.eval()
+@cache
+def rates(device: str, dtype: torch.dtype, threads: int, quick: bool) -> tuple[float, float]:
+    """FLOP/s of a large square matmul, bytes/s of a large read, with these threads."""
+    top = harness.ceilings(device, dtype, 256 if quick else None)
+    return top["matmul_flops"], harness.read_rate(device)
 
 
-def timed(call: Callable[[], int]) -> tuple[float, int]:
-    start = time.perf_counter()
-    tokens = call()
-    return time.perf_counter() - start, tokens
+class Run:
+    """One case: contenders in, rows out."""
+
+    def __init__(self, case: Case, options: argparse.Namespace) -> None:
+        self.case, self.options, self.device = case, options, options.device
+        self.config = MODELS[case.model]
+        self.work = work_named(case.work, case.size)
+        every = kinds(self.device, case.model)
+        asked = [kind for kind in every if command.asked_for(kind.name, options)]
+        self.contenders = [Contender(kind, self.device) for kind in asked]
+        self.entropy: float | None = None
+        # In one process: on a GPU, where the engines share the weights, and in tests.
+        self.together = self.device == "cuda" or options.quick
+        self._model: Model | None = None
+
+    def __call__(self) -> list[SamplerRow]:
+        try:
+            self.check()
+            if self.device == "cuda":
+                for contender in self.able():
+                    self.alone(contender)
+            else:
+                self.interleaved()
+            for contender in self.contenders:
+                self.sum_up(contender)
+        finally:
+            for contender in self.contenders:
+                contender.close()
+        rows = [contender.row for contender in self.contenders]
+        compare(rows)
+        return rows
+
+    def able(self) -> list[Contender]:
+        return [contender for contender in self.contenders if contender.able]
+
+    def late(self) -> bool:
+        return time.perf_counter() > self.options.end
+
+    def model(self, dtype: str) -> Model:
+        """On a GPU the one that all share."""
+        if self.device == "cuda":
+            return shared_model(self.case.model, DTYPES[dtype])
+        return make_model(self.config, self.device, DTYPES[dtype])
+
+    def start(self, contender: Contender) -> None:
+        kind, cores = contender.kind, self.options.cores[: self.case.threads]
+        if self.together:
+            model = self.model(kind.dtype)
+            contender.engine = kind.build(model, self.work, self.case.threads)
+        else:
+            contender.engine = Apart(Place(kind.name, self.case.model, self.work, cores))
+        contender.row.settings = contender.engine.settings
+
+    # Correctness
+
+    def check(self) -> None:
+        prompts = check_prompts(self.work.prompts(self.config.vocab_size))
+        found = {}
+        for contender in (c for c in self.able() if c.kind.engine != "vLLM"):
+            contender.attempt(partial(self.start, contender))
+            if contender.able:
+                answer = contender.attempt(partial(contender.ask, "greedy", prompts, NEW))
+                found[contender] = answer
+                if contender.able and self.device == "cuda":
+                    contender.ask("rest")
+        for dtype in dict.fromkeys(c.kind.dtype for c in found if c.able):
+            reference = Reference(self.model(dtype))
+            self.entropy = reference.entropy(prompts, TEMPERATURE)
+            for contender in (c for c in found if c.able and c.kind.dtype == dtype):
+                row = contender.row
+                row.errors, row.limits = reference.judge(prompts, *found[contender])
+                row.correct = all(error <= row.limits[q] for q, error in row.errors.items())
+            del reference
+            gc.collect()
+            if self.device == "cuda":
+                torch.cuda.empty_cache()
+
+    # Turns
+
+    def turn(self, contender: Contender, number: int, work: Work, limit: float | None) -> Turn:
+        prompts = work.prompts(self.config.vocab_size, number)
+        return contender.attempt(partial(contender.ask, "turn", prompts, work, limit))
+
+    def prefill(self, contender: Contender, work: Work) -> None:
+        """For an engine whose turns do not tell."""
+        if not contender.able or not contender.turns or contender.turns[-1].first is not None:
+            return
+        prompts = work.prompts(self.config.vocab_size, 999)
+        seconds = contender.attempt(partial(contender.ask, "prefill", prompts))
+        if seconds:
+            contender.row.prefill_per_s = sum(work.lengths) / seconds
+
+    def interleaved(self) -> None:
+        for contender in self.able():
+            contender.scout = self.turn(contender, 0, self.work.part(SCOUT_STEP), None)
+        plan_turns(self.able(), self.work, self.options.rounds)
+        for number in range(self.options.rounds):
+            for contender in self.able():
+                if number < contender.wanted and not (number and self.late()):
+                    turn = self.turn(contender, 1 + number, self.work, None)
+                    contender.turns += [turn] if turn else []
+        for contender in self.able():
+            self.prefill(contender, self.work)
+
+    def alone(self, contender: Contender) -> None:
+        """On a GPU: warm up, take its turns, make room. Ours shares the time that is left with what
+        comes after it.
+        """
+        ours, left = contender.kind.ours, self.left()
+        brief = ours or (contender.engine is not None and contender.engine.stops)
+        if left < (0 if brief else SPARE_SECONDS):
+            contender.row.reason, contender.row.correct = "no time left", None
+            contender.close()
+            return
+        if contender.engine is None:
+            contender.attempt(partial(self.start, contender))
+        if contender.able:
+            contender.scout = self.turn(contender, 0, self.work.cut(WARM_UP_TOKENS), None)
+        share = left / (1 + len(self.able()) - self.able().index(contender)) if ours else 0.0
+        begin = time.perf_counter()
+        work = self.work if ours or not contender.able else self.shortened(contender)
+        while contender.able and len(contender.turns) < self.options.rounds:
+            turn = self.turn(contender, 1 + len(contender.turns), work, LIMIT_SECONDS)
+            contender.turns += [turn] if turn else []
+            if turn and time.perf_counter() - begin + turn.seconds > share:
+                break
+        self.prefill(contender, self.work.part(SCOUT_STEP))
+        if contender.able and contender.kind == self.contenders[0].kind:
+            self.busy(contender)
+        contender.close()
+
+    def left(self) -> float:
+        return self.options.end - time.perf_counter()
+
+    def shortened(self, contender: Contender) -> Work:
+        """For a rival that cannot be stopped: fewer tokens out, by its warm-up; vLLM, a rival to be
+        beaten, does the whole work.
+        """
+        seconds = self.work.tokens / contender.scout.rate
+        if contender.kind.engine != "continuous batching" or seconds < LIMIT_SECONDS:
+            return self.work
+        return self.work.cut(max(WARM_UP_TOKENS, int(max(self.work.new) * LIMIT_SECONDS / seconds)))
+
+    def busy(self, contender: Contender) -> None:
+        """While it decodes: of a short turn the end, after the prompts."""
+        work, rate = self.work.cut(2 * WARM_UP_TOKENS), contender.row.prefill_per_s
+        if not rate:
+            return
+        found: list[Turn] = []
+
+        def turn() -> None:
+            found.append(self.turn(contender, 998, work, None))
+
+        turn()
+        decode = found[0].seconds - sum(work.lengths) / rate if found[0] else 0.0
+        contender.row.busy = busy_share(turn, DECODE_SHARE * decode)
+
+    # Rows
+
+    def floor(self, dtype: str) -> Floor:
+        kept = DTYPES.get(dtype, torch.float8_e4m3fn)
+        # Half precision on a CPU is held against bf16, which has units of its own.
+        matmul = torch.float32 if kept == torch.float32 else torch.bfloat16
+        flops, read = rates(self.device, matmul, self.case.threads, self.options.quick)
+        return floor(self.work, self.config, kept.itemsize, flops, read)
+
+    def sum_up(self, contender: Contender) -> None:
+        row, turns = contender.row, contender.turns
+        notes = []
+        if not turns and contender.scout and contender.able:
+            turns = [contender.scout]
+            count = len(self.work.part(SCOUT_STEP).lengths)
+            notes.append(f"scout only: {count} of {len(self.work.lengths)} prompts")
+        elif turns:
+            notes.append(f"{len(turns)} of {self.options.rounds} rounds")
+        if not turns:
+            return
+        notes += [turns[-1].note] * bool(turns[-1].note)
+        if row.correct is None and contender.able:
+            notes.append("tokens not checked")
+            row.correct = True
+        row.note = ", ".join(notes)
+        found = sorted(turn.rate for turn in turns)
+        row.tokens_per_s = (statistics.median(found), found[0], found[-1])
+        owns = [turn.tokens / turn.cpu for turn in turns if turn.cpu]
+        row.tokens_per_cpu_s = statistics.median(owns) if owns else None
+        # Of the whole work at that rate, also where a turn was a part of it.
+        times = sorted(1e3 * self.work.tokens / rate for rate in found)
+        first = contender.scout.seconds if contender.scout else turns[0].seconds
+        spread = [times[round(q * (len(times) - 1))] for q in (0.2, 0.8)]
+        middle = statistics.median(times)
+        row.ms = Timing(spread[0], middle, spread[1], times[0], times[-1], len(times), 1e3 * first)
+        row.share_of_rate = 1e3 * self.floor(row.dtype).seconds / middle
+        row.times_least = 1 / row.share_of_rate
+        peaks = [turn.peak_bytes for turn in turns if turn.peak_bytes is not None]
+        row.peak_bytes = max(peaks, default=None)
+        row.counts = dict(turns[-1].counts)
+        if turns[-1].first:
+            part = self.work if contender.turns else self.work.part(SCOUT_STEP)
+            row.prefill_per_s = sum(part.lengths) / turns[-1].first
 
 
-def measure(calls: dict[str, Callable[[], int]], rounds: int) -> dict[str, Any]:
-    """Turn by turn, so that a busy moment of the machine hits all."""
-    rates: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds + 1):
-        for name, call in calls.items():
-            seconds, tokens = timed(call)
-            if turn > 0:  # the first is for warming up
-                rates[name].append(tokens / seconds)
-    out: dict[str, Any] = {name: spread(values, "tokens_per_s") for name, values in rates.items()}
-    pairs = zip(rates["srlm_fast"], rates["transformers"], strict=True)
-    return out | {"ratio": spread([ours / theirs for ours, theirs in pairs], "median")}
+@cache
+def _made(name: str, dtype: torch.dtype) -> Model:
+    return make_model(MODELS[name], "cuda", dtype)
 
 
-def spread(values: list[float], name: str) -> dict[str, float]:
-    found = {name: statistics.median(values), "lowest": min(values), "highest": max(values)}
-    return {key: round(value, 2) for key, value in found.items()}
+def shared_model(name: str, dtype: torch.dtype) -> Model:
+    """The last one asked for is kept; it alone, for want of room."""
+    if _made.cache_info().currsize and (name, dtype) not in _asked:
+        _made.cache_clear()
+        gc.collect()
+        torch.cuda.empty_cache()
+    _asked[:] = [(name, dtype)]
+    return _made(name, dtype)
 
 
-def peak_flops() -> float:
-    """FLOP/s of torch's square fp32 matmul, the best of five."""
-    a = torch.randn(1024, 1024)
-    best = min(timed(lambda: int((a @ a).shape[0]))[0] for _ in range(5))
-    return 2 * 1024**3 / best
+_asked: list[tuple[str, torch.dtype]] = []
 
 
-def weight_count(model: Model) -> int:
-    """Weights that every token is multiplied with."""
-    kinds = (m.weight for m in model.modules() if isinstance(m, torch.nn.Linear))
-    return sum({id(w): w.numel() for w in (*kinds, model.head)}.values())
+def plan_turns(contenders: Sequence[Contender], work: Work, rounds: int) -> None:
+    """How many whole turns each gets, by its scout."""
+    rivals = [c for c in contenders if not c.kind.ours]
+    best = max((_own_rate(c.scout) for c in rivals), default=0.0)
+    for contender in contenders:
+        seconds, rate = work.tokens / contender.scout.rate, _own_rate(contender.scout)
+        fits = max(1 + (rate == best), int(TURN_SECONDS / seconds))
+        contender.wanted = rounds if contender.kind.ours else min(rounds, fits)
+        if not contender.kind.ours and rate < best / 2:
+            contender.wanted = 0
 
 
-def cpu_name() -> str:
-    for line in (
-        Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ()
-    ):
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
+def _own_rate(turn: Turn) -> float:
+    """By the process's own time: one busy moment of the machine must not rule a rival out."""
+    return turn.tokens / (turn.cpu or turn.seconds)
 
 
-def conditions(threads: int) -> dict[str, Any]:
-    return {
-        "command": "python " + " ".join(["benchmarks/bench_sampler.py", *sys.argv[1:]]),
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "load_average": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "srlm_fast": __version__,
+def compare(rows: Sequence[SamplerRow]) -> None:
+    """Ours over the fastest right rival; how much faster the fastest of ours is than each. A wrong
+    row has no share and takes no part.
+    """
+    for row in rows:
+        if not row.correct:
+            row.share_of_rate = row.times_least = None
+    right = [row for row in rows if row.correct and row.ms]
+    ours = [row for row in right if row.variant.startswith(harness.OURS)]
+    rivals = [row for row in right if row not in ours]
+    best = min(rivals, key=lambda row: row.ms.p50, default=None)
+    mine = min(ours, key=lambda row: row.ms.p50, default=None)
+    for row in ours:
+        if best is not None:
+            row.over_best, row.best_rival = best.ms.p50 / row.ms.p50, best.variant
+            if row.tokens_per_cpu_s and best.tokens_per_cpu_s:
+                row.over_best_cpu = row.tokens_per_cpu_s / best.tokens_per_cpu_s
+    for row in right:
+        if mine is not None:
+            row.ours_is_faster = row.ms.p50 / mine.ms.p50
+
+
+# Telling
+
+
+def run_case(case: Case, options: argparse.Namespace, top: Mapping) -> tuple[list[Row], dict]:
+    cores = options.cores[: case.threads]
+    if options.device == "cpu":
+        command.pin(cores)
+    run = Run(case, options)
+    dtypes = list(dict.fromkeys(c.kind.dtype for c in run.contenders))
+    print(f"\n{case.name}: {run.work.title}", flush=True)
+    for dtype in dtypes:
+        print(f"  {dtype}: {show_floor(run.floor(dtype), run.work)}", flush=True)
+    rows = run()
+    print(show(rows), flush=True)
+    more: dict[str, Any] = {
+        "work": run.work.title,
+        "tokens": run.work.tokens,
+        "threads": case.threads,
+        "entropy": run.entropy,
+        "entropy_wanted": ENTROPY,
+        "floor": {dtype: vars(run.floor(dtype)) for dtype in dtypes},
     }
+    more |= targets(case, rows, options)
+    for line in more["told"]:
+        print(line, flush=True)
+    return list(rows), more
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--work", choices=[*WORK, "all"], default="all")
-    parser.add_argument("--page-tokens", type=int, nargs="*", help="also compare these page sizes")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    model = load_model("tiny", "cpu", "float32")
-    result: dict[str, Any] = {"conditions": conditions(options.threads), "work": {}}
-    with tempfile.TemporaryDirectory() as folder:
-        theirs = rival(model, Path(folder))
-    for work in WORK if options.work == "all" else [options.work]:
-        result["work"][work] = bench(work, model, theirs, options)
-    result["peak_gflops"] = round(peak_flops() / 1e9, 1)
-    result["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    if options.write:
-        RESULTS.parent.mkdir(exist_ok=True)
-        write_json_atomic(RESULTS, result)
+def show_floor(least: Floor, work: Work) -> str:
+    return (
+        f"prefill {least.prefill_flops / 1e12:.3g} TFLOP, {least.prefill_bytes / 1e9:.3g} GB; "
+        f"decode {least.decode_flops / 1e12:.3g} TFLOP, {least.decode_bytes / 1e9:.4g} GB; "
+        f"floor {least.prefill_seconds:.3g} + {least.decode_seconds:.3g} s, "
+        f"{work.tokens / least.seconds:,.0f} tok/s"
+    )
 
 
-def bench(work: str, model: Model, theirs: Any, options: argparse.Namespace) -> dict[str, Any]:
-    shape, prompts = WORK[work], prompts_of(work, model.config.vocab_size)
+def show(rows: Sequence[SamplerRow]) -> str:
+    head = [
+        "variant",
+        "tok/s",
+        "low",
+        "high",
+        "per cpu s",
+        "prefill/s",
+        "roof",
+        "MiB",
+        "x ours",
+        "x best",
+    ]
+    head += ["steps", "host ms", "busy", "greedy err", "", ""]
+    return harness.table(head, [_cells(row) for row in rows])
 
-    def ours(**settings: int) -> Callable[[], int]:
-        sampler = Sampler(model, **settings)
-        return lambda: run_ours(sampler, prompts, **shape)
 
-    calls = {
-        "srlm_fast": ours(),
-        "transformers": lambda: run_transformers(theirs, prompts, **shape),
-    }
-    calls |= {f"pages of {size}": ours(page_tokens=size) for size in options.page_tokens or ()}
-    found = measure(calls, options.rounds)
-    for name in calls:
-        row = found[name]
-        span = f"({row['lowest']:.0f} .. {row['highest']:.0f})"
-        print(f"{work:>10}  {name:<13} {row['tokens_per_s']:8.0f} tokens/s  {span}")
-    ratio = found["ratio"]
-    span = f"({ratio['lowest']:.2f} .. {ratio['highest']:.2f})"
-    print(f"{work:>10}  ratio         {ratio['median']:8.2f}  {span}")
-    rate = 2 * weight_count(model) * found["srlm_fast"]["tokens_per_s"]
-    return found | {"gflops_of_decode": round(rate / 1e9, 1)}
+def _cells(row: SamplerRow) -> list[str]:
+    steps = row.counts.get("steps")
+    host = row.counts.get("host_seconds")
+    return [
+        row.variant,
+        *([f"{rate:,.0f}" for rate in row.tokens_per_s or ()] or [""] * 3),
+        _count(row.tokens_per_cpu_s),
+        _count(row.prefill_per_s),
+        harness.percent(row.share_of_rate),
+        harness.mebibytes(row.peak_bytes),
+        harness.ratio(row.ours_is_faster),
+        harness.ratio(row.over_best),
+        f"{steps:.0f}" if steps else "",
+        f"{1e3 * host / steps:.2f}" if steps and host is not None else "",
+        harness.percent(row.busy),
+        f"{row.errors['greedy']:.1e}" if row.errors else "",
+        row.verdict,
+        row.note,
+    ]
 
+
+def _count(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def targets(case: Case, rows: Sequence[SamplerRow], options: argparse.Namespace) -> dict[str, Any]:
+    """Lines that say what was aimed at and what was found, and the figures themselves."""
+    told: list[str] = []
+    found: dict[str, Any] = {"told": told}
+    mine = max(
+        (row for row in rows if row.correct and row.variant.startswith(harness.OURS) and row.ms),
+        key=lambda row: row.tokens_per_s[0],
+        default=None,
+    )
+    if mine is None:
+        return found
+    rate = options.rates[case.model, case.work, case.threads] = mine.tokens_per_s[0]
+    wanted = TARGETS.get((case.model, case.work)) if case.size == "cpu" else None
+    if mine.over_best is not None:
+        words = f"{mine.variant} over the best rival ({mine.best_rival}): {mine.over_best:.2f}"
+        if mine.over_best_cpu is not None:
+            words += f" ({mine.over_best_cpu:.2f} in processor time)"
+        told.append(words + _aimed(mine.over_best, wanted))
+        found |= {"over_best": mine.over_best, "best_rival": mine.best_rival, "wanted": wanted}
+    one = options.rates.get((case.model, case.work, 1))
+    if case.threads > 1 and one:
+        aim = SCALING_TARGET if case.threads == 2 else None
+        told.append(f"{case.threads} threads over one: {rate / one:.2f}" + _aimed(rate / one, aim))
+        found["scaling"] = rate / one
+    return found
+
+
+def _aimed(value: float, wanted: float | None) -> str:
+    if wanted is None:
+        return ""
+    return f", wanted >= {wanted:g}: {'met' if value >= wanted else 'MISSED'}"
+
+
+# The command
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), help="default: by device")
+    parser.add_argument("--work", nargs="+", choices=WORKS, help="default: by device")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1], help="a case for each (CPU)")
+
+
+def wrong(options: argparse.Namespace) -> str | None:
+    """Also settles what follows from the options together."""
+    options.cores = command.cores_from(options.core)
+    options.rates = {}
+    most = len(options.cores)
+    for count in options.threads:
+        if options.device == "cpu" and not 1 <= count <= most:
+            return f"--threads {count}, wanted 1 to {most}, the cores there are"
+    large = [name for name in options.models or () if name.startswith("llama")]
+    if options.device == "cpu" and large:
+        return f"--models {large[0]}, wanted a GPU for it, or one of nano, tiny, small"
+    return None
+
+
+def cases(options: argparse.Namespace) -> list[Case]:
+    """The telling ones first."""
+    size = "quick" if options.quick else options.device
+    if options.quick:
+        default = [("nano", work) for work in ("candidates", "judge")]
+    elif options.device == "cpu":
+        default = [(model, work) for work in ("candidates", "judge") for model in ("tiny", "small")]
+    else:
+        large = ("llama-3-8b", "llama-2-70b")
+        default = [(large[0], "chat1k"), (large[0], "candidates"), (large[0], "judge")]
+        default += [(large[1], "chat1k"), (large[0], "long-tail"), (large[0], "chat")]
+    if options.models or options.work:
+        models = options.models or list(dict.fromkeys(model for model, _ in default))
+        works = options.work or list(dict.fromkeys(work for _, work in default))
+        default = [(model, work) for model in models for work in works]
+    threads = options.threads if options.device == "cpu" else [1]
+    return [Case(model, work, count, size) for model, work in default for count in threads]
+
+
+BENCHMARK = Benchmark(
+    NAME,
+    __doc__,
+    cases,
+    run_case,
+    packages=("transformers", "llama-cpp-python", "vllm"),
+    add_options=add_options,
+    wrong=wrong,
+)
+main = partial(command.main, BENCHMARK)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -317,15 +317,16 @@ def peak_bytes(variant: Variant, device: str) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def peak_rss(call: Callable[[], Any]) -> int:
-    """Bytes by which resident memory rose at the most during the call.
+def peak_rss(call: Callable[[], Any], above: int | None = None) -> int:
+    """Bytes by which resident memory rose at the most during the call, above what lay there before
+    it or above `above`.
 
     Linux counts it anew after a 5 is written to /proc/self/clear_refs. Where that is refused, the
     highest point of the process's whole life stands in, so call this in a fresh process.
     """
     gc.collect()
     _trim()
-    before = _status("VmRSS")
+    before = resident_bytes() if above is None else above
     reset = True
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -337,6 +338,10 @@ def peak_rss(call: Callable[[], Any]) -> int:
         highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     del output
     return highest - before
+
+
+def resident_bytes() -> int:
+    return _status("VmRSS")
 
 
 def _status(name: str) -> int:
@@ -382,6 +387,15 @@ def ceilings(device: str, dtype: torch.dtype, size: int | None = None) -> dict[s
         "matmul_flops": 2 * size**3 / (1e-3 * found["matmul"].low),
         "copy_bytes_per_s": 2 * source.numel() / (1e-3 * found["copy"].low),
     }
+
+
+def read_rate(device: str) -> float:
+    """Bytes/s of a large reduction: the best seen."""
+    count = (1 << 30) if device == "cuda" else (64 << 20)
+    source = torch.ones(count, device=device)
+    calls = [Variant("sum", lambda: source.sum()), Variant("largest", lambda: source.amax())]
+    found = interleaved(calls, device, {"sum": 0.0, "largest": 0.0}, 0.2, (3, 10))
+    return 4 * count / (1e-3 * min(timing.low for timing in found.values()))
 
 
 # Errors

@@ -23,7 +23,7 @@ FIELDS = {"device", "versions", "commit", "command", "threads", "case", "variant
 @pytest.fixture
 def not_pinned(monkeypatch):
     """The benchmark's own process pins itself to a core; the tests' must not."""
-    monkeypatch.setattr(command, "pin", lambda core: None)
+    monkeypatch.setattr(command, "pin", lambda cores: None)
 
 
 def test_quick_run_writes_rows_and_a_plot(tmp_path, not_pinned, capsys):

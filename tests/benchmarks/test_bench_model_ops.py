@@ -11,7 +11,7 @@ from benchmarks.harness import read_rows
 
 
 def test_quick_run_writes_rows_and_is_right(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "pin", lambda core: None)
+    monkeypatch.setattr(command, "pin", lambda cores: None)
     assert bench.main(["--device", "cpu", "--quick", "--rounds", "2", "--out", str(tmp_path)]) == 0
     rows = read_rows(tmp_path / "bench_model_ops_cpu.jsonl")
     ours = [row for row in rows if row["variant"] == "ours"]

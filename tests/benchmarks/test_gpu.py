@@ -68,11 +68,13 @@ def pretended(monkeypatch):
 def test_one_call_does_all_and_a_failed_step_fails_it_with_the_table(pretended, tmp_path, capsys):
     assert gpu.main(["--out", str(tmp_path), "--seconds", "100"]) == 1
     names = [name for name, _, _ in pretended]
-    assert names[-3:] == ["bench_linear_logprob", "bench_dpo_loss", "bench_model_ops"]
-    assert names[-4] == "tests"
+    assert names[names.index("tests") + 1 :] == [name for name, *_ in gpu.BENCHMARKS]
     assert all(limit <= 100 for _, _, limit in pretended)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert len(rows) == 3 and (tmp_path / "bench_dpo_loss.png").read_bytes() == b"a plot"
+    assert (
+        len(rows) == len(gpu.BENCHMARKS)
+        and (tmp_path / "bench_dpo_loss.png").read_bytes() == b"a plot"
+    )
     table = (tmp_path / "table.txt").read_text()
     assert table in capsys.readouterr().out
     assert "tests" in table and "failed" in table and "wanted" in table
@@ -95,13 +97,50 @@ def test_targets_stand_beside_what_was_found():
         row(case, "Liger DPO", 90.0, computes="dpo"),
         row(case, "quack", 1.0, ms=None, reason="not installed", correct=None),
     ]
-    lines = [line for line in gpu.targets(rows).splitlines() if "llama-2" not in line][-6:]
+    lines = [line for line in gpu.targets(rows).splitlines() if "llama-2" not in line][1:]
+    lines = lines[next(i for i, line in enumerate(lines) if "frozen" in line) :]
     assert lines[0].startswith("llama-3-8b frozen") and lines[0].endswith("1.10  met")
     assert "CCE exact over ours over hidden" in lines[1] and lines[1].endswith("2.00  met")
     assert "memory" in lines[2] and lines[2].endswith("0.50  met")
     assert "Liger DPO" in lines[3] and lines[3].endswith("1.80  MISSED")
     assert "half" in lines[4] and "no figure" in lines[4]
     assert "quack" in lines[5] and "no figure: not run" in lines[5]
+
+
+def sampler_row(variant: str, p50: float, **more) -> dict:
+    return row("llama-3-8b chat1k", variant, p50, benchmark="bench_sampler", **more)
+
+
+def test_targets_of_the_sampler():
+    fast = {"share_of_rate": 0.82, "tokens_per_s": [9000, 8900, 9100], "busy": 0.96}
+    rows = [
+        sampler_row("ours bf16", 100.0, **fast),
+        sampler_row("ours bf16 deterministic", 108.0),
+        row("llama-3-8b decode 64 x 1024", "ours", 1.0, share_of_rate=0.9),
+        row("llama-3-8b decode 256 x 1024", "ours", 1.0, share_of_rate=0.8),
+    ]
+    lines = gpu.table([""] * 4, gpu.sampler_targets(rows)).splitlines()[1:]
+    ends = ["0.82  met", "9000.00  met", "0.96  MISSED", "1.08  met", "not run", "0.80  MISSED"]
+    assert len(lines) == len(ends)
+    assert all(line.endswith(end) for line, end in zip(lines, ends, strict=True)), lines
+
+
+def test_a_wrong_sampler_meets_no_target():
+    fast = {"share_of_rate": 0.82, "tokens_per_s": [9000, 8900, 9100], "busy": 0.99}
+    rows = [sampler_row("ours bf16", 100.0, correct=False, **fast)]
+    assert all("no figure" in line[3] for line in gpu.sampler_targets(rows))
+
+
+def test_the_summary_takes_the_fastest_right_one_of_ours():
+    rows = [sampler_row("ours fp32", 3.0), sampler_row("ours bf16", 2.0)]
+    rows += [sampler_row("ours f16", 1.0, correct=False), sampler_row("transformers bf16", 9.0)]
+    (line,) = gpu.summary(rows).splitlines()[1:]
+    assert line.split()[2] == "2" and line.endswith("transformers bf16")
+
+
+def test_what_there_was_no_time_for_is_no_failure(tmp_path):
+    step = gpu.run("late", ["true"], 0.0, tmp_path / "log.txt")
+    assert step.status == "left out" and not step.failed
 
 
 def test_a_wrong_result_meets_no_target():
@@ -126,7 +165,7 @@ def test_the_table_fits_a_screen_or_two(monkeypatch):
     rows += [row(f"case {i}", "ours", 2.0, **made, benchmark="c") for i in range(24)]
     text = gpu.written_out(steps, rows)
     assert len(text.splitlines()) <= 60
-    assert "9 more of c in rows.jsonl" in text
+    assert "12 more of c in rows.jsonl" in text
 
 
 def test_the_summary_says_why_ours_has_no_time():
