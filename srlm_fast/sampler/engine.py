@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.native import available, native
@@ -67,7 +66,9 @@ class Sampler:
             )
         self.model, self.page_tokens = model, page_tokens
         self.kv_bytes = default_kv_bytes(model.device) if kv_bytes is None else kv_bytes
-        one_page = page_bytes(model.config, page_tokens, cache_dtype(model.device, model.dtype))
+        one_page = page_bytes(
+            model.local_config, page_tokens, cache_dtype(model.device, model.dtype)
+        )
         # More pages than any batch of the longest samples could own would only be clutter.
         most = -(-model.config.max_position_embeddings // page_tokens) * max_sequences
         self.num_pages = min(self.kv_bytes // one_page, most)
@@ -175,7 +176,7 @@ class Sampler:
         if self._cache is None:
             model = self.model
             self._cache = PagedCache(
-                model.config, self.num_pages, self.page_tokens, model.device, model.dtype
+                model.local_config, self.num_pages, self.page_tokens, model.device, model.dtype
             )
 
     # ------------------------------------------------------------------------------------ step
@@ -250,7 +251,7 @@ class Sampler:
         if self._packed is not None:
             return self._packed.logits(hidden, rows)
         wanted = hidden[torch.from_numpy(rows).to(hidden.device)]
-        return F.linear(_whole_blocks(wanted), self.model.head)
+        return self.model.logits(_whole_blocks(wanted))
 
     # -------------------------------------------------------------------------------- requests
 

@@ -79,6 +79,7 @@ def can_pack(model: Model) -> bool:
         return False
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
     plain = all(type(m) is nn.Linear for m in linears) and len(linears) == _expected(model)
+    plain &= all(type(p) is nn.Parameter for p in model.parameters())  # no DTensor has an address
     contiguous = all(p.is_contiguous() for p in model.parameters())
     size = sum(m.weight.nbytes for m in linears) + model.head.nbytes
     return plain and contiguous and size <= MAX_PACKED_BYTES
