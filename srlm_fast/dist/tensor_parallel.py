@@ -55,11 +55,11 @@ def tensor_parallel(model: Any, mesh: DeviceMesh) -> None:
             _become(linear, RowLinear, group)
         for norm in (layer.q_norm, layer.k_norm):  # each rank has some of the heads they apply to
             if getattr(norm, "weight", None) is not None:
-                _become(norm, _shared_weight(type(norm)), group)
+                _become(norm, _shared_weight(norm.__class__), group)
         for norm in (layer.attn_norm, layer.mlp_norm):
-            _become(norm, _local_weight(type(norm)), group)
+            _become(norm, _local_weight(norm.__class__), group)
         layer.qkv.has_copies = model.parallel.has_copies
-    _become(model.norm, _local_weight(type(model.norm)), group)
+    _become(model.norm, _local_weight(model.norm.__class__), group)
 
 
 class TensorParallel:
