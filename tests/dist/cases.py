@@ -233,8 +233,10 @@ def data_answers(name: str) -> dict[str, Any]:
     }
 
 
-def two_by_two(name: str, fsdp: bool) -> dict[str, Any]:
-    """Weights over pairs of ranks, prompts over the pairs, and with FSDP weights over both."""
+def two_by_two(name: str, fsdp: bool, folder: str) -> dict[str, Any]:
+    """Weights over pairs of ranks, prompts over the pairs, and with FSDP weights over both; saved
+    as they lie.
+    """
     mesh = device_mesh(tensor=2)
     model = model_of(name)
     tensor_parallel(model, mesh["tensor"])
@@ -243,6 +245,7 @@ def two_by_two(name: str, fsdp: bool) -> dict[str, Any]:
     group = mesh["data"].get_group()
     with unsharded(model):
         found = generate(Sampler(model), *asked(model), group)
+    model.save(folder)
     return {"answers": outcome(found), "data": mesh["data"].get_local_rank()}
 
 

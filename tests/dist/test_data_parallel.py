@@ -4,6 +4,8 @@ on its neighbours.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from srlm_fast.sampler import Sampler, SamplingParams
@@ -30,11 +32,15 @@ def test_two_ranks_give_the_bits_of_one(two_ranks: Ranks):
 
 
 @pytest.mark.parametrize("fsdp", [False, True], ids=["whole", "fsdp"])
-def test_two_by_two_ranks_give_what_one_gives(four_ranks: Ranks, fsdp: bool):
-    found = four_ranks(cases.two_by_two, "qwen3", fsdp)
+def test_two_by_two_ranks_give_what_one_gives(four_ranks: Ranks, fsdp: bool, tmp_path: Path):
+    found = four_ranks(cases.two_by_two, "qwen3", fsdp, str(tmp_path / "ours"))
     assert [one["data"] for one in found] == [0, 0, 1, 1]
     assert all(one["answers"] == found[0]["answers"] for one in found)
-    assert_same_samples(found[0]["answers"], cases.answers(cases.model_of("qwen3")))
+    model = cases.model_of("qwen3")
+    assert_same_samples(found[0]["answers"], cases.answers(model))
+    model.save(tmp_path / "theirs")
+    ours, theirs = (tmp_path / name / "model.safetensors" for name in ("ours", "theirs"))
+    assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_fsdp_samples_with_whole_weights_before_and_after_training(two_ranks: Ranks):
