@@ -11,6 +11,7 @@ vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..kernels.rope import rope_angles, rope_qk
 from ..kernels.swiglu import swiglu
 from .config import ModelConfig
 from .context import Context
+from .parallel import Parallel
 from .rope import rope_frequencies
 
 
@@ -33,11 +35,16 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        return rms_norm(x, self.local_weight, self.eps)
 
     def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """The norm of x + residual, and x + residual."""
-        return rms_norm_residual(x, residual, self.weight, self.eps)
+        return rms_norm_residual(x, residual, self.local_weight, self.eps)
+
+    @property
+    def local_weight(self) -> Tensor:
+        """The plain tensor that runs; a split over ranks puts something else here."""
+        return self.weight
 
 
 class Layer(nn.Module):
@@ -88,6 +95,7 @@ class Model(nn.Module):
         self.tokenizer = tokenizer
         self.generation_config: dict[str, Any] = {}
         self.weights_version = 0
+        self.parallel: Parallel | None = None  # how the weights are split over ranks, if they are
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -110,10 +118,22 @@ class Model(nn.Module):
             hidden_TD = layer(hidden_TD, cos, sin, context)
         return self.norm(hidden_TD)
 
+    def logits(self, hidden_UD: Tensor) -> Tensor:
+        """[U, V] in the model's dtype, on every rank."""
+        if self.parallel is None:
+            return F.linear(hidden_UD, self.head)
+        return self.parallel.logits(hidden_UD, self.head)
+
     @property
     def head(self) -> Tensor:
-        """[V, D]; the embedding itself when tied."""
+        """[V, D]; the embedding itself when tied. A DTensor where the weights are split."""
         return self.embed.weight if self.lm_head is None else self.lm_head.weight
+
+    @property
+    def local_config(self) -> ModelConfig:
+        """The configuration with this rank's share of the heads, which is what attention sees."""
+        heads, kv_heads, _ = self.layers[0].heads  # type: ignore[misc]
+        return self.config.replace(num_heads=heads, num_kv_heads=kv_heads)
 
     @property
     def device(self) -> torch.device:
@@ -158,7 +178,7 @@ class Model(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write the Hugging Face layout: config, sharded safetensors with index, tokenizer, chat
-        template.
+        template. Where the weights are split, all ranks call it and the first one writes.
         """
         from .save import save_model
 
@@ -175,13 +195,19 @@ class Model(nn.Module):
 
 
 def empty_model(
-    config: ModelConfig, device: torch.device | str, dtype: torch.dtype, tokenizer: Any = None
+    config: ModelConfig,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    tokenizer: Any = None,
+    split: Callable[[Model], None] | None = None,
 ) -> Model:
     """A model whose weights are allocated, once and in their final dtype and place, but not
-    filled.
+    filled. split: what splits them over ranks, called before memory is taken.
     """
     with torch.device("meta"):
         model = Model(config, tokenizer).to(dtype)
+    if split is not None:
+        split(model)
     model.to_empty(device=device)
     model.set_rope()
     return model.eval()

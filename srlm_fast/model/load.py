@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,15 @@ def load_model(
     folder_or_name: str | Path,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    split: Callable[[Model], None] | None = None,
 ) -> Model:
     """Load a Llama, Mistral, Qwen2 or Qwen3 model.
 
     folder_or_name: a Hugging Face folder, "tiny", a preset ("llama-3-8b"), or a hub id, taken from
     the local cache and downloaded where there is a network. device: default "cuda" where there is
-    one, else "cpu". dtype: default float32 on a CPU, bfloat16 elsewhere. Raises ModelError in one
-    line.
+    one, else "cpu". dtype: default float32 on a CPU, bfloat16 elsewhere. split: what splits the
+    weights over ranks before memory is taken for them (`dist.tensor_parallel` on a mesh). Raises
+    ModelError in one line.
     """
     folder = find_folder(folder_or_name)
     config = read_config(folder)
@@ -39,7 +42,7 @@ def load_model(
     tokenizer = read_tokenizer(folder)
     check_tokenizer(tokenizer, config, folder)
     place = resolve_device(device)
-    model = empty_model(config, place, resolve_dtype(dtype, place), tokenizer)
+    model = empty_model(config, place, resolve_dtype(dtype, place), tokenizer, split)
     model.generation_config = read_generation_config(folder)
     read_weights(model, folder)
     return model

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from .config import FAMILIES
 from .decoder import Model
-from .weights import INDEX, SINGLE, places
+from .weights import INDEX, SINGLE, Place, places, stored_weights
 
 MAX_SHARD_BYTES = 5 * 10**9
 
@@ -21,14 +23,30 @@ MAX_SHARD_BYTES = 5 * 10**9
 def save_model(model: Model, folder: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
     """Write config, generation config, weights, tokenizer and chat template; `folder` appears whole
     or not at all.
+
+    Where the weights are split over ranks, all of them gather and the first one writes.
     """
+    shards = _shards(model, max_shard_bytes)
+    tensors = _gathered(model, stored_weights(model), shards)
+    if model.parallel is None or model.parallel.writes:
+        _write(model, folder, shards, tensors)
+    else:
+        for _ in tensors:
+            pass
+    if model.parallel is not None:
+        model.parallel.wait()
+
+
+def _write(
+    model: Model, folder: Path, shards: list[dict[str, Place]], tensors: Iterator[dict[str, Tensor]]
+) -> None:
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     _write_json(temporary / "config.json", _config(model))
     if model.generation_config:
         _write_json(temporary / "generation_config.json", model.generation_config)
-    _write_weights(model, temporary, max_shard_bytes)
+    _write_weights(temporary, shards, tensors)
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(temporary)
     _sync(temporary)
@@ -44,26 +62,49 @@ def _config(model: Model) -> dict[str, Any]:
     return hf | {"architectures": [FAMILIES[model.config.family]], "dtype": name}
 
 
-def _write_weights(model: Model, folder: Path, max_shard_bytes: int) -> None:
-    parameters = dict(model.named_parameters())
-    shards: list[dict[str, Tensor]] = [{}]
+def _shards(model: Model, max_shard_bytes: int) -> list[dict[str, Place]]:
+    """The places of each file's tensors, in the order of the forward pass."""
+    shards: list[dict[str, Place]] = [{}]
     filled = 0
     for name, place in places(model.config).items():
-        tensor = parameters[place.parameter].detach()[place.start : place.stop].contiguous()
-        if filled and filled + tensor.nbytes > max_shard_bytes:
+        size = math.prod(place.shape) * model.dtype.itemsize
+        if filled and filled + size > max_shard_bytes:
             shards.append({})
             filled = 0
-        shards[-1][name] = tensor
-        filled += tensor.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], folder / SINGLE, metadata={"format": "pt"})
-        return
+        shards[-1][name] = place
+        filled += size
+    return shards
+
+
+def _gathered(
+    model: Model, weights: dict[str, Tensor], shards: list[dict[str, Place]]
+) -> Iterator[dict[str, Tensor]]:
+    """The tensors of one file after the other: split weights are never all there at once."""
+    held = ""
+    for shard in shards:
+        tensors = {}
+        for name, place in shard.items():
+            if place.parameter != held:  # parts of a fused weight follow each other
+                held, whole = place.parameter, weights[place.parameter]
+                if model.parallel is not None:
+                    whole = model.parallel.whole(held, whole)
+            tensors[name] = whole[place.start : place.stop].contiguous()
+        yield tensors
+
+
+def _write_weights(
+    folder: Path, shards: list[dict[str, Place]], tensors: Iterator[dict[str, Tensor]]
+) -> None:
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    for file, shard in zip(names, shards, strict=True):
+    if len(shards) == 1:
+        names = [SINGLE]
+    total = 0
+    for file, shard in zip(names, tensors, strict=True):
         save_file(shard, folder / file, metadata={"format": "pt"})
-    total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-    weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
-    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        total += sum(tensor.nbytes for tensor in shard.values())
+    if len(shards) > 1:
+        weight_map = {n: file for file, shard in zip(names, shards, strict=True) for n in shard}
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _write_json(path: Path, value: Any) -> None:

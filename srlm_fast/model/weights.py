@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -93,7 +92,7 @@ def read_weights(model: Model, folder: Path) -> None:
     over: a file that fits only in part belongs to another model.
     """
     wanted = places(model.config)
-    parameters = dict(model.named_parameters())
+    parameters = stored_weights(model)
     missing = dict.fromkeys(wanted)
     for file, name, tensor in _tensors(folder):
         place = wanted.get(name) or wanted.get(f"model.{name}")
@@ -105,14 +104,27 @@ def read_weights(model: Model, folder: Path) -> None:
                 f"{file}: {name} has shape {list(tensor.shape)}; "
                 f"config.json asks for {list(place.shape)}"
             )
-        with torch.no_grad():
-            parameters[place.parameter][place.start : place.stop].copy_(tensor)
+        weight = parameters[place.parameter]
+        if model.parallel is None:
+            weight[place.start : place.stop].copy_(tensor)
+        else:
+            model.parallel.load(place.parameter, weight, place.start, tensor)
         missing.pop(name if name in wanted else f"model.{name}", None)
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise ModelError(
             f"{folder}: tensor {next(iter(missing))} is missing from the weights{more}"
         )
+
+
+def stored_weights(model: Model) -> dict[str, Tensor]:
+    """The parameters by name, without gradients. Raises ModelError when they are DTensors of whose
+    layout the model knows nothing.
+    """
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    if model.parallel is None and any(hasattr(w, "placements") for w in weights.values()):
+        raise ModelError("the weights are sharded; load before that, save inside dist.unsharded")
+    return weights
 
 
 def _check_leftover(model: Model, file: Path, name: str) -> None:

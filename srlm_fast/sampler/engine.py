@@ -102,7 +102,7 @@ class Sampler:
         self._steps, self._seconds, self._wait_seconds, self._device_seconds = 0, 0.0, 0.0, 0.0
 
     def _page_bytes(self) -> int:
-        config, tokens = self.model.config, self.page_tokens
+        config, tokens = self.model.local_config, self.page_tokens
         if self._on_gpu:
             return triton_page_bytes(config, tokens, self.model.dtype, self.kv_dtype)
         return page_bytes(config, tokens, cache_dtype(self.model.device, self.model.dtype))
@@ -244,11 +244,9 @@ class Sampler:
         """Take the pool's memory again; `run` does it by itself."""
         if self._cache is not None:
             return
-        model, sizes = self.model, (self.num_pages, self.page_tokens)
-        if self._on_gpu:
-            self._cache = TritonCache(model.config, *sizes, model.device, model.dtype, self.kv_dtype)
-        else:
-            self._cache = PagedCache(model.config, *sizes, model.device, model.dtype)
+        model, config = self.model, self.model.local_config
+        shape = (config, self.num_pages, self.page_tokens, model.device, model.dtype)
+        self._cache = TritonCache(*shape, self.kv_dtype) if self._on_gpu else PagedCache(*shape)
 
     # ----------------------------------------------------------------------------------- steps
 
@@ -281,7 +279,8 @@ class Sampler:
         """A new executor if the memory that the weights stand in has changed, or what it made of
         them is of another version.
         """
-        addresses = tuple(p.data_ptr() for p in self.model.parameters())
+        local = (getattr(p, "_local_tensor", p) for p in self.model.parameters())  # of DTensors
+        addresses = tuple(p.data_ptr() for p in local)
         version = 0 if self._on_gpu else self.model.weights_version  # graphs read weights in place
         if self._executor is not None and self._executor_key == (version, *addresses):
             return

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..model import Model
@@ -75,7 +74,7 @@ class Executor:
         if self.packed is not None:
             return self.packed.logits(hidden, rows)
         wanted = hidden[torch.tensor(rows, device=hidden.device)]
-        return F.linear(_whole_blocks(wanted), self.model.head)
+        return self.model.logits(_whole_blocks(wanted))
 
 
 # The arrays of a plan with an entry per sampling row.

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.attention_work import Capacity, PagedWork
@@ -143,7 +142,7 @@ class GraphExecutor:
         for part in parts(plan, LOGIT_ROWS):
             count, rows = len(part.sample_rows), len(part.logit_rows)
             wanted = staged.logit_rows[row : row + max(rows, self.fewest_rows)]
-            logits = F.linear(hidden[wanted], self.model.head)
+            logits = self.model.logits(hidden[wanted])
             flat = Staged({name: getattr(part, name) for name in SAMPLING}, self.device)
             self._sample(logits, flat, masks, drawn, logprobs[drawn : drawn + count])
             row, drawn = row + rows, drawn + count
@@ -238,7 +237,7 @@ class GraphExecutor:
 
         def step() -> None:
             hidden = self._hidden(staged, work)
-            self._sample(F.linear(hidden, self.model.head), staged, masks, 0, logprobs)
+            self._sample(self.model.logits(hidden), staged, masks, 0, logprobs)
 
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

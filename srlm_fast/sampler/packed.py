@@ -82,6 +82,7 @@ def can_pack(model: Model) -> bool:
         return False
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
     plain = all(type(m) is nn.Linear for m in linears) and len(linears) == _expected(model)
+    plain &= all(type(p) is nn.Parameter for p in model.parameters())  # no DTensor has an address
     uniform = all(p.is_contiguous() and p.dtype == model.dtype for p in model.parameters())
     size = sum({id(w): w.nbytes for w in (*(m.weight for m in linears), model.head)}.values())
     return plain and uniform and size <= max_packed_bytes()

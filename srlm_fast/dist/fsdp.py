@@ -1,0 +1,48 @@
+"""Weights sharded over data ranks (FSDP2), and whole for as long as one samples.
+
+A sampling rank takes as many steps as its own prompts need, so no step may wait for another rank:
+the weights are gathered once, before the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+
+def shard(model: Any, mesh: DeviceMesh) -> None:
+    """Shard a decoder in place over a mesh of one dimension, layer by layer, after
+    `tensor_parallel` if at all.
+    """
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+@contextmanager
+def unsharded(model: Any) -> Iterator[None]:
+    """Every rank holds the weights of its tensor rank whole, and forwards exchange nothing over
+    data ranks. All ranks enter and leave together. A model without FSDP is left as it is.
+
+    Afterwards layers are resharded after each forward and the root is not, the default of
+    `fully_shard`. Raises ValueError when only parts of the model are sharded.
+    """
+    modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    if modules and modules[0] is not model:
+        raise ValueError("model: only parts of it are sharded; wanted shard(model, mesh)")
+    for module in modules:  # the root first: it tells the others that they are not
+        module.unshard()
+    if modules:
+        model.set_reshard_after_forward(False)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.reshard()
+        if modules:
+            model.set_reshard_after_forward(True)
+            model.set_reshard_after_forward(False, recurse=False)
