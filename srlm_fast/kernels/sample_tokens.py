@@ -87,6 +87,7 @@ def sample_tokens_reference(
     banned_starts: Tensor,
     masks: Tensor | None = None,
     mask_rows: Tensor | None = None,
+    forced: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same, one sample after another in double; waits for a GPU. Shapes as `sample_tokens`."""
     tokens = torch.zeros(len(rows), dtype=torch.int32, device=logits.device)
@@ -107,7 +108,9 @@ def sample_tokens_reference(
         if raw.isnan().any() or raw.max() == torch.inf or z.max() == -torch.inf:
             logprobs[n] = torch.nan
             continue
-        if temperature[n] == 0:
+        if forced is not None and forced[n] >= 0:
+            token = forced[n].long()
+        elif temperature[n] == 0:
             token = z.argmax()
         else:
             weights = ((z - z.max()) / temperature[n]).exp()
@@ -418,9 +421,9 @@ def _draw(
 def _sample_kernel(
     logits_ptr, rows_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, penalty_ptr,
     keys_ptr, positions_ptr, history_ptr, history_starts_ptr, banned_ptr, banned_starts_ptr,
-    masks_ptr, mask_rows_ptr, candidates_ptr, flags_ptr, tokens_ptr, logprobs_ptr,
+    masks_ptr, mask_rows_ptr, forced_ptr, candidates_ptr, flags_ptr, tokens_ptr, logprobs_ptr,
     vocab, segment, stride_logits, stride_masks,
-    CAN_EDIT: tl.constexpr, HAS_MASKS: tl.constexpr,
+    CAN_EDIT: tl.constexpr, HAS_MASKS: tl.constexpr, HAS_FORCED: tl.constexpr,
     SEGMENTS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
     SEARCH: tl.constexpr, DRAW: tl.constexpr,
 ):  # fmt: skip
@@ -467,7 +470,12 @@ def _sample_kernel(
         top = tl.max(tops)
         masses = tl.sum(sums * tl.exp2((tops - top) * scale), axis=1)
         total = tl.sum(masses)
-        if (raw_sum < float("inf")) & (total > 0) & (total < float("inf")):  # NaN is none of them
+        forced = tl.load(forced_ptr + n) if HAS_FORCED else -1
+        if (forced >= 0) & (raw_sum < float("inf")):
+            tl.store(tokens_ptr + n, forced)
+            raw = tl.load(logits_ptr + forced).to(tl.float32)
+            tl.store(logprobs_ptr + n, raw - raw_top - tl.log(raw_sum))
+        elif (raw_sum < float("inf")) & (total > 0) & (total < float("inf")):  # NaN is none of them
             floor = tl.load(min_p_ptr + n)
             cut, quotas = -float("inf"), tl.zeros([SEGMENTS], tl.int32)
             if greedy:
@@ -605,6 +613,7 @@ def sample_tokens(
     banned_starts: Tensor,
     masks: Tensor | None = None,
     mask_rows: Tensor | None = None,
+    forced: Tensor | None = None,
     *,
     tokens: Tensor | None = None,
     logprobs: Tensor | None = None,
@@ -619,6 +628,7 @@ def sample_tokens(
     starts[n] up to starts[n + 1], in any order, repeats count once. masks [M, ceil(V / 32)] int32:
     bit i % 32 of word i // 32 is set where token i is allowed; mask_rows [N] int32: a sample's
     mask, or -1.
+    forced [N] int32: the token whose log-probability is wanted instead of a draw, or -1.
 
     tokens, logprobs: written to and returned. With them and a workspace of N samples or more
     nothing is allocated on a GPU; nothing is waited for and all bounds are read from memory, so a
@@ -629,7 +639,7 @@ def sample_tokens(
     """
     _check(
         logits, rows, temperature, top_k, top_p, min_p, repetition_penalty, noise_keys, positions,
-        history, history_starts, banned, banned_starts, masks, mask_rows,
+        history, history_starts, banned, banned_starts, masks, mask_rows, forced,
         tokens, logprobs, workspace,
     )  # fmt: skip
     num_samples, vocab = len(rows), logits.shape[1]
@@ -644,7 +654,7 @@ def sample_tokens(
     if num_samples == 0:
         return tokens, logprobs
     if not jit.runs_triton(logits):
-        found = sample_tokens_reference(logits, *inputs, masks, mask_rows)
+        found = sample_tokens_reference(logits, *inputs, masks, mask_rows, forced)
         return tokens.copy_(found[0]), logprobs.copy_(found[1])
 
     workspace = workspace or SamplingWorkspace.empty(num_samples, vocab, logits.device)
@@ -654,9 +664,11 @@ def sample_tokens(
     _sample_kernel[(num_samples,)](
         logits, *(x.contiguous() for x in inputs),
         masks.contiguous() if has_masks else rows, mask_rows.contiguous() if has_masks else rows,
+        rows if forced is None else forced.contiguous(),
         workspace.candidates, workspace.flags, tokens, logprobs,
         vocab, _segment(vocab), logits.stride(0), masks.shape[1] if has_masks else 0,
         CAN_EDIT=has_masks or history.numel() + banned.numel() > 0, HAS_MASKS=has_masks,
+        HAS_FORCED=forced is not None,
         SEGMENTS=SEGMENTS, ROWS=_STEP // lanes, LANES=lanes, SEARCH=_SEARCH_STEP, DRAW=_DRAW_STEP,
         num_warps=_NUM_WARPS,
     )  # fmt: skip
@@ -665,7 +677,7 @@ def sample_tokens(
 
 def _check(
     logits, rows, temperature, top_k, top_p, min_p, repetition_penalty, noise_keys, positions,
-    history, history_starts, banned, banned_starts, masks, mask_rows, tokens, logprobs, workspace,
+    history, history_starts, banned, banned_starts, masks, mask_rows, forced, tokens, logprobs, workspace,
 ) -> None:  # fmt: skip
     ints, int32, fp32 = (torch.int32, torch.int64), (torch.int32,), (torch.float32,)
     check_tensor("logits", logits, ("U", "V"), DTYPES)
@@ -686,6 +698,8 @@ def _check(
     if masks is not None:
         check_tensor("masks", masks, ("M", -(-vocab // 32)), int32, device)
         check_tensor("mask_rows", mask_rows, (size,), int32, device)
+    if forced is not None:
+        check_tensor("forced", forced, (size,), int32, device)
     if tokens is not None:
         check_tensor("tokens", tokens, (size,), int32, device)
     if logprobs is not None:

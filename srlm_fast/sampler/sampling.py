@@ -25,9 +25,7 @@ from ..kernels.native import available, native
 from .noise import noise_uniform
 
 
-def sample(
-    logits: Tensor, plan: Any, masks: Tensor | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def sample(logits: Tensor, plan: Any, masks: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
     """logits [U, V], plan: the scheduler's plan of this step -> token_ids [N] int32, logprobs [N]
     fp32 in nats.
 

@@ -42,7 +42,9 @@ class Staged:
         packed = host.numpy()
         for name, array in arrays.items():
             start = self._places[name]
-            packed[start : start + array.nbytes] = np.ascontiguousarray(array).view(np.uint8).ravel()
+            packed[start : start + array.nbytes] = (
+                np.ascontiguousarray(array).view(np.uint8).ravel()
+            )
         self._buffer.copy_(host, non_blocking=True)
 
 

@@ -424,3 +424,22 @@ def test_a_dtensor_is_refused_by_name():
         for name, tensor in GOOD.items():
             with pytest.raises(ValueError, match=f"{name}: a DTensor"):
                 sample_tokens(**GOOD | {name: wrapped(tensor)})
+
+
+def test_a_forced_token_is_scored_and_not_drawn(kernel_device):
+    logits = torch.randn(2, 1000, generator=torch.Generator().manual_seed(8)).mul(3)
+    samples = [{"row": 0}, {"row": 1, "temperature": 0.0}, {"row": 0, "top_p": 0.5}]
+    arguments = inputs(logits, samples, kernel_device)
+    free = sample_tokens(*arguments)
+    forced = torch.tensor([-1, 999, 7], dtype=INT32, device=kernel_device)
+    tokens, logprobs = sample_tokens(*arguments, forced)
+    assert tokens.tolist() == [free[0][0].item(), 999, 7]
+    assert logprobs[0] == free[1][0]
+    truth = logits.double().log_softmax(-1)[[1, 0], [999, 7]]
+    assert_close(logprobs[1:].cpu().double(), truth, atol=2e-6, rtol=1e-6)
+    found = sample_tokens_reference(
+        *(x.cpu() if x is not None else x for x in arguments), forced.cpu()
+    )
+    assert found[0].tolist() == tokens.tolist()
+    scored = torch.tensor([free[0][0].item(), -1, -1], dtype=INT32, device=kernel_device)
+    assert sample_tokens(*arguments, scored)[1][0] == free[1][0]  # the bits of drawing it

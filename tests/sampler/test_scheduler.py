@@ -176,7 +176,11 @@ def test_cpp_equals_python_on_random_traffic(
                 scheduler.accept(tokens, values(tokens))
         check_pool(twin)
         for name in (
-            "num_free_pages", "num_cached_pages", "num_running", "num_waiting", "num_in_flight"
+            "num_free_pages",
+            "num_cached_pages",
+            "num_running",
+            "num_waiting",
+            "num_in_flight",
         ):
             assert getattr(cpp, name) == getattr(twin, name), name
         finished = cpp.take_finished()
@@ -241,8 +245,9 @@ def check_results(request, theirs, ours):
         assert np.array_equal(ids, other[0]) and np.array_equal(logprobs, other[1])
         assert (reason, cut) == other[2:]
         if request["kind"] == SCORE:
-            assert ids.tolist() == ([*request["prompt"], 1])[-len(ids) :] or ids.tolist() == (
-                request["prompt"][-len(ids) :]
+            assert (
+                ids.tolist() == ([*request["prompt"], 1])[-len(ids) :]
+                or ids.tolist() == (request["prompt"][-len(ids) :])
             )
             assert np.array_equal(logprobs, values(ids))
             continue
