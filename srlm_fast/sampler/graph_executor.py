@@ -214,11 +214,10 @@ class GraphExecutor:
 
     def _bucket(self, plan: Any, masks: Tensor | None) -> tuple[int, ...]:
         """Sizes: sequences, pages of a sequence, splits, history, banned; and where masks lie."""
-        split = self.work.config.split
-        splits = int((-(-plan.context_lengths // split)).sum())
+        count, split = len(plan.sample_rows), self.work.config.split
+        sequences = next(size for size in BUCKETS if size >= max(count, self.fewest_rows))
+        splits = int((-(-plan.context_lengths // split)).sum()) + sequences - count
         sizes = (plan.block_table.shape[1], splits, len(plan.history), len(plan.banned))
-        least = max(len(plan.sample_rows), self.fewest_rows)
-        sequences = next(size for size in BUCKETS if size >= least)
         place = 0 if masks is None else masks.data_ptr()
         return (sequences, *(1 << (size - 1).bit_length() if size else 0 for size in sizes), place)
 
