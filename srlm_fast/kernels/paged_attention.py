@@ -35,7 +35,7 @@ from . import jit
 from .attention_work import PagedWork
 from .contracts import check_number, check_tensor
 from .jit import tl, triton
-from .kv_pages import Scale, check_pages, check_scale, number
+from .kv_pages import Scale, check_pages, check_scale, number, places
 
 # Bytes of a key for which the tiles of the configurations are meant.
 KEY_BYTES = 256
@@ -156,8 +156,8 @@ def _merge(maximum, weight, total, maximum_2, weight_2, total_2):
 
 
 @triton.jit
-def _finish(weight, total, v_scale):
-    return total / weight * number(v_scale)
+def _finish(weight, total, v_scale, V_PLACE: tl.constexpr):
+    return total / weight * number(v_scale, V_PLACE)
 
 
 @triton.jit
@@ -168,6 +168,7 @@ def _decode_kernel(
     num_kv_heads, window, table_width, q_row, q_head,
     K: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr, SPLIT: tl.constexpr,
     M: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr, WINDOWED: tl.constexpr,
+    K_PLACE: tl.constexpr, V_PLACE: tl.constexpr,
 ):  # fmt: skip
     """Items (sequence, split, head), as many as fit the grid at a time."""
     member, cols = tl.arange(0, M)[:, None], tl.arange(0, WIDTH)[None, :]
@@ -192,13 +193,13 @@ def _decode_kernel(
             maximum, weight, total = _attend(
                 maximum, weight, total, q,
                 keys_ptr, values_ptr, table_ptr + sequence.to(tl.int64) * table_width, head,
-                begin, end, length, position, scale * number(k_scale),
+                begin, end, length, position, scale * number(k_scale, K_PLACE),
                 num_kv_heads, window,
                 K, P, TILE, WIDTH, WINDOWED, True,
             )  # fmt: skip
             out_at = (row * num_heads + heads) * K + cols
             if first // SPLIT == (length - 1) // SPLIT:
-                out = _finish(weight, total, v_scale).to(out_ptr.dtype.element_ty)
+                out = _finish(weight, total, v_scale, V_PLACE).to(out_ptr.dtype.element_ty)
                 tl.store(out_ptr + out_at, out, mask=inside)
             else:
                 first_slot = tl.load(first_slots_ptr + sequence).to(tl.int64)
@@ -222,7 +223,7 @@ def _decode_kernel(
                             tl.load(at + WIDTH + 1, mask=member < GROUP, cache_modifier=".cg"),
                             tl.load(at + cols, mask=member < GROUP, cache_modifier=".cg"),
                         )  # fmt: skip
-                    out = _finish(weight, total, v_scale).to(out_ptr.dtype.element_ty)
+                    out = _finish(weight, total, v_scale, V_PLACE).to(out_ptr.dtype.element_ty)
                     tl.store(out_ptr + out_at, out, mask=inside)
         elif length == 0:
             zeros = tl.zeros((M, WIDTH), out_ptr.dtype.element_ty)
@@ -237,6 +238,7 @@ def _extend_kernel(
     num_kv_heads, window, table_width, q_row, q_head,
     K: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr, SPLIT: tl.constexpr,
     M: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr, WINDOWED: tl.constexpr,
+    K_PLACE: tl.constexpr, V_PLACE: tl.constexpr,
 ):  # fmt: skip
     """M / GROUP neighbouring rows of a sequence. SPLIT is 0 where splits do not matter."""
     tile, head = tl.program_id(0) // num_kv_heads, tl.program_id(0) % num_kv_heads
@@ -244,7 +246,7 @@ def _extend_kernel(
     length = tl.load(lengths_ptr + sequence)
     row_end = tl.load(row_starts_ptr + sequence + 1)
     table_ptr += sequence.to(tl.int64) * table_width
-    scale *= number(k_scale)
+    scale *= number(k_scale, K_PLACE)
 
     member, cols = tl.arange(0, M)[:, None], tl.arange(0, WIDTH)[None, :]
     row, heads = first_row + member // GROUP, head * GROUP + member % GROUP
@@ -284,24 +286,22 @@ def _extend_kernel(
                 K, P, TILE, WIDTH, WINDOWED, True,
             )  # fmt: skip
             maximum, weight, total = _merge(maximum, weight, total, maximum_2, weight_2, total_2)
-    out = _finish(weight, total, v_scale).to(out_ptr.dtype.element_ty)
+    out = _finish(weight, total, v_scale, V_PLACE).to(out_ptr.dtype.element_ty)
     at = (row.to(tl.int64) * num_kv_heads * GROUP + heads) * K + cols
     tl.store(out_ptr + at, out, mask=inside)
 
 
-def _tile(tokens: int, like: Tensor) -> int:
+def _tile(tokens: int, key_bytes: int) -> int:
     """Keys that are read at a time: fewer where they are wide."""
-    key_bytes = max(triton.next_power_of_2(like.shape[2]), 16) * like.element_size()
     return min(max(tokens * KEY_BYTES // key_bytes, 16), tokens)
 
 
 def _launch(q, keys, values, work, scale, window, out, k_scale, v_scale):
     q = q if q.stride(2) == 1 else q.contiguous()
-    width = max(triton.next_power_of_2(q.shape[2]), 16)
     scales = scale * math.log2(math.e), k_scale, v_scale
     sizes = work.num_kv_heads, window or 0, work.table.shape[1], *q.stride()[:2]
-    shape = {"K": q.shape[2], "P": keys.shape[2], "GROUP": work.group, "WIDTH": width}
-    shape |= {"WINDOWED": window is not None}
+    shape = {"K": q.shape[2], "P": keys.shape[2], "GROUP": work.group, "WIDTH": work.width}
+    shape |= {"WINDOWED": window is not None} | places(k_scale, v_scale)
     if work.num_items:
         _launch_decode(q, keys, values, work, out, scales, sizes, shape)
     if work.num_tiles:
@@ -313,7 +313,7 @@ def _launch(q, keys, values, work, scale, window, out, k_scale, v_scale):
 
 def _launch_decode(q, keys, values, work, out, scales, sizes, shape):
     _decode_kernel[(work.programs(),)](
-        q, keys, values, out, *work.parts(shape["WIDTH"]),
+        q, keys, values, out, *work.parts(),
         work.item_count, work.items, work.row_starts, work.lengths, work.first_slots, work.table,
         *scales, *sizes,
         **shape, SPLIT=work.config.split, M=work.decode_rows,
@@ -325,14 +325,17 @@ def _decode_options(work, q):
     """What a row's bits depend on."""
     config = work.config
     num_warps = config.num_warps * (2 if q.element_size() == 4 else 1)
-    tile = _tile(config.tile, q)
+    tile = _tile(config.tile, work.width * q.element_size())
     return {"TILE": tile, "num_warps": num_warps, "num_stages": config.num_stages}
 
 
 def _launch_extend(q, keys, values, work, out, scales, sizes, shape):
     split, options = work.config.split, _decode_options(work, q)
     if not work.deterministic:
-        split, options = 0, {"TILE": _tile(64, q), "num_warps": 8, "num_stages": 3}
+        split, options = (
+            0,
+            {"TILE": _tile(64, work.width * q.element_size()), "num_warps": 8, "num_stages": 3},
+        )
     _extend_kernel[(work.num_tiles * work.num_kv_heads,)](
         q, keys, values, out,
         work.tiles, work.row_starts, work.lengths, work.table,
