@@ -101,11 +101,14 @@ class PagedWork:
         if self.capacity is not None and len(items) > self.capacity.splits:
             raise ValueError(f"a step of {len(items)} splits, wanted at most {self.capacity}")
         self.num_rows, self.num_items, self.num_tiles = int(starts[-1]), len(items), len(tiles)
+        self.longest = int(lengths.max(initial=0))
+        self.longest_rows = int(np.diff(starts).max(initial=0))
         room = self.capacity.splits if self.capacity else len(items)
         arrays = {
             "item_count": np.array([len(items)]),
             "row_starts": starts,
             "lengths": lengths,
+            "key_starts": np.concatenate(([0], np.cumsum(lengths))),  # for flash-attn
             "first_slots": first_slots,
             "items": np.concatenate((items, np.zeros((room - len(items), 2), np.int32))),
             "tiles": tiles,

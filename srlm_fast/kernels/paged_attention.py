@@ -26,7 +26,9 @@ is added to something is an explicit fma, so that no compiler rounds it differen
 
 from __future__ import annotations
 
+import importlib
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -37,6 +39,7 @@ from .contracts import check_number, check_tensor
 from .jit import tl, triton
 from .kv_pages import Scale, check_pages, check_scale, number, places
 
+FLASH_PAGE = 256  # tokens; flash-attn 2 takes multiples of it only
 # Bytes of a key for which the tiles of the configurations are meant.
 KEY_BYTES = 256
 
@@ -344,6 +347,32 @@ def _launch_extend(q, keys, values, work, out, scales, sizes, shape):
     )  # fmt: skip
 
 
+@cache
+def flash_attn():
+    """flash-attn 2, or None where it cannot be imported: an install may lack its CUDA part."""
+    try:
+        return importlib.import_module("flash_attn")
+    except Exception:
+        return None
+
+
+def _flash(q, keys, values, work, scale, window, out):
+    """flash-attn 2, which has pages as [B, P, G, K]."""
+    rows, pages = q[: work.num_rows], (keys.transpose(1, 2), values.transpose(1, 2))
+    options = {"softmax_scale": scale, "causal": True, "block_table": work.table}
+    options["window_size"] = (-1, -1) if window is None else (window - 1, 0)
+    if work.longest_rows == 1 and len(rows) == len(work.lengths):
+        found = flash_attn().flash_attn_with_kvcache(
+            rows[:, None], *pages, cache_seqlens=work.lengths, **options
+        )[:, 0]
+    else:
+        starts, longest = (work.row_starts, work.key_starts), (work.longest_rows, work.longest)
+        found = flash_attn().flash_attn_varlen_func(rows, *pages, *starts, *longest, **options)
+    out[: work.num_rows] = found
+    out[work.num_rows :].zero_()
+    return out
+
+
 @jit.on_its_device
 def paged_attention(
     q: Tensor,
@@ -355,12 +384,15 @@ def paged_attention(
     out: Tensor | None = None,
     k_scale: Scale = 1.0,
     v_scale: Scale = 1.0,
+    backend: str = "triton",
 ) -> Tensor:
     """q [T, H, K], keys and values [B, G, P, K] with this step's own tokens -> [T, H, K].
 
     work: what was planned for this step. window: keys that a row sees, itself included. Rows of q
     beyond the planned ones, and rows of sequences without context, become 0. k_scale, v_scale: of
-    fp8 pages. Rows and heads of q may be strided as they like. No gradient.
+    fp8 pages. Rows and heads of q may be strided as they like. No gradient. backend: "flash" for
+    flash-attn 2 where it is installed, for pages of a multiple of 256 tokens in 16 bits; its bits
+    depend on the batch.
 
     Raises ValueError naming the argument: a shape or a device that does not fit, a dtype, a
     DTensor, pages that are not contiguous, a scale that is not above 0.
@@ -369,6 +401,9 @@ def paged_attention(
     for name, value in (("k_scale", k_scale), ("v_scale", v_scale)):
         check_scale(name, value, keys)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
+    if backend != "triton":
+        _check_flash(backend, keys, work)
+        return _flash(q, keys, values, work, scale, window, out)
     if jit.runs_triton(q) and q.dtype != torch.float64:
         return _launch(q, keys, values, work, scale, window, out, k_scale, v_scale)
     arrays = (work.row_starts, work.lengths, work.table)
@@ -391,3 +426,15 @@ def _check(q, keys, values, work, scale, window, out):
         check_tensor("out", out, q.shape, (q.dtype,), q.device)
         if not out.is_contiguous():
             raise ValueError(f"out: strides {out.stride()}, wanted a contiguous tensor")
+
+
+def _check_flash(backend, keys, work):
+    if backend != "flash":
+        raise ValueError(f"backend: {backend!r}, wanted 'triton' or 'flash'")
+    if flash_attn() is None:
+        raise ValueError("backend: 'flash', wanted 'triton': flash-attn cannot be imported")
+    if keys.shape[2] % FLASH_PAGE or keys.dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"keys: pages of {keys.shape[2]} tokens of {keys.dtype}, wanted of a multiple of "
+            f"{FLASH_PAGE} tokens in 16 bits for flash-attn"
+        )

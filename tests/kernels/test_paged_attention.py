@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -54,10 +55,11 @@ class Step:
         work.plan(self.starts, self.lengths, self.table)
         return work
 
-    def run(self, window=None, scale=None, k_scale=1.0, v_scale=1.0, **options):
+    def run(self, window=None, scale=None, **options):
+        names = "k_scale", "v_scale", "backend"
+        given = {name: options.pop(name) for name in names if name in options}
         work, scale = self.planned(**options), scale or self.heads[2] ** -0.5
-        tensors = self.q, self.keys, self.values
-        return paged_attention(*tensors, work, scale, window, k_scale=k_scale, v_scale=v_scale)
+        return paged_attention(self.q, self.keys, self.values, work, scale, window, **given)
 
     def reference(self, window=None, scale=None, dtype=None, **scales):
         arrays = (torch.tensor(a) for a in (self.starts, self.lengths, self.table))
@@ -80,6 +82,7 @@ class Step:
         )
 
 
+# Sequences of `lengths`, of which `rows` are in the step.
 def make(
     lengths,
     rows=None,
@@ -404,3 +407,55 @@ def test_fp8(kernel_device, dtype, as_tensors):
     for deterministic in (False, True):
         eight = replace(step, keys=pages[2], values=pages[3])
         assert_three_ways(eight, deterministic=deterministic, **scales)
+
+
+# flash-attn
+
+
+def paged_sdpa(q, keys, values, starts, lengths, options):
+    """The specification under flash-attn's arguments; pages are [B, P, G, K]."""
+    assert options.pop("causal") and keys.stride(3) == 1
+    window = options.pop("window_size")
+    table, scale = options.pop("block_table"), options.pop("softmax_scale")
+    assert not options and (window == (-1, -1) or window[1] == 0)
+    pages = (x.transpose(1, 2) for x in (keys, values))
+    window = None if window[0] < 0 else window[0] + 1
+    return paged_attention_reference(q, *pages, starts, lengths, table, scale, window)
+
+
+def fake_varlen(q, k, v, starts, key_starts, longest_rows, longest, **options):
+    assert longest_rows == starts.diff().max() and longest == key_starts.diff().max()
+    return paged_sdpa(q, k, v, starts, key_starts.diff(), options)
+
+
+def fake_kvcache(q, k, v, cache_seqlens, **options):
+    starts = torch.arange(len(q) + 1)
+    return paged_sdpa(q[:, 0], k, v, starts, cache_seqlens, options)[:, None]
+
+
+@pytest.mark.parametrize("rows", [[1, 1], [1, 5]], ids=["decode", "extend"])
+def test_flash_attn_is_called_right(monkeypatch, rows):
+    step = make([300, 40], rows, page=256, dtype=torch.bfloat16)
+    step = replace(step, q=torch.cat((step.q, step.q[:2])))
+    monkeypatch.setattr(module, "flash_attn", lambda: None)
+    with pytest.raises(ValueError, match="^backend: 'flash', wanted"):
+        step.run(backend="flash")
+    fake = SimpleNamespace(flash_attn_varlen_func=fake_varlen, flash_attn_with_kvcache=fake_kvcache)
+    monkeypatch.setattr(module, "flash_attn", lambda: fake)
+    for window in (None, 100):
+        found = step.run(window, backend="flash")
+        assert torch.equal(found, step.reference(window))
+    with pytest.raises(ValueError, match="^backend: 'x'"):
+        step.run(backend="x")
+    with pytest.raises(ValueError, match="^keys: pages of 64 tokens"):
+        make([5], dtype=torch.bfloat16).run(backend="flash")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [[1, 1], [1, 5]], ids=["decode", "extend"])
+def test_flash_attn(rows):
+    if module.flash_attn() is None:
+        pytest.skip("flash-attn cannot be imported")
+    step = make([300, 40], rows, (8, 2, 64), 256, torch.bfloat16, "cuda")
+    for window in (None, 100):
+        assert_three_ways(step, window, backend="flash")
