@@ -75,6 +75,7 @@ class PagedWork:
         if num_heads % num_kv_heads:
             raise ValueError(f"num_heads: {num_heads}, wanted a multiple of {num_kv_heads}")
         self.group = num_heads // num_kv_heads
+        self.width = max(16, 1 << (head_dim - 1).bit_length())  # as tiles have it
         # Rows of the matmuls: what one tensor-core instruction takes, or 128 where many rows of
         # one sequence meet the same keys. Without tensor cores, in fp32, those would not fit the
         # registers.
@@ -100,11 +101,14 @@ class PagedWork:
         if self.capacity is not None and len(items) > self.capacity.splits:
             raise ValueError(f"a step of {len(items)} splits, wanted at most {self.capacity}")
         self.num_rows, self.num_items, self.num_tiles = int(starts[-1]), len(items), len(tiles)
+        self.longest = int(lengths.max(initial=0))
+        self.longest_rows = int(np.diff(starts).max(initial=0))
         room = self.capacity.splits if self.capacity else len(items)
         arrays = {
             "item_count": np.array([len(items)]),
             "row_starts": starts,
             "lengths": lengths,
+            "key_starts": np.concatenate(([0], np.cumsum(lengths))),  # for flash-attn
             "first_slots": first_slots,
             "items": np.concatenate((items, np.zeros((room - len(items), 2), np.int32))),
             "tiles": tiles,
@@ -112,15 +116,15 @@ class PagedWork:
         }
         self._upload({name: array.astype(np.int32) for name, array in arrays.items()})
 
-    def parts(self, width: int) -> tuple[Tensor, Tensor]:
+    def parts(self) -> tuple[Tensor, Tensor]:
         """Where splits leave their states, [slots, H, width + 2], and are counted, [slots, G]."""
         if self._parts is None:
             slots = self.capacity.splits if self.capacity else self.num_slots
-            states = torch.empty(
-                (slots, self.num_heads, width + 2), dtype=torch.float32, device=self.device
+            states = slots, self.num_heads, self.width + 2
+            self._parts = (
+                torch.empty(states, dtype=torch.float32, device=self.device),
+                torch.zeros(slots, self.num_kv_heads, dtype=torch.int32, device=self.device),
             )
-            counts = torch.zeros(slots, self.num_kv_heads, dtype=torch.int32, device=self.device)
-            self._parts = states, counts
         return self._parts
 
     def programs(self) -> int:
@@ -198,6 +202,7 @@ class PagedWork:
         if self._buffer is None or self.capacity is None:
             self._buffer = torch.empty(len(packed), dtype=torch.int32, device=self.device)
             self._parts = None
+            self.parts()
         host = torch.from_numpy(packed)
         if self.device.type == "cuda":
             host = host.pin_memory()

@@ -41,21 +41,21 @@ def write_kv_reference(
 
 
 @triton.jit
-def number(scale):
+def number(scale, IS_PLACE: tl.constexpr):
     """A scale given as a number, or as a place to read it from."""
-    scale = tl.core.to_tensor(scale)  # the interpreter hands over a float as it is
-    if scale.dtype.is_ptr():
-        return tl.load(scale).to(tl.float32)
+    if IS_PLACE:
+        return tl.load(scale)
     else:
         return scale
 
 
 @triton.jit
-def to_pages(new, pages_ptr, scale):
-    """Rounded as the pages want it; FP8_LIMIT is 448."""
+def to_pages(new, pages_ptr, scale, IS_PLACE: tl.constexpr):
+    """Rounded as the pages want it; 448 is FP8_LIMIT."""
     dtype = pages_ptr.dtype.element_ty
     if dtype.is_fp8():
-        new = tl.minimum(tl.maximum(new.to(tl.float32) / number(scale), -448.0), 448.0)
+        new = new.to(tl.float32) / number(scale, IS_PLACE)
+        new = tl.minimum(tl.maximum(new, -448.0), 448.0)
     return new.to(dtype)
 
 
@@ -65,6 +65,7 @@ def _write_kernel(
     k_scale, v_scale,
     num_heads, k_row, k_head, v_row, v_head,
     K: tl.constexpr, P: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr,
+    K_PLACE: tl.constexpr, V_PLACE: tl.constexpr,
 ):  # fmt: skip
     """One token, all its heads."""
     token = tl.program_id(0).to(tl.int64)
@@ -75,8 +76,12 @@ def _write_kernel(
         at = ((slot // P * num_heads + heads) * P + slot % P) * K + cols
         k = tl.load(k_ptr + token * k_row + heads * k_head + cols, mask=mask, other=0.0)
         v = tl.load(v_ptr + token * v_row + heads * v_head + cols, mask=mask, other=0.0)
-        tl.store(keys_ptr + at, to_pages(k, keys_ptr, k_scale), mask=mask)
-        tl.store(values_ptr + at, to_pages(v, values_ptr, v_scale), mask=mask)
+        tl.store(keys_ptr + at, to_pages(k, keys_ptr, k_scale, K_PLACE), mask=mask)
+        tl.store(values_ptr + at, to_pages(v, values_ptr, v_scale, V_PLACE), mask=mask)
+
+
+def places(k_scale: Scale, v_scale: Scale) -> dict[str, bool]:
+    return {"K_PLACE": isinstance(k_scale, Tensor), "V_PLACE": isinstance(v_scale, Tensor)}
 
 
 def _launch(k, v, slots, keys, values, k_scale, v_scale):
@@ -88,7 +93,7 @@ def _launch(k, v, slots, keys, values, k_scale, v_scale):
             k, v, slots.contiguous(), keys, values,
             k_scale, v_scale,
             num_heads, *k.stride()[:2], *v.stride()[:2],
-            K=width, P=keys.shape[2], HEADS=heads, WIDTH=cols,
+            K=width, P=keys.shape[2], HEADS=heads, WIDTH=cols, **places(k_scale, v_scale),
             num_warps=min(max(heads * cols // 256, 1), 8),
         )  # fmt: skip
 

@@ -26,7 +26,9 @@ is added to something is an explicit fma, so that no compiler rounds it differen
 
 from __future__ import annotations
 
+import importlib
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -35,8 +37,9 @@ from . import jit
 from .attention_work import PagedWork
 from .contracts import check_number, check_tensor
 from .jit import tl, triton
-from .kv_pages import Scale, check_pages, check_scale, number
+from .kv_pages import Scale, check_pages, check_scale, number, places
 
+FLASH_PAGE = 256  # tokens; flash-attn 2 takes multiples of it only
 # Bytes of a key for which the tiles of the configurations are meant.
 KEY_BYTES = 256
 
@@ -156,8 +159,8 @@ def _merge(maximum, weight, total, maximum_2, weight_2, total_2):
 
 
 @triton.jit
-def _finish(weight, total, v_scale):
-    return total / weight * number(v_scale)
+def _finish(weight, total, v_scale, V_PLACE: tl.constexpr):
+    return total / weight * number(v_scale, V_PLACE)
 
 
 @triton.jit
@@ -168,6 +171,7 @@ def _decode_kernel(
     num_kv_heads, window, table_width, q_row, q_head,
     K: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr, SPLIT: tl.constexpr,
     M: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr, WINDOWED: tl.constexpr,
+    K_PLACE: tl.constexpr, V_PLACE: tl.constexpr,
 ):  # fmt: skip
     """Items (sequence, split, head), as many as fit the grid at a time."""
     member, cols = tl.arange(0, M)[:, None], tl.arange(0, WIDTH)[None, :]
@@ -192,13 +196,13 @@ def _decode_kernel(
             maximum, weight, total = _attend(
                 maximum, weight, total, q,
                 keys_ptr, values_ptr, table_ptr + sequence.to(tl.int64) * table_width, head,
-                begin, end, length, position, scale * number(k_scale),
+                begin, end, length, position, scale * number(k_scale, K_PLACE),
                 num_kv_heads, window,
                 K, P, TILE, WIDTH, WINDOWED, True,
             )  # fmt: skip
             out_at = (row * num_heads + heads) * K + cols
             if first // SPLIT == (length - 1) // SPLIT:
-                out = _finish(weight, total, v_scale).to(out_ptr.dtype.element_ty)
+                out = _finish(weight, total, v_scale, V_PLACE).to(out_ptr.dtype.element_ty)
                 tl.store(out_ptr + out_at, out, mask=inside)
             else:
                 first_slot = tl.load(first_slots_ptr + sequence).to(tl.int64)
@@ -222,7 +226,7 @@ def _decode_kernel(
                             tl.load(at + WIDTH + 1, mask=member < GROUP, cache_modifier=".cg"),
                             tl.load(at + cols, mask=member < GROUP, cache_modifier=".cg"),
                         )  # fmt: skip
-                    out = _finish(weight, total, v_scale).to(out_ptr.dtype.element_ty)
+                    out = _finish(weight, total, v_scale, V_PLACE).to(out_ptr.dtype.element_ty)
                     tl.store(out_ptr + out_at, out, mask=inside)
         elif length == 0:
             zeros = tl.zeros((M, WIDTH), out_ptr.dtype.element_ty)
@@ -237,6 +241,7 @@ def _extend_kernel(
     num_kv_heads, window, table_width, q_row, q_head,
     K: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr, SPLIT: tl.constexpr,
     M: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr, WINDOWED: tl.constexpr,
+    K_PLACE: tl.constexpr, V_PLACE: tl.constexpr,
 ):  # fmt: skip
     """M / GROUP neighbouring rows of a sequence. SPLIT is 0 where splits do not matter."""
     tile, head = tl.program_id(0) // num_kv_heads, tl.program_id(0) % num_kv_heads
@@ -244,7 +249,7 @@ def _extend_kernel(
     length = tl.load(lengths_ptr + sequence)
     row_end = tl.load(row_starts_ptr + sequence + 1)
     table_ptr += sequence.to(tl.int64) * table_width
-    scale *= number(k_scale)
+    scale *= number(k_scale, K_PLACE)
 
     member, cols = tl.arange(0, M)[:, None], tl.arange(0, WIDTH)[None, :]
     row, heads = first_row + member // GROUP, head * GROUP + member % GROUP
@@ -284,24 +289,22 @@ def _extend_kernel(
                 K, P, TILE, WIDTH, WINDOWED, True,
             )  # fmt: skip
             maximum, weight, total = _merge(maximum, weight, total, maximum_2, weight_2, total_2)
-    out = _finish(weight, total, v_scale).to(out_ptr.dtype.element_ty)
+    out = _finish(weight, total, v_scale, V_PLACE).to(out_ptr.dtype.element_ty)
     at = (row.to(tl.int64) * num_kv_heads * GROUP + heads) * K + cols
     tl.store(out_ptr + at, out, mask=inside)
 
 
-def _tile(tokens: int, like: Tensor) -> int:
+def _tile(tokens: int, key_bytes: int) -> int:
     """Keys that are read at a time: fewer where they are wide."""
-    key_bytes = max(triton.next_power_of_2(like.shape[2]), 16) * like.element_size()
     return min(max(tokens * KEY_BYTES // key_bytes, 16), tokens)
 
 
 def _launch(q, keys, values, work, scale, window, out, k_scale, v_scale):
     q = q if q.stride(2) == 1 else q.contiguous()
-    width = max(triton.next_power_of_2(q.shape[2]), 16)
     scales = scale * math.log2(math.e), k_scale, v_scale
     sizes = work.num_kv_heads, window or 0, work.table.shape[1], *q.stride()[:2]
-    shape = {"K": q.shape[2], "P": keys.shape[2], "GROUP": work.group, "WIDTH": width}
-    shape |= {"WINDOWED": window is not None}
+    shape = {"K": q.shape[2], "P": keys.shape[2], "GROUP": work.group, "WIDTH": work.width}
+    shape |= {"WINDOWED": window is not None} | places(k_scale, v_scale)
     if work.num_items:
         _launch_decode(q, keys, values, work, out, scales, sizes, shape)
     if work.num_tiles:
@@ -313,7 +316,7 @@ def _launch(q, keys, values, work, scale, window, out, k_scale, v_scale):
 
 def _launch_decode(q, keys, values, work, out, scales, sizes, shape):
     _decode_kernel[(work.programs(),)](
-        q, keys, values, out, *work.parts(shape["WIDTH"]),
+        q, keys, values, out, *work.parts(),
         work.item_count, work.items, work.row_starts, work.lengths, work.first_slots, work.table,
         *scales, *sizes,
         **shape, SPLIT=work.config.split, M=work.decode_rows,
@@ -325,20 +328,49 @@ def _decode_options(work, q):
     """What a row's bits depend on."""
     config = work.config
     num_warps = config.num_warps * (2 if q.element_size() == 4 else 1)
-    tile = _tile(config.tile, q)
+    tile = _tile(config.tile, work.width * q.element_size())
     return {"TILE": tile, "num_warps": num_warps, "num_stages": config.num_stages}
 
 
 def _launch_extend(q, keys, values, work, out, scales, sizes, shape):
     split, options = work.config.split, _decode_options(work, q)
     if not work.deterministic:
-        split, options = 0, {"TILE": _tile(64, q), "num_warps": 8, "num_stages": 3}
+        split, options = (
+            0,
+            {"TILE": _tile(64, work.width * q.element_size()), "num_warps": 8, "num_stages": 3},
+        )
     _extend_kernel[(work.num_tiles * work.num_kv_heads,)](
         q, keys, values, out,
         work.tiles, work.row_starts, work.lengths, work.table,
         *scales, *sizes,
         **shape, SPLIT=split, M=work.extend_rows, **options,
     )  # fmt: skip
+
+
+@cache
+def flash_attn():
+    """flash-attn 2, or None where it cannot be imported: an install may lack its CUDA part."""
+    try:
+        return importlib.import_module("flash_attn")
+    except Exception:
+        return None
+
+
+def _flash(q, keys, values, work, scale, window, out):
+    """flash-attn 2, which has pages as [B, P, G, K]."""
+    rows, pages = q[: work.num_rows], (keys.transpose(1, 2), values.transpose(1, 2))
+    options = {"softmax_scale": scale, "causal": True, "block_table": work.table}
+    options["window_size"] = (-1, -1) if window is None else (window - 1, 0)
+    if work.longest_rows == 1 and len(rows) == len(work.lengths):
+        found = flash_attn().flash_attn_with_kvcache(
+            rows[:, None], *pages, cache_seqlens=work.lengths, **options
+        )[:, 0]
+    else:
+        starts, longest = (work.row_starts, work.key_starts), (work.longest_rows, work.longest)
+        found = flash_attn().flash_attn_varlen_func(rows, *pages, *starts, *longest, **options)
+    out[: work.num_rows] = found
+    out[work.num_rows :].zero_()
+    return out
 
 
 @jit.on_its_device
@@ -352,12 +384,15 @@ def paged_attention(
     out: Tensor | None = None,
     k_scale: Scale = 1.0,
     v_scale: Scale = 1.0,
+    backend: str = "triton",
 ) -> Tensor:
     """q [T, H, K], keys and values [B, G, P, K] with this step's own tokens -> [T, H, K].
 
     work: what was planned for this step. window: keys that a row sees, itself included. Rows of q
     beyond the planned ones, and rows of sequences without context, become 0. k_scale, v_scale: of
-    fp8 pages. Rows and heads of q may be strided as they like. No gradient.
+    fp8 pages. Rows and heads of q may be strided as they like. No gradient. backend: "flash" for
+    flash-attn 2 where it is installed, for pages of a multiple of 256 tokens in 16 bits; its bits
+    depend on the batch.
 
     Raises ValueError naming the argument: a shape or a device that does not fit, a dtype, a
     DTensor, pages that are not contiguous, a scale that is not above 0.
@@ -366,6 +401,9 @@ def paged_attention(
     for name, value in (("k_scale", k_scale), ("v_scale", v_scale)):
         check_scale(name, value, keys)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
+    if backend != "triton":
+        _check_flash(backend, keys, work)
+        return _flash(q, keys, values, work, scale, window, out)
     if jit.runs_triton(q) and q.dtype != torch.float64:
         return _launch(q, keys, values, work, scale, window, out, k_scale, v_scale)
     arrays = (work.row_starts, work.lengths, work.table)
@@ -388,3 +426,15 @@ def _check(q, keys, values, work, scale, window, out):
         check_tensor("out", out, q.shape, (q.dtype,), q.device)
         if not out.is_contiguous():
             raise ValueError(f"out: strides {out.stride()}, wanted a contiguous tensor")
+
+
+def _check_flash(backend, keys, work):
+    if backend != "flash":
+        raise ValueError(f"backend: {backend!r}, wanted 'triton' or 'flash'")
+    if flash_attn() is None:
+        raise ValueError("backend: 'flash', wanted 'triton': flash-attn cannot be imported")
+    if keys.shape[2] % FLASH_PAGE or keys.dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"keys: pages of {keys.shape[2]} tokens of {keys.dtype}, wanted of a multiple of "
+            f"{FLASH_PAGE} tokens in 16 bits for flash-attn"
+        )

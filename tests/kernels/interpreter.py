@@ -3,7 +3,8 @@
 The interpreter keeps bf16 as uint16 and computes on the bit patterns: products are meaningless, and
 a cast from fp32 cuts off instead of rounding to nearest even. Here bf16 operands are widened to
 fp32, the operation is the interpreter's own, and a bf16 result is rounded once, as the hardware
-does. `range` over a run-time argument, which triton 3.6.0 cannot do with numpy 2.4, is repaired.
+does. Its conversions to and from fp8 (e4m3), some of which are a power of two off, are PyTorch's
+here. `range` over a run-time argument, which triton 3.6.0 cannot do with numpy 2.4, is repaired.
 Functions called from a kernel find triton's language prepared once a launch, not at every call,
 which would take most of the time.
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 import triton.language as tl
 import triton.runtime.interpreter as interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
@@ -69,6 +71,25 @@ def cast(method: Any) -> Any:
     return corrected
 
 
+def through_torch(method: Any) -> Any:
+    """A conversion between fp8 and another width, by way of fp32."""
+
+    def corrected(
+        self: InterpreterBuilder, source: TensorHandle, dtype: Any, rounding: Any
+    ) -> TensorHandle:
+        if source.dtype.scalar == tl.float8e4nv:
+            bits = torch.from_numpy(np.ascontiguousarray(source.data))
+            wide = bits.view(torch.float8_e4m3fn).float().numpy()
+            return self.cast_impl(TensorHandle(wide, tl.float32), dtype)
+        if dtype.scalar == tl.float8e4nv:
+            wide = torch.from_numpy(np.ascontiguousarray(widened(source).data)).float()
+            bits = wide.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+            return TensorHandle(bits, tl.float8e4nv)
+        return method(self, source, dtype, rounding)
+
+    return corrected
+
+
 def dot(method: Any) -> Any:
     def corrected(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: Any) -> Any:
         return method(self, widened(a), widened(b), *rest)
@@ -117,6 +138,7 @@ for name, correct in {
     "binary_op": in_fp32,
     "create_fma": in_fp32,
     "cast_impl": cast,
+    "create_fp_to_fp": through_torch,
     "create_dot": dot,
 }.items():
     setattr(InterpreterBuilder, name, correct(getattr(InterpreterBuilder, name)))

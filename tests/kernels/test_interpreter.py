@@ -101,6 +101,15 @@ def test_bf16_to_other_types(dtype):
     assert torch.equal(ours, x.to(dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
+def test_fp8_and_back(dtype):
+    x = (values()[14:1038].nan_to_num().clamp(-440, 440)).to(dtype)
+    eight, back = torch.zeros(len(x)).to(torch.float8_e4m3fn), torch.zeros_like(x)
+    _cast_kernel[(1,)](x, eight, N=len(x))
+    _cast_kernel[(1,)](eight, back, N=len(x))
+    assert torch.equal(back, x.to(torch.float8_e4m3fn).to(dtype))
+
+
 def test_bf16_arithmetic_and_comparison():
     n, generator = 1024, torch.Generator().manual_seed(0)
     x, y = (torch.randn(n, generator=generator).bfloat16() for _ in range(2))

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from srlm_fast.kernels.attention_work import Capacity, DecodeConfig, PagedWork
-from srlm_fast.kernels.kv_pages import write_kv, write_kv_reference
+from srlm_fast.kernels.kv_pages import FP8, write_kv, write_kv_reference
 from srlm_fast.kernels.paged_attention import paged_attention, paged_attention_reference
 from tests.kernels.dtensors import dtensors
 from tests.kernels.guard import guarded, surrounded
@@ -54,15 +55,16 @@ class Step:
         work.plan(self.starts, self.lengths, self.table)
         return work
 
-    def run(self, window=None, scale=None, k_scale=1.0, v_scale=1.0, **options):
+    def run(self, window=None, scale=None, **options):
+        names = "k_scale", "v_scale", "backend"
+        given = {name: options.pop(name) for name in names if name in options}
         work, scale = self.planned(**options), scale or self.heads[2] ** -0.5
-        tensors = self.q, self.keys, self.values
-        return paged_attention(*tensors, work, scale, window, k_scale=k_scale, v_scale=v_scale)
+        return paged_attention(self.q, self.keys, self.values, work, scale, window, **given)
 
     def reference(self, window=None, scale=None, dtype=None, **scales):
         arrays = (torch.tensor(a) for a in (self.starts, self.lengths, self.table))
         q, keys, values = (
-            x if x.dtype == torch.float8_e4m3fn or not dtype else x.to(dtype)
+            x if x.dtype == FP8 or not dtype else x.to(dtype)
             for x in (self.q, self.keys, self.values)
         )
         q = q.to(dtype or q.dtype)
@@ -80,6 +82,7 @@ class Step:
         )
 
 
+# Sequences of `lengths`, of which `rows` are in the step.
 def make(
     lengths,
     rows=None,
@@ -123,7 +126,7 @@ def assert_three_ways(step, window=None, **options):
     assert_no_worse(found, eager, truth, floor, "out")
 
 
-MIXED = {"lengths": [1, 64, 300, 129, 70], "rows": [1, 1, 1, 9, 70]}
+MIXED = {"lengths": [1, 64, 200, 131, 70], "rows": [1, 1, 1, 5, 70], "heads": (4, 1, 32)}
 
 
 @pytest.mark.parametrize("deterministic", [False, True], ids=["fast", "deterministic"])
@@ -135,7 +138,7 @@ def test_three_way(kernel_device, dtype, deterministic):
 
 @pytest.mark.parametrize("window", [1, 64, 100, 1000])
 def test_window(kernel_device, window):
-    step = make([1, 300, 129, 270], [1, 1, 9, 20], device=kernel_device)
+    step = make([1, 270, 132], [1, 1, 7], (4, 1, 32), device=kernel_device)
     for deterministic in (False, True):
         assert_three_ways(step, window, deterministic=deterministic)
 
@@ -145,14 +148,14 @@ HEADS = [(8, 1, 64), (7, 1, 48), (14, 2, 64), (3, 3, 80), (24, 1, 16), (2, 1, 20
 
 @pytest.mark.parametrize("heads", HEADS, ids=lambda h: "x".join(map(str, h)))
 def test_heads(kernel_device, heads):
-    step = make([200, 40], [1, 20], heads, device=kernel_device)
+    step = make([140, 40], [1, 5], heads, device=kernel_device)
     for deterministic in (False, True):
         assert_three_ways(step, deterministic=deterministic)
 
 
 @pytest.mark.parametrize("page", [16, 32, 48, 128, 256])
 def test_pages(kernel_device, page):
-    step = make([300, 90], [1, 20], page=page, device=kernel_device, dtype=torch.bfloat16)
+    step = make([200, 90], [1, 20], (4, 1, 32), page, device=kernel_device, dtype=torch.bfloat16)
     for deterministic in (False, True):
         assert_three_ways(step, deterministic=deterministic)
 
@@ -160,7 +163,7 @@ def test_pages(kernel_device, page):
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("size", [0.0, 30.0, 1000.0])
 def test_equal_and_peaked_scores(kernel_device, size, dtype):
-    step = make([260, 140], [1, 5], dtype=dtype, device=kernel_device, size=size)
+    step = make([140, 140], [1, 5], (4, 1, 32), 64, dtype, kernel_device, size)
     assert_three_ways(step)
 
 
@@ -176,17 +179,18 @@ def parts_of(step, sequence, **options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_a_row_has_the_same_bits_decoded_and_in_a_chunk(kernel_device, dtype, window):
     """Rows of one, of two splits, and of three."""
-    step = make([133, 262], [7, 8], (7, 1, 64), dtype=dtype, device=kernel_device)
+    step = make([130, 258], [4, 5], (7, 1, 64), dtype=dtype, device=kernel_device)
     whole = step.run(window, deterministic=True)
     for sequence in (0, 1):
         for row, alone in parts_of(step, sequence, window=window):
             assert torch.equal(whole[row], alone[0]), (sequence, row)
-    cut = step.only(3, 262 - 5, int(step.starts[1]), 1).run(window, deterministic=True)
-    assert torch.equal(cut, whole[7:10])
+    cut = step.only(3, 258 - 2, 4, 1).run(window, deterministic=True)
+    assert torch.equal(cut, whole[4:7])
 
 
 def test_a_row_has_the_same_bits_in_any_batch(kernel_device):
-    step = make([300, 1, 140, 500], device=kernel_device, dtype=torch.bfloat16)
+    heads = (4, 1, 32)
+    step = make([200, 1, 140, 300], heads=heads, device=kernel_device, dtype=torch.bfloat16)
     whole = step.run()
     for sequence, length in enumerate(step.lengths):
         assert torch.equal(whole[sequence], step.only(1, length, sequence, sequence).run()[0])
@@ -202,28 +206,49 @@ def test_extending_is_the_same_bits_in_any_batch_also_in_the_fast_form(kernel_de
 
 @pytest.mark.parametrize("programs", [0, 1, 3])
 def test_grid_does_not_matter(kernel_device, programs):
-    step = make([300, 140, 1], device=kernel_device)
+    step = make([300, 140, 1], heads=(4, 1, 32), device=kernel_device)
     config = DecodeConfig(split=SPLIT, programs=programs)
     assert torch.equal(step.run(config=config), step.run())
 
 
 def test_a_capacity_serves_steps_of_any_lengths(kernel_device):
     """One object, its arrays in place, as a captured graph sees them."""
-    capacity = Capacity(sequences=5, pages=8, splits=13)
-    work = make([1], device=kernel_device).work(capacity=capacity)
+    heads, capacity = (4, 1, 32), Capacity(sequences=4, pages=5, splits=8)
+    work = make([1], heads=heads, device=kernel_device).work(capacity=capacity)
     places = set()
-    for lengths in ([300, 64, 129], [], [1], [512, 512, 300, 64, 1]):
-        step = make(lengths, device=kernel_device)
+    for lengths in ([300, 64, 129], [], [257, 64, 1, 200]):
+        step = make(lengths, heads=heads, device=kernel_device)
         work.plan(step.starts, step.lengths, step.table)
-        q = torch.full((5, *step.q.shape[1:]), torch.nan, device=kernel_device)
+        q = torch.full((4, *step.q.shape[1:]), torch.nan, device=kernel_device)
         q[: len(lengths)] = step.q
         with guarded():
             out = paged_attention(q, step.keys, step.values, work, 0.1)
         assert torch.equal(out[: len(lengths)], step.run(scale=0.1))
         assert (out[len(lengths) :] == 0).all()
-        arrays = (work.items, work.table, work.lengths, *work.parts(32))
+        arrays = (work.items, work.table, work.lengths, *work.parts())
         places.add(tuple(array.data_ptr() for array in arrays))
     assert len(places) == 1
+
+
+@pytest.mark.gpu
+def test_a_captured_graph_serves_steps_of_any_lengths():
+    heads = (8, 2, 128)
+    work = make([1], heads=heads, device="cuda").work(capacity=Capacity(4, 8, 16))
+    pages = torch.zeros(2, 40, 2, 64, 128, device="cuda")
+    q, out = torch.zeros(2, 4, 8, 128, device="cuda")
+    work.plan(np.array([0, 1]), np.array([1]), np.array([[0]]))
+    paged_attention(q, *pages, work, 0.1, out=out)  # compiled before it is captured
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        paged_attention(q, *pages, work, 0.1, out=out)
+    for lengths in ([300, 64, 129], [], [512, 512, 300, 64], [1]):
+        step = make(lengths, heads=heads, device="cuda")
+        pages[0, : len(step.keys)], pages[1, : len(step.keys)] = step.keys, step.values
+        q[: len(lengths)] = step.q
+        work.plan(step.starts, step.lengths, step.table)
+        graph.replay()
+        assert torch.equal(out[: len(lengths)], step.run(scale=0.1))
+        assert (out[len(lengths) :] == 0).all()
 
 
 def test_rows_of_no_sequence_and_empty_contexts_are_zero(kernel_device):
@@ -358,3 +383,79 @@ def test_plan_refuses():
         step.work(capacity=Capacity(2, 2, 9)).plan(*good)
     with pytest.raises(ValueError, match="a step of 6 splits"):
         make([70, 90, 500]).planned(capacity=Capacity(3, 9, 5))
+
+
+# Pages in fp8
+
+
+@pytest.mark.parametrize("as_tensors", [False, True], ids=["numbers", "tensors"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_fp8(kernel_device, dtype, as_tensors):
+    """Written and read again: exactly what the reference writes and reads."""
+    scales = {"k_scale": 0.5, "v_scale": 0.0625}
+    if as_tensors:
+        scales = {name: torch.tensor(s, device=kernel_device) for name, s in scales.items()}
+    step = make([140, 40], [1, 5], (4, 1, 32), 64, dtype, kernel_device, size=3.0)
+    step = replace(step, values=step.values * 4)
+    pages = [torch.zeros(x.shape, device=kernel_device).to(FP8) for x in (step.keys,) * 4]
+    k, v = (x.transpose(1, 2).flatten(0, 1) for x in (step.keys, step.values))
+    slots = torch.where(k.isnan().any(2).any(1), -1, torch.arange(len(k), device=kernel_device))
+    write_kv(k, v, slots, *pages[:2], **scales)
+    write_kv_reference(k, v, slots, *pages[2:], **scales)
+    for found, right in zip(pages[:2], pages[2:], strict=True):
+        assert torch.equal(found.view(torch.uint8), right.view(torch.uint8))
+    for deterministic in (False, True):
+        eight = replace(step, keys=pages[2], values=pages[3])
+        assert_three_ways(eight, deterministic=deterministic, **scales)
+
+
+# flash-attn
+
+
+def paged_sdpa(q, keys, values, starts, lengths, options):
+    """The specification under flash-attn's arguments; pages are [B, P, G, K]."""
+    assert options.pop("causal") and keys.stride(3) == 1
+    window = options.pop("window_size")
+    table, scale = options.pop("block_table"), options.pop("softmax_scale")
+    assert not options and (window == (-1, -1) or window[1] == 0)
+    pages = (x.transpose(1, 2) for x in (keys, values))
+    window = None if window[0] < 0 else window[0] + 1
+    return paged_attention_reference(q, *pages, starts, lengths, table, scale, window)
+
+
+def fake_varlen(q, k, v, starts, key_starts, longest_rows, longest, **options):
+    assert longest_rows == starts.diff().max() and longest == key_starts.diff().max()
+    return paged_sdpa(q, k, v, starts, key_starts.diff(), options)
+
+
+def fake_kvcache(q, k, v, cache_seqlens, **options):
+    starts = torch.arange(len(q) + 1)
+    return paged_sdpa(q[:, 0], k, v, starts, cache_seqlens, options)[:, None]
+
+
+@pytest.mark.parametrize("rows", [[1, 1], [1, 5]], ids=["decode", "extend"])
+def test_flash_attn_is_called_right(monkeypatch, rows):
+    step = make([300, 40], rows, page=256, dtype=torch.bfloat16)
+    step = replace(step, q=torch.cat((step.q, step.q[:2])))
+    monkeypatch.setattr(module, "flash_attn", lambda: None)
+    with pytest.raises(ValueError, match="^backend: 'flash', wanted"):
+        step.run(backend="flash")
+    fake = SimpleNamespace(flash_attn_varlen_func=fake_varlen, flash_attn_with_kvcache=fake_kvcache)
+    monkeypatch.setattr(module, "flash_attn", lambda: fake)
+    for window in (None, 100):
+        found = step.run(window, backend="flash")
+        assert torch.equal(found, step.reference(window))
+    with pytest.raises(ValueError, match="^backend: 'x'"):
+        step.run(backend="x")
+    with pytest.raises(ValueError, match="^keys: pages of 64 tokens"):
+        make([5], dtype=torch.bfloat16).run(backend="flash")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [[1, 1], [1, 5]], ids=["decode", "extend"])
+def test_flash_attn(rows):
+    if module.flash_attn() is None:
+        pytest.skip("flash-attn cannot be imported")
+    step = make([300, 40], rows, (8, 2, 64), 256, torch.bfloat16, "cuda")
+    for window in (None, 100):
+        assert_three_ways(step, window, backend="flash")
