@@ -35,6 +35,7 @@ class PackedDecoder:
     def __init__(self, model: Model, cache: PagedCache) -> None:
         c = model.config
         self.model, self.vocab_size = model, c.vocab_size
+        self._logits = torch.empty(0, c.vocab_size)
         self._decoder = native().Decoder(
             cache.native_shape,
             c.hidden_size,
@@ -68,8 +69,13 @@ class PackedDecoder:
         return hidden
 
     def logits(self, hidden: Tensor, rows: Any) -> Tensor:
-        """hidden [T, D], rows [U] int64 -> logits [U, V] fp32."""
-        out = torch.empty(len(rows), self.vocab_size)
+        """hidden [T, D], rows [U] int64 -> logits [U, V] fp32, in memory that the next call uses
+        again: fresh memory each step
+        would cost a page fault for every 1,024 logits.
+        """
+        if len(rows) > len(self._logits):
+            self._logits = torch.empty(len(rows), self.vocab_size)
+        out = self._logits[: len(rows)]
         self._decoder.head(hidden.data_ptr(), rows, out.data_ptr())
         return out
 

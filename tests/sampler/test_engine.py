@@ -149,7 +149,7 @@ def test_number_of_threads_does_not_matter(model, prompts):
 
 def test_library_matmuls_are_invariant_in_row_blocks(model, prompts, monkeypatch):
     """Models too large to be packed run on torch's matmul, in whole blocks of rows."""
-    monkeypatch.setattr(packed, "MAX_PACKED_BYTES", 0)
+    monkeypatch.setattr(packed, "max_packed_bytes", lambda: 0)
     short = SamplingParams(**{**DRAW.__dict__, "max_tokens": 6})
     alone = [sampled(model, [prompt], short)[0] for prompt in prompts]
     assert sampled(model, prompts, short) == alone
