@@ -158,7 +158,7 @@ Group group_of(const Row* rows, int64_t num_rows, int64_t page_tokens) {
 }
 
 
-constexpr size_t kAhead = 4;  // runs
+constexpr size_t kAhead = 2;  // runs
 
 // One layer's attention of one step.
 struct Layer {
@@ -305,28 +305,41 @@ constexpr TileConfig kAttentionTiles{1,
                                      {64, 64, 64, 64, 64, 64, 32, 64},
                                      {16, 16, 16, 16, 16, 16, 16, 8}};
 
-// A tile's rows beyond the run's spoil scores that later runs overwrite or nobody reads.
+// Scores of 16 positions in tile T.
+#define SRLM_SCORE(T)                                             \
+  _tile_zero(T);                                                  \
+  for (int64_t k = 0; k < width; k += kTileDepth) {               \
+    _tile_loadd(4, own + k, 2 * width);                           \
+    _tile_loadd(5, page + k / 2 * P + j, 4 * P);                  \
+    _tile_dpbf16ps(T, 4, 5);                                      \
+  }                                                               \
+  _tile_stored(T, scores + j, 4 * group.stride);
+
+// A tile's rows beyond the run's spoil scores that later runs overwrite or nobody reads. The tiles
+// take turns, so that one block need not wait for another.
 SRLM_AMX void score_tiles(const Layer& layer, const Group& group, const Heads& item,
                           const Scratch& scratch) {
   const int64_t width = layer.shape.head_dim, P = layer.shape.page_tokens;
   const auto* queries = reinterpret_cast<const uint16_t*>(scratch.queries);
+  int turn = 0;
   for (size_t i = 0; i < group.runs.size(); ++i) {
     const Run& run = group.runs[i];
     prefetch_keys(layer, group, item, i + kAhead);
     const uint32_t* page = layer.key_page(run.page, item.kv_head);
     const int64_t first = run.first_row * item.count;
     float* scores = scratch.scores + first * group.stride + run.start - group.begin;
+    const uint16_t* own = queries + first * width;
     for (int64_t j = 0; j < run.used; j += kBlock) {
-      _tile_zero(0);
-      for (int64_t k = 0; k < width; k += kTileDepth) {
-        _tile_loadd(4, queries + first * width + k, 2 * width);
-        _tile_loadd(5, page + k / 2 * P + j, 4 * P);
-        _tile_dpbf16ps(0, 4, 5);
+      switch (turn++ % 4) {
+        case 0: SRLM_SCORE(0) break;
+        case 1: SRLM_SCORE(1) break;
+        case 2: SRLM_SCORE(2) break;
+        default: SRLM_SCORE(3)
       }
-      _tile_stored(0, scores + j, 4 * group.stride);
     }
   }
 }
+#undef SRLM_SCORE
 
 // The weights of 16 positions for a run of rows; zeros for the item's other rows.
 struct alignas(64) RunWeights {

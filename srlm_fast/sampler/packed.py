@@ -4,8 +4,8 @@ A library's matmul may add in another order when the number of rows changes, so 
 depend on its company; and on a small model most of a step is the interpreter between the
 operations. Here one call runs all layers (csrc/decoder.cpp), and each output of a linear layer is
 one chain of multiply-adds, whatever stands beside it. A bfloat16 model keeps its residual stream
-and all sums in fp32 and rounds only what enters a matmul or the pages. The price is a second copy of
-the matrices, so models beyond a stated share of the memory run on torch.
+and all sums in fp32 and rounds only what enters a matmul or the pages. The price is a second copy
+of the matrices, so models beyond a stated share of the memory run on torch.
 """
 
 from __future__ import annotations

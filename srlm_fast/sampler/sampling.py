@@ -25,15 +25,13 @@ from ..kernels.native import available, native
 from .noise import noise_uniform
 
 
-def sample(
-    logits: Tensor, plan: Any, masks: Tensor | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def sample(logits: Tensor, plan: Any, masks: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
     """logits [U, V], plan: the scheduler's plan of this step -> token_ids [N] int32, logprobs [N]
     fp32 in nats.
 
     masks [M, ceil(V / 32)] int32: bit i of word w says whether token 32 w + i may be drawn;
-    plan.mask_rows [N] names the row of masks, -1 for none. A row without a finite largest logit (NaN
-    weights), or in which nothing may be drawn, has the log-probability NaN.
+    plan.mask_rows [N] names the row of masks, -1 for none. A row without a finite largest logit
+    (NaN weights), or in which nothing may be drawn, has the log-probability NaN.
     """
     logits = logits.detach().float().contiguous()
     masks = _checked_masks(logits, plan, masks)
