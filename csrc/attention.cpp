@@ -97,6 +97,11 @@ Level level_of(const PageShape& shape) {
   return {shape.is_bf16 ? pairs_generic : floats_generic, 24, 6};
 }
 
+template <typename T>
+SRLM_INLINE v16f rounded(v16f v) {
+  return std::is_same<T, float>::value ? v : (v16f)(round16(v) << 16);
+}
+
 // scores[j] for positions begin + j -> weights exp(score - largest), fp32 or bfloat16, in the same
 // place from the row's start `base` on; what the row does not see becomes 0. Returns their sum.
 template <typename T>
@@ -105,8 +110,12 @@ SRLM_CLONES float softmax_row(float* base, int64_t skipped, int64_t low, int64_t
   const int64_t columns = (end + kBlock - 1) / kBlock * kBlock;
   float* scores = base + skipped;
   T* weights = reinterpret_cast<T*>(base) + skipped;
-  for (int64_t j = 0; j < low; ++j) scores[j] = lowest;
-  for (int64_t j = end; j < columns; ++j) scores[j] = lowest;
+  for (int64_t j = 0; j < low; j += kWide)
+    store16(scores + j, kLaneIds < static_cast<int32_t>(low - j) ? splat16(lowest)
+                                                                 : load16(scores + j));
+  const int64_t last = columns - kWide;
+  store16(scores + last, kLaneIds < static_cast<int32_t>(end - last) ? load16(scores + last)
+                                                                     : splat16(lowest));
   v16f best = splat16(lowest);
   for (int64_t j = 0; j < columns; j += kWide) best = max16(best, load16(scores + j));
   const float top = max_lanes(best);
@@ -114,7 +123,7 @@ SRLM_CLONES float softmax_row(float* base, int64_t skipped, int64_t low, int64_t
   for (int64_t j = 0; j < columns; j += kWide) {
     const v16f p = exp16(load16(scores + j) - top);
     store16(weights + j, p);
-    total += std::is_same<T, float>::value ? p : load16(weights + j);
+    total += rounded<T>(p);
   }
   return sum_lanes(total);
 }
@@ -149,10 +158,7 @@ Group group_of(const Row* rows, int64_t num_rows, int64_t page_tokens) {
 }
 
 
-// Pages lie scattered, too short for the processor's own prefetching: ask for the one after next.
-SRLM_INLINE void prefetch(const uint32_t* block, int64_t count) {
-  for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(block + i);
-}
+constexpr size_t kAhead = 2;  // runs
 
 // One layer's attention of one step.
 struct Layer {
@@ -174,6 +180,19 @@ struct Layer {
     return values + (page * shape.kv_heads + head) * value_block();
   }
 };
+
+// Pages lie scattered, too short for the processor's own prefetching: ask for a later one.
+SRLM_INLINE void prefetch(const uint32_t* block, int64_t count) {
+  for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(block + i);
+}
+void prefetch_keys(const Layer& layer, const Group& group, const Heads& item, size_t run) {
+  if (run < group.runs.size())
+    prefetch(layer.key_page(group.runs[run].page, item.kv_head), layer.key_block());
+}
+void prefetch_values(const Layer& layer, const Group& group, const Heads& item, size_t run) {
+  if (run < group.runs.size())
+    prefetch(layer.value_page(group.runs[run].page, item.kv_head), layer.value_block());
+}
 
 // The places of one item's intermediate results, in words; room for whole tiles of AMX.
 struct Scratch {
@@ -251,8 +270,7 @@ void score_words(const Layer& layer, const Group& group, const Heads& item, Mult
   const auto* queries = reinterpret_cast<const uint32_t*>(scratch.queries);
   for (size_t i = 0; i < group.runs.size(); ++i) {
     const Run& run = group.runs[i];
-    if (i + 1 < group.runs.size())
-      prefetch(layer.key_page(group.runs[i + 1].page, item.kv_head), layer.key_block());
+    prefetch_keys(layer, group, item, i + kAhead);
     multiply(static_cast<int>(run.num_rows * heads), shape,
              queries + run.first_row * heads * depth, layer.key_page(run.page, item.kv_head),
              (run.used + kPanel - 1) / kPanel * kPanel,
@@ -270,8 +288,7 @@ void sum_words(const Layer& layer, const Group& group, const Heads& item, Multip
   std::fill_n(scratch.sums, group.num_rows * heads * value_width, 0.0f);
   for (size_t i = 0; i < group.runs.size(); ++i) {
     const Run& run = group.runs[i];
-    if (i + 1 < group.runs.size())
-      prefetch(layer.value_page(group.runs[i + 1].page, item.kv_head), layer.value_block());
+    prefetch_values(layer, group, item, i + kAhead);
     shape.depth = (run.used + per_word - 1) / per_word;
     multiply(static_cast<int>(run.num_rows * heads), shape,
              weights + run.first_row * heads * group.stride + (run.start - group.begin) / per_word,
@@ -288,29 +305,41 @@ constexpr TileConfig kAttentionTiles{1,
                                      {64, 64, 64, 64, 64, 64, 32, 64},
                                      {16, 16, 16, 16, 16, 16, 16, 8}};
 
-// A tile's rows beyond the run's spoil scores that later runs overwrite or nobody reads.
+// Scores of 16 positions in tile T.
+#define SRLM_SCORE(T)                                             \
+  _tile_zero(T);                                                  \
+  for (int64_t k = 0; k < width; k += kTileDepth) {               \
+    _tile_loadd(4, own + k, 2 * width);                           \
+    _tile_loadd(5, page + k / 2 * P + j, 4 * P);                  \
+    _tile_dpbf16ps(T, 4, 5);                                      \
+  }                                                               \
+  _tile_stored(T, scores + j, 4 * group.stride);
+
+// A tile's rows beyond the run's spoil scores that later runs overwrite or nobody reads. The tiles
+// take turns, so that one block need not wait for another.
 SRLM_AMX void score_tiles(const Layer& layer, const Group& group, const Heads& item,
                           const Scratch& scratch) {
   const int64_t width = layer.shape.head_dim, P = layer.shape.page_tokens;
   const auto* queries = reinterpret_cast<const uint16_t*>(scratch.queries);
+  int turn = 0;
   for (size_t i = 0; i < group.runs.size(); ++i) {
     const Run& run = group.runs[i];
-    if (i + 1 < group.runs.size())
-      prefetch(layer.key_page(group.runs[i + 1].page, item.kv_head), layer.key_block());
+    prefetch_keys(layer, group, item, i + kAhead);
     const uint32_t* page = layer.key_page(run.page, item.kv_head);
     const int64_t first = run.first_row * item.count;
     float* scores = scratch.scores + first * group.stride + run.start - group.begin;
+    const uint16_t* own = queries + first * width;
     for (int64_t j = 0; j < run.used; j += kBlock) {
-      _tile_zero(0);
-      for (int64_t k = 0; k < width; k += kTileDepth) {
-        _tile_loadd(4, queries + first * width + k, 2 * width);
-        _tile_loadd(5, page + k / 2 * P + j, 4 * P);
-        _tile_dpbf16ps(0, 4, 5);
+      switch (turn++ % 4) {
+        case 0: SRLM_SCORE(0) break;
+        case 1: SRLM_SCORE(1) break;
+        case 2: SRLM_SCORE(2) break;
+        default: SRLM_SCORE(3)
       }
-      _tile_stored(0, scores + j, 4 * group.stride);
     }
   }
 }
+#undef SRLM_SCORE
 
 // The weights of 16 positions for a run of rows; zeros for the item's other rows.
 struct alignas(64) RunWeights {
@@ -337,8 +366,7 @@ SRLM_AMX void sum_tiles(const Layer& layer, const Group& group, const Heads& ite
   _tile_zero(3);
   for (size_t i = 0; i < group.runs.size(); ++i) {
     const Run& run = group.runs[i];
-    if (i + 1 < group.runs.size())
-      prefetch(layer.value_page(group.runs[i + 1].page, item.kv_head), layer.value_block());
+    prefetch_values(layer, group, item, i + kAhead);
     const int64_t first = run.first_row * item.count, count = run.num_rows * item.count;
     for (int64_t t = 0; t < run.used; t += kBlock) {
       const uint16_t* source = weights + run.start - group.begin + t;
@@ -382,11 +410,13 @@ void attend_item(const Layer& layer, const Group& group, const Heads& item, cons
                  float* memory) {
   const Scratch scratch(memory, group, item, layer.shape);
   float totals[32];
+  for (size_t run = 0; run < kAhead; ++run) prefetch_keys(layer, group, item, run);
   take_queries(layer, group, item, scratch.queries);
 #if defined(SRLM_AMX)
   if (level.multiply == nullptr) {
     settle();
     score_tiles(layer, group, item, scratch);
+    for (size_t run = 0; run < kAhead; ++run) prefetch_values(layer, group, item, run);
     softmax_rows<uint16_t>(group, item.count, layer.shape.page_tokens, scratch.scores, totals);
     for (int64_t column = 0; column < layer.shape.value_width; column += 4 * kPanel)
       sum_tiles(layer, group, item, column, scratch);
@@ -394,6 +424,7 @@ void attend_item(const Layer& layer, const Group& group, const Heads& item, cons
   }
 #endif
   score_words(layer, group, item, level.multiply, scratch);
+  for (size_t run = 0; run < kAhead; ++run) prefetch_values(layer, group, item, run);
   if (layer.shape.is_bf16)
     softmax_rows<uint16_t>(group, item.count, layer.shape.page_tokens, scratch.scores, totals);
   else

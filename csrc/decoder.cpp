@@ -18,14 +18,14 @@ std::vector<float> as_floats(const void* data, int64_t size, bool is_bf16) {
 }
 
 Projection::Projection(const void* matrix, const void* bias_or_null, int64_t out, int64_t in,
-                       bool is_bf16)
-    : words(allocate<uint32_t>(packed_words(out, in, is_bf16))),
-      bias(as_floats(bias_or_null, out, is_bf16)), weight{words.get(), out, in, is_bf16} {
+                       bool is_bf16, bool gated)
+    : words(allocate<uint32_t>(packed_words(out, in, is_bf16, gated))),
+      bias(as_floats(bias_or_null, out, is_bf16)), weight{words.get(), out, in, is_bf16, gated} {
   pack_weight(matrix, weight, words.get());
 }
 
 void Projection::apply(const Operand& x, int64_t rows, float* out, bool add) const {
-  packed_linear(x, rows, weight, bias.empty() ? nullptr : bias.data(), add, out);
+  packed_linear(x, rows, weight, bias_or_null(), add, out);
 }
 
 Operand OperandRows::of(int64_t rows, int64_t width, bool is_bf16) {
@@ -95,10 +95,8 @@ void Decoder::feed_forward(const DecoderLayer& layer, int64_t rows) {
   const int64_t inner = layer.down.weight.in_width;
   const Operand normed = normed_.of(rows, width_, is_bf16());
   const Operand gated = inner_.of(rows, inner, is_bf16());
-  wide_.resize(rows * 2 * inner);
   rms_norm(residual_.data(), rows, width_, layer.mlp_norm.data(), eps_, normed);
-  layer.gate_up.apply(normed, rows, wide_.data());
-  swiglu(wide_.data(), rows, inner, gated);
+  packed_swiglu(normed, rows, layer.gate_up.weight, layer.gate_up.bias_or_null(), gated);
   layer.down.apply(gated, rows, residual_.data(), true);
 }
 

@@ -24,7 +24,9 @@ struct Projection {
   std::vector<float> bias;
   PackedWeight weight{};
 
-  Projection(const void* matrix, const void* bias_or_null, int64_t out, int64_t in, bool is_bf16);
+  Projection(const void* matrix, const void* bias_or_null, int64_t out, int64_t in, bool is_bf16,
+             bool gated = false);
+  const float* bias_or_null() const { return bias.empty() ? nullptr : bias.data(); }
   void apply(const Operand& x, int64_t rows, float* out, bool add = false) const;
 };
 

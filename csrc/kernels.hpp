@@ -16,25 +16,27 @@ struct Operand {
 };
 
 // A weight [N, K] in panels of 16 columns, in 32-bit words: a float each, [N/16, K, 16], or a pair
-// of bfloat16 neighbours in K each, [N/16, K/2, 16], K padded with zeros.
+// of bfloat16 neighbours in K each, [N/16, K/2, 16], K padded with zeros. A gated one holds the
+// gates [N/2, K] and what they open [N/2, K], in turn a panel of each.
 struct PackedWeight {
   const uint32_t* words;
   int64_t out_width, in_width;
-  bool is_bf16;
+  bool is_bf16, gated;
 };
 int64_t padded_depth(int64_t in_width, bool is_bf16);
 int64_t padded_rows(int64_t rows);
-int64_t packed_words(int64_t out_width, int64_t in_width, bool is_bf16);
+int64_t packed_words(int64_t out_width, int64_t in_width, bool is_bf16, bool gated);
 // weight in the same dtype, row-major.
 void pack_weight(const void* weight, const PackedWeight& shape, uint32_t* words);
 // out[T, N] = x[T, K] w^T (+ bias), or += with `add`.
 void packed_linear(const Operand& x, int64_t rows, const PackedWeight& weight, const float* bias,
                    bool add, float* out);
+// out[T, N/2] = silu(gates) * the others, of a gated weight.
+void packed_swiglu(const Operand& x, int64_t rows, const PackedWeight& weight, const float* bias,
+                   const Operand& out);
 
 void rms_norm(const float* x, int64_t rows, int64_t width, const float* weight, float eps,
               const Operand& out);
-// gate_up [T, 2F] -> silu(gate) * up [T, F].
-void swiglu(const float* gate_up, int64_t rows, int64_t width, const Operand& out);
 // In place on rows [T] that hold H query heads and then G key heads of K: the norm of each head
 // where the family has one, then the rotation by cosines and sines [T, K/2].
 struct HeadNorms {

@@ -21,69 +21,93 @@ constexpr int64_t kRowBytes = 1 << 20;    // of rows that a strip, once read, is
 constexpr int64_t kSerial = 65536;        // multiply-adds that a second thread does not speed up
 constexpr int kRowGrain = 32;             // two tiles of AMX
 
-// One strip of outputs.
+// One strip of outputs. A gated one has a panel of gates and the panel of what they open, and gives
+// one panel of columns.
 struct Strip {
   const uint32_t* panels;
   int64_t depth;    // words of a panel's column
-  int64_t columns;  // up to 32
-  const float* bias;
+  int num_panels;   // 1 or 2
+  int64_t columns;  // of the output
+  const float *bias, *second_bias;  // of the two panels, or null
   bool add;
   float* out;
   int64_t out_stride;
+  const Operand* gated;  // takes the place of `out`
+  int64_t first_row, first_column;
+
+  // Whether tiles may be stored straight to the output.
+  bool direct() const {
+    return gated == nullptr && columns == num_panels * kPanel && bias == nullptr && !add;
+  }
 };
+
+SRLM_INLINE v16f biased(const float* y, const float* bias, int64_t columns) {
+  v16f value = load16(y);
+  if (bias == nullptr) return value;
+  if (columns >= kPanel) return value + load16(bias);
+  float tail[kPanel] = {};
+  for (int64_t j = 0; j < columns; ++j) tail[j] = bias[j];
+  return value + load16(tail);
+}
+
+template <typename T>
+SRLM_INLINE void store_columns(T* out, v16f value, int64_t columns) {
+  if (columns >= kPanel) return store16(out, value);
+  T tail[kPanel];
+  store16(tail, value);
+  for (int64_t j = 0; j < columns; ++j) out[j] = tail[j];
+}
+
+SRLM_INLINE v16f silu16(v16f x) { return x / (1.0f + exp16(-x)); }
+
+SRLM_INLINE void finish_gated(const Strip& s, const float* stage, int64_t first, int count) {
+  for (int m = 0; m < count; ++m) {
+    const float* y = stage + m * kStrip;
+    const v16f value = silu16(biased(y, s.bias, s.columns)) *
+                       biased(y + kPanel, s.second_bias, s.columns);
+    const int64_t place = (s.first_row + first + m) * s.gated->stride + s.first_column;
+    if (s.gated->is_bf16)
+      store_columns(static_cast<uint16_t*>(s.gated->data) + place, value, s.columns);
+    else
+      store_columns(static_cast<float*>(s.gated->data) + place, value, s.columns);
+  }
+}
 
 // From a tile's staging place [count, 32] to the output.
 SRLM_INLINE void finish(const Strip& s, const float* stage, int64_t first, int count) {
+  if (s.gated != nullptr) return finish_gated(s, stage, first, count);
   for (int m = 0; m < count; ++m) {
-    const float* y = stage + m * kStrip;
     float* row = s.out + (first + m) * s.out_stride;
-    int64_t j = 0;
-    for (; j + kWide <= s.columns; j += kWide) {
-      v16f value = load16(y + j);
-      if (s.bias != nullptr) value += load16(s.bias + j);
-      store16(row + j, s.add ? load16(row + j) + value : value);
-    }
-    for (; j < s.columns; ++j) {
-      const float value = s.bias != nullptr ? y[j] + s.bias[j] : y[j];
-      row[j] = s.add ? row[j] + value : value;
+    for (int64_t j = 0; j < s.columns; j += kPanel) {
+      const int64_t left = s.columns - j;
+      v16f value = biased(stage + m * kStrip + j, j == 0 ? s.bias : s.second_bias, left);
+      if (s.add) value = biased(row + j, nullptr, left) + value;
+      store_columns(row + j, value, left);
     }
   }
 }
 
 // Rows are read in blocks of ROWS, in each of which the words of one depth stand side by side: an
-// inner loop that walks ROWS rows at once would need as many address registers.
-template <typename P, int ROWS, int PANELS>
-SRLM_INLINE void panel_rows(const Strip& s, const uint32_t* blocks, int64_t rows) {
+// inner loop that walks ROWS rows at once would need as many address registers. AT_ONCE panels are
+// multiplied together: two where there are registers for them.
+template <typename P, int ROWS, int AT_ONCE>
+SRLM_INLINE void strip_rows(const Strip& s, const uint32_t* blocks, int64_t rows) {
   alignas(64) float stage[ROWS * kStrip];
-  const auto* b = reinterpret_cast<const typename P::Word*>(s.panels);
-  const bool direct = s.columns == PANELS * kPanel && s.bias == nullptr && !s.add;
+  using Word = typename P::Word;
+  const Word* b = reinterpret_cast<const Word*>(s.panels);
+  const int64_t panel = s.depth * kPanel;
   for (int64_t first = 0; first < rows; first += ROWS) {
     const int count = static_cast<int>(std::min<int64_t>(ROWS, rows - first));
-    const auto* a = reinterpret_cast<const typename P::Word*>(blocks + first * s.depth);
-    float* c = direct ? s.out + first * s.out_stride : stage;
-    const TileShape shape{s.depth, 1,      ROWS, kPanel, s.depth * kPanel,
-                          direct ? s.out_stride : kStrip};
-    tile_rows<P, ROWS, PANELS>(count, shape, a, b, c, false);
-    if (!direct) finish(s, stage, first, count);
-  }
-}
-
-template <typename P, int ROWS>
-SRLM_INLINE void strip_rows(const Strip& s, const uint32_t* blocks, int64_t rows) {
-  if (s.columns > kPanel) return panel_rows<P, ROWS, 2>(s, blocks, rows);
-  panel_rows<P, ROWS, 1>(s, blocks, rows);
-}
-
-// AVX2 has 16 registers: 6 rows of 16 columns, and the strip's panels one after the other.
-template <typename P, int ROWS>
-SRLM_INLINE void strip_halves(const Strip& s, const uint32_t* blocks, int64_t rows) {
-  for (int64_t j = 0; j < s.columns; j += kPanel) {
-    Strip half = s;
-    half.panels += j * s.depth;
-    half.columns = std::min<int64_t>(kPanel, s.columns - j);
-    half.bias = s.bias == nullptr ? nullptr : s.bias + j;
-    half.out += j;
-    panel_rows<P, ROWS, 1>(half, blocks, rows);
+    const Word* a = reinterpret_cast<const Word*>(blocks + first * s.depth);
+    float* c = s.direct() ? s.out + first * s.out_stride : stage;
+    const TileShape shape{s.depth, 1, ROWS, kPanel, panel, s.direct() ? s.out_stride : kStrip};
+    if (AT_ONCE == 2 && s.num_panels == 2) {
+      tile_rows<P, ROWS, AT_ONCE>(count, shape, a, b, c, false);
+    } else {
+      for (int p = 0; p < s.num_panels; ++p)
+        tile_rows<P, ROWS, 1>(count, shape, a, b + p * panel, c + p * kPanel, false);
+    }
+    if (!s.direct()) finish(s, stage, first, count);
   }
 }
 
@@ -92,26 +116,26 @@ using Kernel = void (*)(const Strip& s, const uint32_t* blocks, int64_t rows);
 constexpr int kNarrowRows = 6, kWideRows = 14;
 
 void floats_generic(const Strip& s, const uint32_t* x, int64_t rows) {
-  strip_halves<Floats<v8f>, kNarrowRows>(s, x, rows);
+  strip_rows<Floats<v8f>, kNarrowRows, 1>(s, x, rows);
 }
 void pairs_generic(const Strip& s, const uint32_t* x, int64_t rows) {
-  strip_halves<WidenedPairs<v8f, v8u>, kNarrowRows>(s, x, rows);
+  strip_rows<WidenedPairs<v8f, v8u>, kNarrowRows, 1>(s, x, rows);
 }
 #if defined(SRLM_X86)
 SRLM_AVX2 void floats_avx2(const Strip& s, const uint32_t* x, int64_t rows) {
-  strip_halves<Floats<v8f>, kNarrowRows>(s, x, rows);
+  strip_rows<Floats<v8f>, kNarrowRows, 1>(s, x, rows);
 }
 SRLM_AVX2 void pairs_avx2(const Strip& s, const uint32_t* x, int64_t rows) {
-  strip_halves<WidenedPairs<v8f, v8u>, kNarrowRows>(s, x, rows);
+  strip_rows<WidenedPairs<v8f, v8u>, kNarrowRows, 1>(s, x, rows);
 }
 SRLM_AVX512 void floats_avx512(const Strip& s, const uint32_t* x, int64_t rows) {
-  strip_rows<Floats<v16f>, kWideRows>(s, x, rows);
+  strip_rows<Floats<v16f>, kWideRows, 2>(s, x, rows);
 }
 SRLM_AVX512 void pairs_avx512(const Strip& s, const uint32_t* x, int64_t rows) {
-  strip_rows<WidenedPairs<v16f, v16u>, kWideRows - 2>(s, x, rows);
+  strip_rows<WidenedPairs<v16f, v16u>, kWideRows - 2, 2>(s, x, rows);
 }
 SRLM_AVX512 void pairs_avx512_bf16(const Strip& s, const uint32_t* x, int64_t rows) {
-  strip_rows<DotPairs, kWideRows>(s, x, rows);
+  strip_rows<DotPairs, kWideRows, 2>(s, x, rows);
 }
 #endif
 
@@ -146,12 +170,12 @@ template <int ROW_TILES>
 SRLM_AMX void strip_tiles(const Strip& s, const uint16_t* x, int64_t stride, int64_t first,
                           int64_t rows) {
   alignas(64) float stage[ROW_TILES * kTileRows * kStrip];
-  const bool direct = s.columns == kStrip && s.bias == nullptr && !s.add &&
-                      rows - first >= ROW_TILES * kTileRows;
+  const bool direct =
+      s.direct() && s.num_panels == 2 && rows - first >= ROW_TILES * kTileRows;
   const uint16_t *a = x + first * stride, *below = a + kTileRows * stride;
   const uint32_t *b = s.panels, *beside = b + s.depth * kPanel;
   const int64_t bytes = stride * static_cast<int64_t>(sizeof *a);
-  if (s.columns <= kPanel) beside = b;  // computed, and not kept
+  if (s.num_panels == 1) beside = b;  // computed, and not kept
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -201,23 +225,36 @@ struct Job {
   const float* bias;
   bool add;
   float* out;
+  const Operand* gated;
 
   int64_t depth() const {
     return padded_depth(weight.in_width, weight.is_bf16) / (weight.is_bf16 ? 2 : 1);
   }
-  int64_t strips() const { return (weight.out_width + kStrip - 1) / kStrip; }
+  // Columns of the output, and those of one strip.
+  int64_t width() const { return weight.gated ? weight.out_width / 2 : weight.out_width; }
+  int64_t step() const { return weight.gated ? kPanel : kStrip; }
+  int64_t strips() const { return (width() + step() - 1) / step(); }
   int64_t block_rows(int64_t grain) const {
     return std::max<int64_t>(grain, kRowBytes / (4 * depth()) / grain * grain);
   }
   Strip strip(int64_t index, int64_t first_row) const {
-    const int64_t column = index * kStrip, width = weight.out_width;
-    return {weight.words + column * depth(),
-            depth(),
-            std::min<int64_t>(kStrip, width - column),
-            bias == nullptr ? nullptr : bias + column,
-            add,
-            out + first_row * width + column,
-            width};
+    const int64_t column = index * step(), left = width() - column;
+    Strip s{};
+    s.panels = weight.words + index * kStrip * depth();
+    s.depth = depth();
+    s.columns = std::min(step(), left);
+    s.num_panels = weight.gated || left > kPanel ? 2 : 1;
+    if (bias != nullptr) {
+      s.bias = bias + column;
+      s.second_bias = s.bias + (weight.gated ? width() : kPanel);
+    }
+    s.add = add;
+    s.out = gated == nullptr ? out + first_row * width() + column : nullptr;
+    s.out_stride = width();
+    s.gated = gated;
+    s.first_row = first_row;
+    s.first_column = column;
+    return s;
   }
 };
 
@@ -269,21 +306,25 @@ int64_t padded_depth(int64_t in_width, bool is_bf16) {
 
 int64_t padded_rows(int64_t rows) { return (rows + kRowGrain - 1) / kRowGrain * kRowGrain; }
 
-int64_t packed_words(int64_t out_width, int64_t in_width, bool is_bf16) {
-  const int64_t columns = (out_width + kPanel - 1) / kPanel * kPanel;
-  return columns * padded_depth(in_width, is_bf16) / (is_bf16 ? 2 : 1);
+int64_t packed_words(int64_t out_width, int64_t in_width, bool is_bf16, bool gated) {
+  const int64_t parts = gated ? 2 : 1;
+  const int64_t panels = parts * ((out_width / parts + kPanel - 1) / kPanel);
+  return panels * kPanel * padded_depth(in_width, is_bf16) / (is_bf16 ? 2 : 1);
 }
 
 void pack_weight(const void* weight, const PackedWeight& shape, uint32_t* words) {
   const int64_t size = shape.is_bf16 ? 2 : 4, row_bytes = shape.in_width * size;
   const int64_t depth = padded_depth(shape.in_width, shape.is_bf16) * size / 4;
-  const int64_t panels = (shape.out_width + kPanel - 1) / kPanel;
+  const int64_t parts = shape.gated ? 2 : 1, part_width = shape.out_width / parts;
+  const int64_t panels = parts * ((part_width + kPanel - 1) / kPanel);
 #pragma omp parallel for schedule(static)
   for (int64_t p = 0; p < panels; ++p)
     for (int64_t j = 0; j < kPanel; ++j) {
       uint32_t* target = words + p * depth * kPanel + j;
-      const bool real = p * kPanel + j < shape.out_width;
-      const char* row = static_cast<const char*>(weight) + (p * kPanel + j) * row_bytes;
+      const int64_t column = p / parts * kPanel + j;
+      const bool real = column < part_width;
+      const char* row =
+          static_cast<const char*>(weight) + (p % parts * part_width + column) * row_bytes;
       const int64_t whole = real ? row_bytes / 4 : 0;
       for (int64_t k = 0; k < whole; ++k) target[k * kPanel] = load<uint32_t>(row + 4 * k);
       for (int64_t k = whole; k < depth; ++k) target[k * kPanel] = 0;
@@ -291,13 +332,25 @@ void pack_weight(const void* weight, const PackedWeight& shape, uint32_t* words)
     }
 }
 
-void packed_linear(const Operand& x, int64_t rows, const PackedWeight& weight, const float* bias,
-                   bool add, float* out) {
-  const Job job{x, rows, weight, bias, add, out};
+namespace {
+
+void run(const Job& job) {
 #if defined(SRLM_AMX)
-  if (weight.is_bf16 && isa() == Isa::kAmx) return run_tiles(job);
+  if (job.weight.is_bf16 && isa() == Isa::kAmx) return run_tiles(job);
 #endif
   run_words(job);
+}
+
+}  // namespace
+
+void packed_linear(const Operand& x, int64_t rows, const PackedWeight& weight, const float* bias,
+                   bool add, float* out) {
+  run({x, rows, weight, bias, add, out, nullptr});
+}
+
+void packed_swiglu(const Operand& x, int64_t rows, const PackedWeight& weight, const float* bias,
+                   const Operand& out) {
+  run({x, rows, weight, bias, false, nullptr, &out});
 }
 
 }  // namespace srlm

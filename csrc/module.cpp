@@ -12,6 +12,7 @@
 #include "hash.hpp"
 #include "isa.hpp"
 #include "kernels.hpp"
+#include "memory.hpp"
 #include "scheduler.hpp"
 
 namespace py = pybind11;
@@ -90,9 +91,9 @@ class PagedBatchView {
 
 using Linear = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t>;  // weight, bias, out, in
 
-Projection projection(const Linear& layer, bool is_bf16) {
+Projection projection(const Linear& layer, bool is_bf16, bool gated = false) {
   const auto& [weight, bias, out_width, in_width] = layer;
-  return Projection(at<void>(weight), at<void>(bias), out_width, in_width, is_bf16);
+  return Projection(at<void>(weight), at<void>(bias), out_width, in_width, is_bf16, gated);
 }
 
 std::unique_ptr<Decoder> make_decoder(const ShapeArguments& shape, int64_t width, float eps,
@@ -109,7 +110,7 @@ void add_layer(Decoder& self, const Linear& qkv, const Linear& o, const Linear& 
                uintptr_t k_norm, int64_t window, uintptr_t keys, uintptr_t values) {
   const bool bf16 = self.is_bf16();
   const int64_t width = std::get<3>(qkv), head_dim = self.head_dim();
-  self.add_layer({projection(qkv, bf16), projection(o, bf16), projection(gate_up, bf16),
+  self.add_layer({projection(qkv, bf16), projection(o, bf16), projection(gate_up, bf16, true),
                   projection(down, bf16), as_floats(at<void>(attn_norm), width, bf16),
                   as_floats(at<void>(mlp_norm), width, bf16),
                   as_floats(at<void>(q_norm), head_dim, bf16),
@@ -135,11 +136,12 @@ void decoder_head(Decoder& self, uintptr_t hidden, Array<int64_t> wanted, uintpt
 }
 
 // One linear layer alone: x [rows, in] and weight [out, in] in one dtype, bias [out] fp32 or 0 ->
-// out [rows, out] fp32, added to what is there with `add`.
-void linear(uintptr_t x, int64_t rows, const Linear& layer, bool is_bf16, bool add,
+// out [rows, out] fp32, added to what is there with `add`; or, `gated`, silu of its first half times
+// the second, [rows, out / 2] fp32.
+void linear(uintptr_t x, int64_t rows, const Linear& layer, bool is_bf16, bool add, bool gated,
             uintptr_t out) {
   const auto& [weight, bias, out_width, in_width] = layer;
-  const Projection packed(at<void>(weight), nullptr, out_width, in_width, is_bf16);
+  const Projection packed(at<void>(weight), nullptr, out_width, in_width, is_bf16, gated);
   OperandRows operand;
   const Operand own = operand.of(rows, in_width, is_bf16);
   const int64_t size = is_bf16 ? 2 : 4;
@@ -147,6 +149,9 @@ void linear(uintptr_t x, int64_t rows, const Linear& layer, bool is_bf16, bool a
     std::memcpy(static_cast<char*>(own.data) + r * own.stride * size,
                 at<char>(x) + r * in_width * size, in_width * size);
   py::gil_scoped_release release;
+  if (gated)
+    return packed_swiglu(own, rows, packed.weight, at<float>(bias),
+                         {at<void>(out), out_width / 2, false});
   packed_linear(own, rows, packed.weight, at<float>(bias), add, at<float>(out));
 }
 
@@ -328,6 +333,8 @@ void bind_kernels(py::module_& m) {
       .def("forward", &decoder_forward)
       .def("head", &decoder_head);
   m.def("linear", &linear);
+  m.def("ask_for_huge_pages",
+        [](uintptr_t memory, size_t bytes) { ask_for_huge_pages(at<void>(memory), bytes); });
   m.def("isa", &isa_name);
   m.def("isas", &isa_names);
   m.def("set_isa", &set_isa);

@@ -23,15 +23,6 @@ SRLM_CLONES void rms_norm_row(const float* x, int64_t width, const float* weight
   for (; i < width; ++i) narrow(weight[i] * (x[i] * scale), out + i);
 }
 
-SRLM_INLINE v16f silu16(v16f x) { return x / (1.0f + exp16(-x)); }
-
-template <typename T>
-SRLM_CLONES void swiglu_row(const float* gate, const float* up, int64_t width, T* out) {
-  int64_t i = 0;
-  for (; i + kWide <= width; i += kWide) store16(out + i, silu16(load16(gate + i)) * load16(up + i));
-  for (; i < width; ++i) narrow(silu16(splat16(gate[i]))[0] * up[i], out + i);
-}
-
 // The pairs (i, i + K/2) of each head, turned by the angles of the row.
 SRLM_CLONES
 void rotate_row(float* x, int64_t heads, int64_t half, const float* c, const float* s) {
@@ -58,13 +49,6 @@ void norm_rows(const float* x, int64_t rows, int64_t width, const float* weight,
     rms_norm_row(x + r * width, width, weight, eps, out + r * stride);
 }
 
-template <typename T>
-void swiglu_rows(const float* gate_up, int64_t rows, int64_t width, T* out, int64_t stride) {
-#pragma omp parallel for schedule(static) if (rows * width > kSerial / 4)
-  for (int64_t r = 0; r < rows; ++r)
-    swiglu_row(gate_up + 2 * r * width, gate_up + (2 * r + 1) * width, width, out + r * stride);
-}
-
 }  // namespace
 
 void rms_norm(const float* x, int64_t rows, int64_t width, const float* weight, float eps,
@@ -72,12 +56,6 @@ void rms_norm(const float* x, int64_t rows, int64_t width, const float* weight, 
   if (out.is_bf16)
     return norm_rows(x, rows, width, weight, eps, static_cast<uint16_t*>(out.data), out.stride);
   norm_rows(x, rows, width, weight, eps, static_cast<float*>(out.data), out.stride);
-}
-
-void swiglu(const float* gate_up, int64_t rows, int64_t width, const Operand& out) {
-  if (out.is_bf16)
-    return swiglu_rows(gate_up, rows, width, static_cast<uint16_t*>(out.data), out.stride);
-  swiglu_rows(gate_up, rows, width, static_cast<float*>(out.data), out.stride);
 }
 
 void rotate_heads(float* x, int64_t rows, int64_t heads, int64_t kv_heads, int64_t head_dim,

@@ -16,6 +16,7 @@
 
 namespace srlm {
 
+typedef float v4f __attribute__((vector_size(16)));
 typedef float v8f __attribute__((vector_size(32)));
 typedef int32_t v8i __attribute__((vector_size(32)));
 typedef uint32_t v8u __attribute__((vector_size(32)));
@@ -25,6 +26,7 @@ typedef int32_t v16i __attribute__((vector_size(64)));
 typedef uint32_t v16u __attribute__((vector_size(64)));
 typedef uint16_t v16h __attribute__((vector_size(32)));
 
+constexpr v16i kLaneIds = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 constexpr int kWide = 16;   // lanes of the small operations
 constexpr int kPanel = 16;  // columns of a packed weight panel, and of a tile
 
@@ -66,20 +68,26 @@ SRLM_INLINE void narrow(float x, uint16_t* out) {
   *out = static_cast<uint16_t>((bits + ((bits >> 16) & 1u) + 0x7FFFu) >> 16);
 }
 
+SRLM_INLINE v8f low_half(v16f v) {
+  return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+SRLM_INLINE v8f high_half(v16f v) {
+  return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+SRLM_INLINE v4f low_half(v8f v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3); }
+SRLM_INLINE v4f high_half(v8f v) { return __builtin_shufflevector(v, v, 4, 5, 6, 7); }
+
 // The lanes are always added in the same tree, so a sum's bits depend on its terms alone.
 SRLM_INLINE float sum_lanes(v16f v) {
-  float x[kWide];
-  store(x, v);
-  for (int width = kWide / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) x[i] += x[i + width];
-  return x[0];
+  const v8f a = low_half(v) + high_half(v);
+  const v4f b = low_half(a) + high_half(a);
+  return (b[0] + b[2]) + (b[1] + b[3]);
 }
 SRLM_INLINE float max_lanes(v16f v) {
-  float x[kWide];
-  store(x, v);
-  for (int width = kWide / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) x[i] = x[i] > x[i + width] ? x[i] : x[i + width];
-  return x[0];
+  const v8f a = low_half(v) > high_half(v) ? low_half(v) : high_half(v);
+  const v4f b = low_half(a) > high_half(a) ? low_half(a) : high_half(a);
+  const float even = b[0] > b[2] ? b[0] : b[2], odd = b[1] > b[3] ? b[1] : b[3];
+  return even > odd ? even : odd;
 }
 
 // exp(x), relative error below 2e-7; exactly 0 below -87 (so also at -inf), capped above 88.

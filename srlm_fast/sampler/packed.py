@@ -4,8 +4,8 @@ A library's matmul may add in another order when the number of rows changes, so 
 depend on its company; and on a small model most of a step is the interpreter between the
 operations. Here one call runs all layers (csrc/decoder.cpp), and each output of a linear layer is
 one chain of multiply-adds, whatever stands beside it. A bfloat16 model keeps its residual stream
-and all sums in fp32 and rounds only what enters a matmul or the pages. The price is a second copy of
-the matrices, so models beyond a stated share of the memory run on torch.
+and all sums in fp32 and rounds only what enters a matmul or the pages. The price is a second copy
+of the matrices, so models beyond a stated share of the memory run on torch.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class PackedDecoder:
     def __init__(self, model: Model, cache: PagedCache) -> None:
         c = model.config
         self.model, self.vocab_size = model, c.vocab_size
+        self._logits = torch.empty(0, c.vocab_size)
         self._decoder = native().Decoder(
             cache.native_shape,
             c.hidden_size,
@@ -68,8 +69,13 @@ class PackedDecoder:
         return hidden
 
     def logits(self, hidden: Tensor, rows: Any) -> Tensor:
-        """hidden [T, D], rows [U] int64 -> logits [U, V] fp32."""
-        out = torch.empty(len(rows), self.vocab_size)
+        """hidden [T, D], rows [U] int64 -> logits [U, V] fp32, in memory that the next call uses
+        again: fresh memory each step
+        would cost a page fault for every 1,024 logits.
+        """
+        if len(rows) > len(self._logits):
+            self._logits = torch.empty(len(rows), self.vocab_size)
+        out = self._logits[: len(rows)]
         self._decoder.head(hidden.data_ptr(), rows, out.data_ptr())
         return out
 

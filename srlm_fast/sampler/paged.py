@@ -42,6 +42,9 @@ class PagedCache:
         within_values = [page_tokens // pair, self.value_width, pair][: 1 + pair]
         self.keys = torch.zeros(*shape, *within_keys, **options)
         self.values = torch.zeros(*shape, *within_values, **options)
+        if self.native:  # before they are touched
+            for pool in (self.keys, self.values):
+                native().ask_for_huge_pages(pool.data_ptr(), pool.nbytes)
 
     @property
     def in_pairs(self) -> bool:

@@ -30,8 +30,8 @@ def sample(logits: Tensor, plan: Any, masks: Tensor | None = None) -> tuple[np.n
     fp32 in nats.
 
     masks [M, ceil(V / 32)] int32: bit i of word w says whether token 32 w + i may be drawn;
-    plan.mask_rows [N] names the row of masks, -1 for none. A row without a finite largest logit (NaN
-    weights), or in which nothing may be drawn, has the log-probability NaN.
+    plan.mask_rows [N] names the row of masks, -1 for none. A row without a finite largest logit
+    (NaN weights), or in which nothing may be drawn, has the log-probability NaN.
     """
     logits = logits.detach().float().contiguous()
     masks = _checked_masks(logits, plan, masks)

@@ -1,7 +1,11 @@
 """Small models and dense answers to hold the sampler against."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
+from srlm_fast.kernels.native import available, native
 from srlm_fast.model import Model, ModelConfig, PackedContext, random_model
 from srlm_fast.sampler import Sampler, SamplingParams
 
@@ -51,10 +55,24 @@ CONFIGS = {
     ),
 }
 
+# The levels of the instruction set that this machine has.
+ISAS = native().isas() if available() else []
 
-def small_model(name: str = "llama", seed: int = 0) -> Model:
+
+@contextmanager
+def isa_level(name: str) -> Iterator[None]:
+    """Native kernels held down to one level."""
+    before = native().isa()
+    native().set_isa(name)
+    try:
+        yield
+    finally:
+        native().set_isa(before)
+
+
+def small_model(name: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32) -> Model:
     """Random weights, spread enough that greedy text does not settle on one token."""
-    model = random_model(CONFIGS[name], seed=seed, std=0.25)
+    model = random_model(CONFIGS[name], seed=seed, std=0.25, dtype=dtype)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(seed)
         for key, weight in model.named_parameters():

@@ -11,6 +11,8 @@ from srlm_fast.kernels.native import native
 from srlm_fast.sampler.noise import hash_tokens, noise_key, noise_uniform
 from srlm_fast.sampler.sampling import sample, sample_reference
 
+from .helpers import ISAS, isa_level
+
 DRAWS = 60_000
 
 
@@ -173,6 +175,77 @@ def test_log_probabilities_of_a_large_vocabulary_are_exact():
     tokens, logprobs = sample(logits, plan)
     wanted = logits.double().log_softmax(1)[torch.arange(4), torch.from_numpy(tokens).long()]
     np.testing.assert_allclose(logprobs, wanted, atol=1e-6, rtol=1e-6)
+
+
+def mask_words(rows, vocab):
+    """Lists of allowed tokens -> [M, ceil(V / 32)] int32."""
+    words = torch.zeros(len(rows), -(-vocab // 32), dtype=torch.int64)
+    for m, allowed in enumerate(rows):
+        for token in allowed:
+            words[m, token // 32] |= 1 << (token % 32)
+    return torch.where(words < 2**31, words, words - 2**32).int()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("vocab", [24, 27, 600])
+def test_masked_kernel_equals_reference(options, vocab):
+    draw = torch.Generator().manual_seed(vocab)
+    logits = torch.randn(2, vocab, generator=draw) * 3
+    allowed = [torch.randperm(vocab, generator=draw)[: vocab // 2].tolist() for _ in range(3)]
+    masks = mask_words([*allowed, [vocab - 1], range(vocab)], vocab)
+    plan = plan_of(300, **options)
+    plan.sample_rows[:] = np.arange(300) % 2
+    plan.mask_rows = (np.arange(300) % 6 - 1).astype(np.int32)
+    tokens, logprobs = sample(logits, plan, masks)
+    wanted, wanted_logprobs = sample_reference(logits, plan, masks)
+    assert np.array_equal(tokens, wanted)
+    np.testing.assert_allclose(logprobs, wanted_logprobs, atol=5e-6, rtol=2e-6)
+    for m, ids in enumerate(allowed):
+        of = plan.mask_rows == m
+        assert set(tokens[of & ~np.isnan(logprobs)].tolist()) <= set(ids)
+    raw = logits.double().log_softmax(1)[plan.sample_rows, tokens.astype(int)].numpy()
+    found = ~np.isnan(logprobs)
+    np.testing.assert_allclose(logprobs[found], raw[found], atol=2e-6, rtol=2e-6)
+
+
+def test_greedy_within_a_mask():
+    logits = torch.tensor([[5.0, 1.0, 3.0, 3.0]])
+    plan = plan_of(2, temperature=0.0)
+    plan.mask_rows = np.array([0, -1], np.int32)
+    for form in (sample, sample_reference):
+        assert form(logits, plan, mask_words([[1, 2, 3]], 4))[0].tolist() == [2, 0]
+
+
+def test_nothing_left_gives_nan():
+    plan = plan_of(3, banned=[1, 2])
+    plan.mask_rows = np.array([0, 1, -1], np.int32)
+    masks = mask_words([[1, 2], []], 40)
+    for form in (sample, sample_reference):
+        assert np.isnan(form(torch.zeros(1, 40), plan, masks)[1]).tolist() == [True, True, False]
+
+
+def test_masks_of_the_wrong_shape_are_named():
+    plan = plan_of(1)
+    with pytest.raises(ValueError, match="masks: torch.int32"):
+        sample(torch.zeros(1, 40), plan, torch.zeros(1, 1, dtype=torch.int32))
+    plan.mask_rows = np.array([1], np.int32)
+    with pytest.raises(ValueError, match="mask_rows: 1"):
+        sample(torch.zeros(1, 40), plan, torch.zeros(1, 2, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("scale", [0.0, 0.3, 2.5, 20.0])
+def test_pruning_keeps_what_top_p_keeps(isa, scale):
+    """Flat to peaked rows of a real vocabulary, at every level of the instruction set."""
+    logits = torch.randn(40, 32_003, generator=torch.Generator().manual_seed(2)) * scale
+    for options in ({"top_p": 0.9}, {"top_p": 0.37, "temperature": 0.7}, {"top_p": 0.99995}):
+        plan = plan_of(40, **options)
+        plan.sample_rows[:] = np.arange(40)
+        with isa_level(isa):
+            tokens, logprobs = sample(logits, plan)
+        wanted, wanted_logprobs = sample_reference(logits, plan)
+        assert np.array_equal(tokens, wanted)
+        np.testing.assert_allclose(logprobs, wanted_logprobs, atol=5e-6, rtol=2e-6)
 
 
 def test_noise_is_the_same_in_both_languages_and_uniform():
