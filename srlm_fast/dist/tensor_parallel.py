@@ -39,6 +39,9 @@ def tensor_parallel(model: Any, mesh: DeviceMesh) -> None:
         raise ValueError(f"mesh: {mesh.ndim} dimensions, wanted one: mesh['tensor']")
     if getattr(model, "parallel", None) is not None:
         raise ValueError("model: its weights are split already")
+    place = model.embed.weight.device.type
+    if place not in (mesh.device_type, "meta"):
+        raise ValueError(f"model: on {place}, wanted it on the mesh's {mesh.device_type}")
     splits = _splits(model, mesh.size())
     model.parallel = TensorParallel(mesh, splits)
     for name, split in splits.items():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from srlm_fast.dist import tensor_parallel
 from srlm_fast.model.save import save_model
 
 from . import cases
@@ -106,6 +108,15 @@ def test_the_norm_of_the_gradients_counts_each_weight_once(two_ranks: Ranks):
 def test_training_with_copied_heads_is_refused(two_ranks: Ranks):
     for message in two_ranks(cases.trains_copies):
         assert message.startswith("num_key_value_heads: fewer than the ranks")
+
+
+def test_a_mesh_that_does_not_fit_is_refused():
+    model = cases.model_of("llama")
+    flat = SimpleNamespace(ndim=1, device_type="cuda")
+    with pytest.raises(ValueError, match="^model: on cpu, wanted it on the mesh's cuda$"):
+        tensor_parallel(model, flat)
+    with pytest.raises(ValueError, match="^mesh: 2 dimensions, wanted one: mesh"):
+        tensor_parallel(model, SimpleNamespace(ndim=2, device_type="cpu"))
 
 
 def test_a_model_that_does_not_divide_is_left_alone(two_ranks: Ranks):
