@@ -11,6 +11,9 @@ share of what a large square matmul reaches in the same run, "x least" the time 
 gradients included. Errors against fp64: "value" in nats (root mean square over rows; of a scalar
 loss the difference, per row for a sum), gradients relative, on a sample.
 
+With SRLM_FAST_TUNE in the environment ours with a frozen head in blocks of other sizes too;
+SRLM_FAST_FUSED_DEPTH=N takes the fused matmul up to D = N (2,048 otherwise).
+
 Exit status: 1 when ours is wrong or failed, 2 without the device asked for.
 """
 
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -99,15 +103,19 @@ def variants(inputs: Inputs, ref_sums: Tensor | None, options: argparse.Namespac
 
 def ours(case: Case, device: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(name, what it computes, arguments of linear_logprob), as far as it takes them."""
-    known = inspect.signature(linear_logprob).parameters
+    known, over = inspect.signature(linear_logprob).parameters, {"overwrite_hidden": True}
     yield OURS, "", {}
     if "batch_invariant" in known:
         yield "ours batch-invariant", "", {"batch_invariant": True}
     if "overwrite_hidden" in known and case.goal == "frozen":
-        yield "ours over hidden", "", {"overwrite_hidden": True}
+        yield "ours over hidden", "", over
     if case.goal == "trainable" and device == "cuda":
         # All exponentials are kept: 6 N D V FLOPs, whatever V.
         yield "ours all kept", "", {"workspace_bytes": 2 * case.counted * case.vocab + (1 << 30)}
+    if "SRLM_FAST_TUNE" in os.environ and case.goal == "frozen" and device == "cuda":
+        for size in (128, 512, 1024, 4096):
+            yield f"ours {size} MiB", "", {"workspace_bytes": size << 20}
+        yield "ours over hidden, 128 MiB", "", {"workspace_bytes": 128 << 20} | over
     if case.has_pairs:
         yield OURS_DPO, "dpo", {}
 

@@ -49,7 +49,7 @@ def rms_norm_residual_reference(
 
 
 # Streaming multiprocessors by arch, for as many programs backward as run at once: 32 warps an SM,
-# hence 64 registers a thread. Nothing here is measured on a GPU yet.
+# hence 64 registers a thread. Correct on an H200, not yet tuned there.
 _SMS = {80: 108, 90: 132, 100: 148}
 _WARPS_PER_SM = 32
 

@@ -23,7 +23,7 @@ from .jit import tl, triton
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # Columns a program and warps, the same for every architecture: 8 columns a thread, one load of 16
-# bytes from either half. Not measured on a GPU yet.
+# bytes from either half. H200, D 8,192: backward at the speed of a copy; others not yet tried.
 BLOCK, NUM_WARPS = 1024, 4
 
 
