@@ -9,7 +9,7 @@ Shape letters: T tokens, S segments, L longest segment, H heads, G key/value hea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,24 @@ class Context(Protocol):
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """-> [T, H, K] in the dtype of q."""
+        ...
+
+
+@runtime_checkable
+class FusedContext(Protocol):
+    """A context that norms and rotates the heads itself, in the launch that stores them."""
+
+    def attend_qkv(
+        self,
+        layer: int,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        """qkv [T, (H + 2 G) K] as projected -> [T, H, K]. q_norm, k_norm [K], or none."""
         ...
 
 

@@ -23,7 +23,7 @@ from ..kernels.rms_norm import rms_norm, rms_norm_residual
 from ..kernels.rope import rope_angles, rope_qk
 from ..kernels.swiglu import swiglu
 from .config import ModelConfig
-from .context import Context
+from .context import Context, FusedContext
 from .parallel import Parallel
 from .rope import rope_frequencies
 
@@ -37,8 +37,10 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.local_weight, self.eps)
 
-    def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """The norm of x + residual, and x + residual."""
+    def of_sum(self, x: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of x + residual, and x + residual; without x of residual alone."""
+        if x is None:
+            return self(residual), residual
         return rms_norm_residual(x, residual, self.local_weight, self.eps)
 
     @property
@@ -48,7 +50,11 @@ class RMSNorm(nn.Module):
 
 
 class Layer(nn.Module):
-    """One block: hidden + attention(norm(hidden)), then + feed-forward(norm(hidden))."""
+    """One block: hidden + attention(norm(hidden)), then + feed-forward(norm(hidden)).
+
+    The last sum is left to the next norm, which makes it on the way: a block takes and returns the
+    residual stream and what is still to be added to it.
+    """
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
@@ -65,16 +71,29 @@ class Layer(nn.Module):
         self.gate_up = nn.Linear(c.hidden_size, 2 * c.intermediate_size, bias=c.mlp_bias)
         self.down = nn.Linear(c.intermediate_size, c.hidden_size, bias=c.mlp_bias)
 
-    def forward(self, hidden_TD: Tensor, cos: Tensor, sin: Tensor, context: Context) -> Tensor:
-        x_TD = self.drop(self.attention(self.attn_norm(hidden_TD), cos, sin, context))
+    def forward(
+        self, delta_TD: Tensor | None, hidden_TD: Tensor, cos: Tensor, sin: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
+        x_TD, hidden_TD = self.attn_norm.of_sum(delta_TD, hidden_TD)
+        x_TD = self.drop(self.attention(x_TD, cos, sin, context))
         x_TD, hidden_TD = self.mlp_norm.of_sum(x_TD, hidden_TD)
-        return hidden_TD + self.drop(self.down(swiglu(self.gate_up(x_TD))))
+        return self.drop(self.down(swiglu(self.gate_up(x_TD)))), hidden_TD
 
     def attention(self, x_TD: Tensor, cos: Tensor, sin: Tensor, context: Context) -> Tensor:
-        num_tokens = x_TD.shape[0]
-        q, k, v = self.qkv(x_TD).view(num_tokens, -1, self.head_dim).split(self.heads, dim=1)
-        q, k = rope_qk(self.q_norm(q), self.k_norm(k), cos, sin)
-        return self.o(context.attend(self.index, q, k, v).reshape(num_tokens, -1))
+        qkv = self.qkv(x_TD)
+        if isinstance(context, FusedContext):
+            out = context.attend_qkv(self.index, qkv, cos, sin, *self.head_norms())
+        else:
+            q, k, v = qkv.unflatten(1, (-1, self.head_dim)).split(self.heads, dim=1)
+            q, k = rope_qk(self.q_norm(q), self.k_norm(k), cos, sin)
+            out = context.attend(self.index, q, k, v)
+        return self.o(out.flatten(1))
+
+    def head_norms(self) -> tuple[Tensor | None, Tensor | None, float]:
+        """Weights and epsilon of the norms of query and key heads, where the family has them."""
+        if isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
+            return self.q_norm.local_weight, self.k_norm.local_weight, self.q_norm.eps
+        return None, None, 0.0
 
     def drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout_p, self.training) if self.dropout_p else x
@@ -112,11 +131,11 @@ class Model(nn.Module):
         """token_ids, positions [T] int64 -> hidden [T, D] after the final norm, in the model's
         dtype.
         """
-        hidden_TD = self.embed(token_ids)
+        delta_TD, hidden_TD = None, self.embed(token_ids)
         cos, sin = rope_angles(positions, self.rope_frequencies, self.rope_scale)
         for layer in self.layers:
-            hidden_TD = layer(hidden_TD, cos, sin, context)
-        return self.norm(hidden_TD)
+            delta_TD, hidden_TD = layer(delta_TD, hidden_TD, cos, sin, context)
+        return self.norm.of_sum(delta_TD, hidden_TD)[0]
 
     def logits(self, hidden_UD: Tensor) -> Tensor:
         """[U, V] in the model's dtype, on every rank."""

@@ -97,7 +97,7 @@ class GraphExecutor:
     def launch(self, plan: Any, masks: Tensor | None, on_hidden: OnHidden | None = None) -> Flight:
         """Start the step that `plan` holds; what it needs of the plan is copied."""
         started = self._event()
-        with invariant_matmuls() if self.deterministic and self.on_cuda else nullcontext():
+        with invariant_matmuls(self.model.dtype) if self.deterministic else nullcontext():
             if self.on_cuda and _is_decode(plan):
                 logprobs = self._replay(plan, masks)
             else:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..kernels.attention_work import PagedWork
-from ..kernels.kv_pages import write_kv
 from ..kernels.paged_attention import paged_attention
+from ..kernels.rope_kv import rope_write_kv
 from ..model import ModelConfig
 
 
@@ -71,16 +71,30 @@ def _kv_dtype(dtype: torch.dtype, kv_dtype: str | None) -> torch.dtype:
 class TritonContext:
     """Attention of one step: keys and values go into their pages, then every row attends.
 
-    slots [T]: where each row's key and value go; negative for padding.
+    slots [T]: where each row's key and value go; negative for padding. backend: of the attention,
+    "triton" or "flash".
     """
 
-    def __init__(self, cache: TritonCache, work: PagedWork, slots: Tensor) -> None:
-        self.cache, self.work, self.slots = cache, work, slots
+    def __init__(
+        self, cache: TritonCache, work: PagedWork, slots: Tensor, backend: str = "triton"
+    ) -> None:
+        self.cache, self.work, self.slots, self.backend = cache, work, slots, backend
         self.windows = cache.config.windows
         self.scale = 1.0 / math.sqrt(cache.config.head_dim)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [T, H, K], k and v [T, G, K] -> [T, H, K] in the dtype of q."""
+    def attend_qkv(
+        self,
+        layer: int,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        """qkv [T, (H + 2 G) K] -> [T, H, K]; as FusedContext says."""
         keys, values = self.cache.keys[layer], self.cache.values[layer]
-        write_kv(k, v, self.slots, keys, values)
-        return paged_attention(q, keys, values, self.work, self.scale, self.windows[layer])
+        q = rope_write_kv(qkv, cos, sin, self.slots, keys, values, q_norm, k_norm, eps)
+        return paged_attention(
+            q, keys, values, self.work, self.scale, self.windows[layer], backend=self.backend
+        )
