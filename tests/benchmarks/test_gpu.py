@@ -68,11 +68,14 @@ def pretended(monkeypatch):
 def test_one_call_does_all_and_a_failed_step_fails_it_with_the_table(pretended, tmp_path, capsys):
     assert gpu.main(["--out", str(tmp_path), "--seconds", "100"]) == 1
     names = [name for name, _, _ in pretended]
-    assert names[-3:] == ["bench_linear_logprob", "bench_dpo_loss", "bench_model_ops"]
-    assert names[-4] == "tests"
+    assert names[-len(gpu.BENCHMARKS) :] == [name for name, *_ in gpu.BENCHMARKS]
+    assert names[-len(gpu.BENCHMARKS) - 1] == "tests"
     assert all(limit <= 100 for _, _, limit in pretended)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert len(rows) == 3 and (tmp_path / "bench_dpo_loss.png").read_bytes() == b"a plot"
+    assert (
+        len(rows) == len(gpu.BENCHMARKS)
+        and (tmp_path / "bench_dpo_loss.png").read_bytes() == b"a plot"
+    )
     table = (tmp_path / "table.txt").read_text()
     assert table in capsys.readouterr().out
     assert "tests" in table and "failed" in table and "wanted" in table
