@@ -339,6 +339,8 @@ def _decode_options(work, keys):
 
 def _launch_extend(q, keys, values, work, out, scales, sizes, shape):
     split, options = work.config.split, _decode_options(work, keys)
+    if jit.arch() < 90 and work.width <= 128:
+        options["maxnreg"] = 168  # unasked, sm_80 takes 128 and spills
     if not work.deterministic:
         split, options = (
             0,
