@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "bench_linear_logprob": ("--device", "cpu"),
     "bench_dpo_loss": ("--device", "cpu"),
     "bench_model_ops": ("--device", "cpu"),
+    "bench_paged_attention": ("--device", "cpu"),
 }
 
 

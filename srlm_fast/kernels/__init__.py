@@ -2,9 +2,12 @@
 
 linear_logprob is the head and has files of its own below it: `logprob_route` (how a call is cut),
 `head_blocks` (matmuls), `logit_rows` (what happens to logits between them), `head_softmax` (both
-in one kernel), `pages` (memory given back early). `jit` holds Triton, `native` the C++ extension.
+in one kernel), `pages` (memory given back early). Attention over a paged KV cache: `kv_pages` (how
+keys and values get there), `rope_kv` (with all that comes before, in one launch), `attention_work`
+(what a step has to do), `paged_attention`. `jit` holds Triton, `native` the C++ extension.
 """
 
+from .attention_work import Capacity, DecodeConfig, PagedWork
 from .dpo_loss import (
     DpoOutput,
     dpo_loss,
@@ -20,6 +23,7 @@ from .judge_score import (
     extract_scores,
     extract_scores_reference,
 )
+from .kv_pages import write_kv, write_kv_reference
 from .linear_logprob import (
     LogprobOutput,
     linear_logprob,
@@ -27,6 +31,7 @@ from .linear_logprob import (
     linear_logprob_route,
 )
 from .logprob_route import Route
+from .paged_attention import paged_attention, paged_attention_reference
 from .rms_norm import (
     rms_norm,
     rms_norm_reference,
@@ -34,12 +39,16 @@ from .rms_norm import (
     rms_norm_residual_reference,
 )
 from .rope import rope, rope_qk, rope_reference
+from .rope_kv import rope_write_kv, rope_write_kv_reference
 from .sample_tokens import SamplingWorkspace, sample_tokens, sample_tokens_reference
 from .swiglu import swiglu, swiglu_reference
 
 __all__ = [
+    "Capacity",
+    "DecodeConfig",
     "DpoOutput",
     "LogprobOutput",
+    "PagedWork",
     "Route",
     "SamplingWorkspace",
     "ScoreStatus",
@@ -55,6 +64,8 @@ __all__ = [
     "linear_logprob",
     "linear_logprob_reference",
     "linear_logprob_route",
+    "paged_attention",
+    "paged_attention_reference",
     "rms_norm",
     "rms_norm_reference",
     "rms_norm_residual",
@@ -62,8 +73,12 @@ __all__ = [
     "rope",
     "rope_qk",
     "rope_reference",
+    "rope_write_kv",
+    "rope_write_kv_reference",
     "sample_tokens",
     "sample_tokens_reference",
     "swiglu",
     "swiglu_reference",
+    "write_kv",
+    "write_kv_reference",
 ]

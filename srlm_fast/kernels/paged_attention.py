@@ -320,24 +320,31 @@ def _launch_decode(q, keys, values, work, out, scales, sizes, shape):
         work.item_count, work.items, work.row_starts, work.lengths, work.first_slots, work.table,
         *scales, *sizes,
         **shape, SPLIT=work.config.split, M=work.decode_rows,
-        **_decode_options(work, q),
+        **_decode_options(work, keys),
     )  # fmt: skip
 
 
-def _decode_options(work, q):
-    """What a row's bits depend on."""
-    config = work.config
-    num_warps = config.num_warps * (2 if q.element_size() == 4 else 1)
-    tile = _tile(config.tile, work.width * q.element_size())
-    return {"TILE": tile, "num_warps": num_warps, "num_stages": config.num_stages}
+def _decode_options(work, keys):
+    """What a row's bits depend on. Pages of other than 16 bits spill at the usual warps: fp8 is
+    widened on the way, fp32 does without tensor cores.
+    """
+    config, key_bytes = work.config, work.width * work.dtype.itemsize
+    num_warps = config.num_warps * (1 if keys.element_size() == 2 else 2)
+    return {
+        "TILE": _tile(config.tile, key_bytes),
+        "num_warps": num_warps,
+        "num_stages": config.num_stages,
+    }
 
 
 def _launch_extend(q, keys, values, work, out, scales, sizes, shape):
-    split, options = work.config.split, _decode_options(work, q)
+    split, options = work.config.split, _decode_options(work, keys)
+    if jit.arch() < 90 and work.width <= 128:
+        options["maxnreg"] = 168  # unasked, sm_80 takes 128 and spills
     if not work.deterministic:
         split, options = (
             0,
-            {"TILE": _tile(64, work.width * q.element_size()), "num_warps": 8, "num_stages": 3},
+            {"TILE": _tile(64, work.width * work.dtype.itemsize), "num_warps": 8, "num_stages": 3},
         )
     _extend_kernel[(work.num_tiles * work.num_kv_heads,)](
         q, keys, values, out,

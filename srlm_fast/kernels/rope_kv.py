@@ -90,19 +90,19 @@ def _rope_write_kernel(
 
     if slot >= 0:
         kv_heads = tl.arange(0, KV_HEADS)[:, None]
-        mask = (kv_heads < num_kv_heads) & (cols < half)
-        at = (num_heads + kv_heads) * K + cols
+        inside = (kv_heads < num_kv_heads) & (cols < half)
+        k_at = (num_heads + kv_heads) * K + cols
         to = ((slot // P * num_kv_heads + kv_heads) * P + slot % P) * K + cols
-        first, second = _rotated(
-            qkv_ptr + at, k_norm_ptr, cos, sin, cols, mask, half, eps, K, HAS_NORM
+        k, k_2 = _rotated(
+            qkv_ptr + k_at, k_norm_ptr, cos, sin, cols, inside, half, eps, K, HAS_NORM
         )
-        tl.store(keys_ptr + to, to_pages(first, keys_ptr, k_scale, K_PLACE), mask=mask)
-        tl.store(keys_ptr + to + half, to_pages(second, keys_ptr, k_scale, K_PLACE), mask=mask)
-        at += num_kv_heads * K
-        first = tl.load(qkv_ptr + at, mask=mask, other=0.0)
-        second = tl.load(qkv_ptr + at + half, mask=mask, other=0.0)
-        tl.store(values_ptr + to, to_pages(first, values_ptr, v_scale, V_PLACE), mask=mask)
-        tl.store(values_ptr + to + half, to_pages(second, values_ptr, v_scale, V_PLACE), mask=mask)
+        tl.store(keys_ptr + to, to_pages(k, keys_ptr, k_scale, K_PLACE), mask=inside)
+        tl.store(keys_ptr + to + half, to_pages(k_2, keys_ptr, k_scale, K_PLACE), mask=inside)
+        v_at = k_at + num_kv_heads * K
+        v = tl.load(qkv_ptr + v_at, mask=inside, other=0.0)
+        v_2 = tl.load(qkv_ptr + v_at + half, mask=inside, other=0.0)
+        tl.store(values_ptr + to, to_pages(v, values_ptr, v_scale, V_PLACE), mask=inside)
+        tl.store(values_ptr + to + half, to_pages(v_2, values_ptr, v_scale, V_PLACE), mask=inside)
 
 
 def _launch(qkv, cos, sin, slots, keys, values, q_norm, k_norm, eps, k_scale, v_scale):

@@ -32,9 +32,10 @@ def write(heads, page=64, dtype=BF16, cache=None, index=torch.int64) -> None:
 def attend(heads, page=64, dtype=BF16, cache=None, window=None, deterministic=False, scale=1.0):
     """A decoded row of several splits, a chunk of 20 rows."""
     keys, values = pages_for(heads, page, cache or dtype)
-    names = ("num_heads", "num_kv_heads", "head_dim")
     work = PagedWork(
-        **dict(zip(names, heads, strict=True)),
+        num_heads=heads[0],
+        num_kv_heads=heads[1],
+        head_dim=heads[2],
         page_tokens=page,
         dtype=dtype,
         device="cpu",
@@ -42,7 +43,7 @@ def attend(heads, page=64, dtype=BF16, cache=None, window=None, deterministic=Fa
     )
     lengths = np.array([2000, 1000], np.int32)
     work.plan(np.array([0, 1, 21], np.int32), lengths, np.zeros((2, 2048 // page), np.int32))
-    q = torch.zeros(21, *heads[:2][:1], heads[2], dtype=dtype)
+    q = torch.zeros(21, heads[0], heads[2], dtype=dtype)
     scales = {"k_scale": scale, "v_scale": scale}
     paged_attention(q, keys, values, work, 0.1, window, **scales)
 
@@ -63,6 +64,7 @@ def launches(arch: int) -> Iterator[Launch]:
     if arch != 90:
         return
     yield Launch("write: fp32, odd", partial(write, (3, 3, 80), 16, FP32))
+    yield attention("8B, fp8, deterministic", LLAMA_8B, cache=FP8, deterministic=True, scale=0.5)
     yield attention("8B, pages of 16, window", LLAMA_8B, 16, window=512)
     yield attention("8B, window, deterministic", LLAMA_8B, window=512, deterministic=True)
     yield attention("0.5B, group of 7", QWEN_05B)
