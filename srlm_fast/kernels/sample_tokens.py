@@ -22,16 +22,17 @@ segments of neighbouring ids, one to a warp. What is read, with b bytes a logit:
                 (0 as it is, 1 seen, 2 forbidden) and read beside each logit from there on
     statistics  b V: maximum and sum of z, maximum and mass of z' per group of tokens
     candidates  b V, only with top_k, top_p or min_p: lists, in order of id and as fp32, the z' that
-                may be kept. What may not: below the k-th largest maximum of the 512 groups or more
-                (k tokens lie at or above it), below half of (1 - top_p) * mass / V (all tokens
-                below twice that together have less than 1 - top_p of the mass), below min_p
+                may be kept. What may not: below the k-th largest maximum of the 512 groups (k
+                tokens lie at or above it), lighter than half of (1 - top_p) * mass / V (all
+                tokens below twice that together have less than 1 - top_p of the mass), or than
+                half of min_p
     search      4 C of C candidates for each 7 pivots, until one value is left: the cut
     draw        4 C for the mass kept of each segment, then b V / 16 for the token
 
 So one read of the row for plain temperature, two and a sixteenth with options. C is some hundreds
 where a model has learnt something, and most of V where logits are flat: then the lists go through
-memory (4 N V bytes), 4 to 8 times. The order of every sum is fixed by V and the dtype: the same
-bits in any company.
+memory (4 N V bytes), 4 to 8 times. The order of every sum is fixed by V, the dtype and the
+alignment of the rows: the same bits in any company.
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ from .jit import tl, triton
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SEGMENTS = 16
-# Tokens of a segment in a step of the passes over a row, of the search and of the draw; warps.
-# Not measured on a GPU yet.
-_STEP, _SEARCH_STEP, _DRAW_STEP, _NUM_WARPS = 256, 128, 2048, 16
+ROWS = 32  # threads to a segment: a warp
+# Buffers of a pass over a row, of one step each (8 KB; 1 is no pipeline); tokens of a segment in a
+# step of the search; tokens in a step of the draw. Not measured on a GPU yet.
+_STAGES, _SEARCH_STEP, _DRAW_STEP = 4, 128, 2048
 
 _LOG2E = tl.constexpr(1.4426950408889634) if jit.HAS_TRITON else 1.4426950408889634
 _LARGEST = tl.constexpr(3.4028234663852886e38) if jit.HAS_TRITON else 3.4028234663852886e38
@@ -234,9 +236,13 @@ def _weights(z, top, scale, floor):
 
 @triton.jit
 def _tile(segment, SEGMENTS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):
-    """Ids of the first step, [SEGMENTS, ROWS, LANES]: a thread has LANES neighbours, 16 bytes."""
-    segments = tl.arange(0, SEGMENTS)[:, None, None] * segment
-    rows = tl.arange(0, ROWS)[None, :, None] * LANES
+    """Ids of the first step, [ROWS, SEGMENTS, LANES].
+
+    In this order of dimensions, in which the compiler hands them out, a warp has a segment and a
+    thread 16 bytes of neighbours, when loaded as when listed: nothing moves between threads.
+    """
+    rows = tl.arange(0, ROWS)[:, None, None] * LANES
+    segments = tl.arange(0, SEGMENTS)[None, :, None] * segment
     return segments + rows + tl.arange(0, LANES)[None, None, :]
 
 
@@ -252,17 +258,18 @@ def _add_masses(tops, sums, z, scale):
 def _statistics(
     logits_ptr, flags_ptr, vocab, segment, penalty, scale,
     EDITED: tl.constexpr, SEGMENTS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
-    """-> largest z, sum of exp(z - largest), and of each group [SEGMENTS, ROWS] the largest z' and
+    """-> largest z, sum of exp(z - largest), and of each group [ROWS, SEGMENTS] the largest z' and
     its mass relative to that.
 
     A group without a finite score keeps the largest negative number, and has no mass.
     """
     ids = _tile(segment, SEGMENTS, ROWS, LANES)
-    raw_tops = tl.full([SEGMENTS, ROWS], -_LARGEST, tl.float32)
-    raw_sums = tl.zeros([SEGMENTS, ROWS], tl.float32)
+    raw_tops = tl.full([ROWS, SEGMENTS], -_LARGEST, tl.float32)
+    raw_sums = tl.zeros([ROWS, SEGMENTS], tl.float32)
     tops, sums = raw_tops, raw_sums
-    for start in range(0, segment, ROWS * LANES):
+    for start in tl.range(0, segment, ROWS * LANES, num_stages=STAGES):
         raw = _raw_scores(logits_ptr, ids + start, vocab)
         raw_tops, raw_sums = _add_masses(raw_tops, raw_sums, raw, _LOG2E)
         z = raw
@@ -278,26 +285,25 @@ def _statistics(
 
 @triton.jit
 def _list_candidates(
-    logits_ptr, flags_ptr, candidates_ptr, vocab, segment, penalty, top, scale, lowest, lightest,
+    logits_ptr, flags_ptr, candidates_ptr, vocab, segment, penalty, lowest,
     EDITED: tl.constexpr, SEGMENTS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Lists the scores of at least `lowest` and at least 2 ** `lightest` in weight.
-
-    -> how many in each segment, the smallest of them
-    """
+    """Lists the scores of at least `lowest` -> how many in each segment, the smallest of them."""
     ids = _tile(segment, SEGMENTS, ROWS, LANES)
-    places = candidates_ptr + tl.arange(0, SEGMENTS)[:, None, None] * segment
+    places = candidates_ptr + tl.arange(0, SEGMENTS)[None, :, None] * segment
     counts = tl.zeros([SEGMENTS], tl.int32)
-    least = tl.full([SEGMENTS, ROWS], _LARGEST, tl.float32)
-    for start in range(0, segment, ROWS * LANES):
+    least = tl.full([ROWS, SEGMENTS], _LARGEST, tl.float32)
+    for start in tl.range(0, segment, ROWS * LANES, num_stages=STAGES):
         z = _scores(logits_ptr, flags_ptr, ids + start, vocab, penalty, EDITED)
-        listed = (z >= lowest) & ((z - top) * scale >= lightest)
+        listed = z >= lowest
         ones = listed.to(tl.int32)
         of_row = tl.sum(ones, axis=2)
-        before = counts[:, None] + tl.cumsum(of_row, axis=1) - of_row
+        up_to = tl.trans(tl.cumsum(tl.trans(of_row), axis=1))
+        before = counts[None, :] + up_to - of_row
         at = before[:, :, None] + tl.cumsum(ones, axis=2) - ones
         tl.store(places + at, z, mask=listed)
-        counts += tl.sum(of_row, axis=1)
+        counts += tl.sum(of_row, axis=0)
         least = tl.minimum(least, tl.min(tl.where(listed, z, _LARGEST), axis=2))
     tl.debug_barrier()
     return counts, tl.min(least)
@@ -425,7 +431,7 @@ def _sample_kernel(
     vocab, segment, stride_logits, stride_masks,
     CAN_EDIT: tl.constexpr, HAS_MASKS: tl.constexpr, HAS_FORCED: tl.constexpr,
     SEGMENTS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
-    SEARCH: tl.constexpr, DRAW: tl.constexpr,
+    STAGES: tl.constexpr, SEARCH: tl.constexpr, DRAW: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0).to(tl.int64)
     row = tl.load(rows_ptr + n).to(tl.int64)
@@ -461,14 +467,16 @@ def _sample_kernel(
 
         if edited:
             raw_top, raw_sum, tops, sums = _statistics(
-                logits_ptr, flags_ptr, vocab, segment, penalty, scale, True, SEGMENTS, ROWS, LANES
-            )
+                logits_ptr, flags_ptr, vocab, segment, penalty, scale,
+                True, SEGMENTS, ROWS, LANES, STAGES,
+            )  # fmt: skip
         else:
             raw_top, raw_sum, tops, sums = _statistics(
-                logits_ptr, flags_ptr, vocab, segment, penalty, scale, False, SEGMENTS, ROWS, LANES
-            )
+                logits_ptr, flags_ptr, vocab, segment, penalty, scale,
+                False, SEGMENTS, ROWS, LANES, STAGES,
+            )  # fmt: skip
         top = tl.max(tops)
-        masses = tl.sum(sums * tl.exp2((tops - top) * scale), axis=1)
+        masses = tl.sum(sums * tl.exp2((tops - top) * scale), axis=0)
         total = tl.sum(masses)
         forced = tl.load(forced_ptr + n) if HAS_FORCED else -1
         if (forced >= 0) & (raw_sum < float("inf")):
@@ -481,13 +489,13 @@ def _sample_kernel(
             if greedy:
                 floor = 0.0
                 cut, quotas = top, quotas + 1
-                masses = (tl.max(tops, axis=1) == top).to(tl.float32)
+                masses = (tl.max(tops, axis=0) == top).to(tl.float32)
             else:
                 cut, quotas, masses = _keep(
                     logits_ptr, flags_ptr, candidates_ptr, vocab, segment,
                     penalty, top, scale, tops, masses, total,
                     tl.load(top_k_ptr + n), tl.load(top_p_ptr + n), floor,
-                    edited, SEGMENTS, ROWS, LANES, SEARCH,
+                    edited, SEGMENTS, ROWS, LANES, STAGES, SEARCH,
                 )  # fmt: skip
 
             uniform = noise_uniform(tl.load(keys_ptr + n), tl.load(positions_ptr + n))
@@ -524,7 +532,8 @@ def _sample_kernel(
 def _keep(
     logits_ptr, flags_ptr, candidates_ptr, vocab, segment,
     penalty, top, scale, tops, masses, total, top_k, top_p, floor,
-    edited, SEGMENTS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, SEARCH: tl.constexpr,
+    edited, SEGMENTS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, STAGES: tl.constexpr,
+    SEARCH: tl.constexpr,
 ):  # fmt: skip
     """-> the cut, how many equal to it each segment keeps, the mass each segment keeps."""
     by_count, by_mass = (top_k > 0) & (top_k < vocab), top_p < 1
@@ -539,7 +548,7 @@ def _keep(
             lightest = tl.maximum(lightest, tl.log2((1 - top_p) * total / vocab) - 1)
         lowest = -_LARGEST
         if by_count & (top_k <= SEGMENTS * ROWS):
-            places = tl.arange(0, SEGMENTS)[:, None] * segment + tl.arange(0, ROWS)[None, :]
+            places = tl.arange(0, SEGMENTS)[None, :] * segment + tl.arange(0, ROWS)[:, None]
             tl.store(candidates_ptr + places, tops)
             tl.debug_barrier()
             lowest, _ = _find_cut(
@@ -547,15 +556,19 @@ def _keep(
                 top_k.to(tl.float32), True, SEGMENTS, SEARCH,
             )  # fmt: skip
             tl.debug_barrier()
+        # In the unit of scores, less what rounding may add.
+        depth = lightest / scale
+        depth -= 1e-6 * (tl.abs(top) - depth)
+        lowest = tl.maximum(lowest, top + depth)
         if edited:
             counts, least = _list_candidates(
                 logits_ptr, flags_ptr, candidates_ptr, vocab, segment,
-                penalty, top, scale, lowest, lightest, True, SEGMENTS, ROWS, LANES,
+                penalty, lowest, True, SEGMENTS, ROWS, LANES, STAGES,
             )  # fmt: skip
         else:
             counts, least = _list_candidates(
                 logits_ptr, flags_ptr, candidates_ptr, vocab, segment,
-                penalty, top, scale, lowest, lightest, False, SEGMENTS, ROWS, LANES,
+                penalty, lowest, False, SEGMENTS, ROWS, LANES, STAGES,
             )  # fmt: skip
 
         cut, quota = least, _UNLIMITED  # all that are listed
@@ -592,8 +605,18 @@ def _keep(
 
 
 def _segment(vocab: int) -> int:
-    """Tokens of a segment: whole steps."""
-    return max(triton.cdiv(vocab, SEGMENTS * _STEP), 1) * _STEP
+    """Tokens of a segment: whole steps of any dtype."""
+    step = ROWS * 8
+    return max(-(-vocab // (SEGMENTS * step)), 1) * step
+
+
+def _lanes(logits: Tensor) -> int:
+    """Neighbours that a thread takes at once: 16 bytes; rows without that alignment are read one
+    by one, and more would spill.
+    """
+    size = logits.itemsize
+    aligned = logits.data_ptr() % 16 == 0 and logits.stride(0) * size % 16 == 0
+    return 16 // size if aligned else 4
 
 
 @jit.on_its_device
@@ -660,7 +683,6 @@ def sample_tokens(
     workspace = workspace or SamplingWorkspace.empty(num_samples, vocab, logits.device)
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
     has_masks = masks is not None
-    lanes = 16 // logits.itemsize
     _sample_kernel[(num_samples,)](
         logits, *(x.contiguous() for x in inputs),
         masks.contiguous() if has_masks else rows, mask_rows.contiguous() if has_masks else rows,
@@ -669,8 +691,8 @@ def sample_tokens(
         vocab, _segment(vocab), logits.stride(0), masks.shape[1] if has_masks else 0,
         CAN_EDIT=has_masks or history.numel() + banned.numel() > 0, HAS_MASKS=has_masks,
         HAS_FORCED=forced is not None,
-        SEGMENTS=SEGMENTS, ROWS=_STEP // lanes, LANES=lanes, SEARCH=_SEARCH_STEP, DRAW=_DRAW_STEP,
-        num_warps=_NUM_WARPS,
+        SEGMENTS=SEGMENTS, ROWS=ROWS, LANES=_lanes(logits),
+        STAGES=_STAGES, SEARCH=_SEARCH_STEP, DRAW=_DRAW_STEP, num_warps=SEGMENTS,
     )  # fmt: skip
     return tokens, logprobs
 
