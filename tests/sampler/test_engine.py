@@ -369,7 +369,7 @@ def test_hidden_at_is_the_last_row(model, prompts, path):
         context = PackedContext([len(prompt)], model.config.windows)
         with torch.no_grad():
             dense = model(torch.tensor(prompt), torch.arange(len(prompt)), context)
-        worst = tolerance(model, 2e-5, 0.15)
+        worst = tolerance(model, 2e-5, 0.3)
         torch.testing.assert_close(row, dense[-1], atol=worst, rtol=worst)
 
 
