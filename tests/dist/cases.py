@@ -209,7 +209,8 @@ def refuses_five_heads() -> dict[str, Any]:
     """And leaves the model as it was."""
     model = random_model(CONFIGS["qwen3"])
     refused = refusal(lambda: tensor_parallel(model, device_mesh(2)["tensor"]))
-    return {"refused": refused, "whole": can_pack(model) and model.parallel is None}
+    plain = all(type(weight) is torch.nn.Parameter for weight in model.parameters())
+    return {"refused": refused, "whole": plain and model.parallel is None}
 
 
 # -------------------------------------------------------------------------------- data parallel
