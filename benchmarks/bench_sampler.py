@@ -68,6 +68,7 @@ TARGETS = {
     ("small", "judge"): 10.0,
 }
 SCALING_TARGET = 1.7
+QUICK_RATES = (1e11, 1e10)  # made up: --quick is for tests
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,9 @@ class Contender:
 @cache
 def rates(device: str, dtype: torch.dtype, threads: int, quick: bool) -> tuple[float, float]:
     """FLOP/s of a large square matmul, bytes/s of a large read, with these threads."""
-    top = harness.ceilings(device, dtype, 256 if quick else None)
-    return top["matmul_flops"], harness.read_rate(device)
+    if quick:
+        return QUICK_RATES
+    return harness.ceilings(device, dtype)["matmul_flops"], harness.read_rate(device)
 
 
 class Run:
@@ -234,9 +236,14 @@ class Run:
 
     # Turns
 
-    def turn(self, contender: Contender, number: int, work: Work, limit: float | None) -> Turn:
+    def turn(
+        self, contender: Contender, number: int, work: Work, limit: float | None
+    ) -> Turn | None:
         prompts = work.prompts(self.config.vocab_size, number)
-        return contender.attempt(partial(contender.ask, "turn", prompts, work, limit))
+        turn = contender.attempt(partial(contender.ask, "turn", prompts, work, limit))
+        told = f"{turn.rate:,.0f} tok/s, {turn.seconds:.1f} s" if turn else contender.row.reason
+        print(f"  turn {number}, {contender.kind.name}: {told}", flush=True)
+        return turn
 
     def prefill(self, contender: Contender, work: Work) -> None:
         """For an engine whose turns do not tell."""
@@ -436,8 +443,8 @@ def run_case(case: Case, options: argparse.Namespace, top: Mapping) -> tuple[lis
         "entropy_wanted": ENTROPY,
         "floor": {dtype: vars(run.floor(dtype)) for dtype in dtypes},
     }
-    more |= targets(case, rows, options)
-    for line in more["told"]:
+    more["result"] = targets(case, rows, options)
+    for line in more["result"]["told"]:
         print(line, flush=True)
     return list(rows), more
 
