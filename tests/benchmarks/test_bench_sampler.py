@@ -236,15 +236,23 @@ def test_targets_are_told_and_two_threads_are_held_against_one(capsys):
     assert found["scaling"] == 2.0 and "wanted >= 1.7: met" in found["told"][1]
 
 
-def test_a_slow_rival_is_a_scout_and_the_best_has_two_turns():
-    kind = Kind("rival", "fp32", "torch", "torch")
-    found = []
-    for own, seconds in ((10.0, 10.0), (15.0, 90.0), (21.0, 21.0)):
-        contender = Contender(kind, "cpu")
-        contender.scout = Turn(100, seconds, cpu=own)
-        found.append(contender)
-    bench.plan_turns(found, work_named("candidates", "cpu"), 5)
-    assert [contender.wanted for contender in found] == [2, 1, 0]
+def scouted(engine: str, package: str, own: float, seconds: float) -> Contender:
+    contender = Contender(Kind(engine, "fp32", package, "torch"), "cpu")
+    contender.scout = Turn(100, seconds, cpu=own)
+    return contender
+
+
+def test_a_rival_clearly_slower_than_its_family_is_a_scout_and_the_best_has_two_turns():
+    found = [scouted("fast", "a", 1.0, 0.1), scouted("near", "a", 1.4, 0.1)]
+    found += [scouted("slow", "a", 1.5, 0.1), scouted("other family", "b", 9.0, 9.0)]
+    work = work_named("candidates", "cpu")
+    bench.plan_turns(found, work, 5)
+    # 8,192 tokens at 1,000 tokens/s: three turns fit.
+    assert [contender.wanted for contender in found] == [3, 3, 0, 1]
+    for contender, own in zip(found, (5.0, 6.0, None, 4.0), strict=True):
+        contender.turns = [Turn(100, 99.0, cpu=own)] if own else []
+    bench.favour_the_best(found, 5)
+    assert [contender.wanted for contender in found] == [3, 3, 0, 2]
 
 
 def test_ours_has_all_the_rounds():
