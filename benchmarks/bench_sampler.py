@@ -13,17 +13,18 @@ fp32 on the same weights, in 16 bits within the error of eager's logits (sampler
 otherwise its row says WRONG and gets no ratio.
 
 On a CPU every engine lives in a process of its own, on the cores of the case, and the turns are
-interleaved. A rival's first turn is a scout on every fourth prompt. One that is less than half as
-fast as the best rival is not asked again, and its row is the scout's; the others get as many turns
-as fit into TURN_SECONDS, at least one, the best two. What a row is made of stands in its note. On a
-GPU the engines take turns one after the other, as two KV pools do not fit, after one warm-up of 32
-tokens out, and a rival is stopped after LIMIT_SECONDS.
+interleaved. The first turn is a scout on every fourth prompt. A rival that is clearly slower than
+the best of its family (the same package: engines profit unlike from a larger batch) is not asked
+again, and its row is the scout's; the others get as many turns as fit into TURN_SECONDS, at least
+one, the best rival two. On a GPU one engine runs after the other, as two KV pools do not fit, after
+one warm-up of 32 tokens out, and a rival is stopped after LIMIT_SECONDS. What a row is made of
+stands in its note.
 
 tok/s: tokens out over the time of the whole work; per cpu s: over the process's own time, on a
-machine that others use too. prefill/s: prompt tokens, each prompt once, until
-all were computed. roof: the floor over the time. x best: over the fastest right rival of any dtype.
-MiB: weights, cache and working memory at the highest point. host: the sampler's own Python and
-scheduling in a step, where it keeps count.
+machine that others use too. prefill/s: prompt tokens, each prompt once, until all were computed.
+roof: the floor over the time. x best: over the fastest right rival of any dtype. MiB: weights,
+cache and working memory at the highest point. host ms: the sampler's own Python and scheduling in
+a step, where it keeps count. busy: of the time after the prompts, on a GPU.
 
 Exit status: 1 when ours is wrong or failed, 2 without the device asked for.
 """
@@ -55,12 +56,12 @@ from benchmarks.sampler_work import WORKS, Floor, Work, floor, work_named
 from srlm_fast.model import Model
 
 NAME = "bench_sampler"
-SCOUT_STEP, WARM_UP_TOKENS = 4, 32
+SCOUT_STEP, SCOUT_SHARE, WARM_UP_TOKENS = 4, 0.7, 32
 TURN_SECONDS, LIMIT_SECONDS = 25.0, 15.0
 # A rival that cannot be stopped is not begun with less time left.
 SPARE_SECONDS = 4 * LIMIT_SECONDS
 DECODE_SHARE = 0.7  # of the time after the prompts, so that the prompts have no part in it
-# (model, work, threads) -> tokens/s of ours over those of the best rival that are aimed at.
+# (model, work) -> tokens/s of ours over those of the best rival that are aimed at.
 TARGETS = {
     ("tiny", "candidates"): 5.0,
     ("small", "candidates"): 4.0,
@@ -68,6 +69,7 @@ TARGETS = {
     ("small", "judge"): 10.0,
 }
 SCALING_TARGET = 1.7
+QUICK_RATES = (1e11, 1e10)  # made up: --quick is for tests
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,9 @@ class Contender:
 @cache
 def rates(device: str, dtype: torch.dtype, threads: int, quick: bool) -> tuple[float, float]:
     """FLOP/s of a large square matmul, bytes/s of a large read, with these threads."""
-    top = harness.ceilings(device, dtype, 256 if quick else None)
-    return top["matmul_flops"], harness.read_rate(device)
+    if quick:
+        return QUICK_RATES
+    return harness.ceilings(device, dtype)["matmul_flops"], harness.read_rate(device)
 
 
 class Run:
@@ -234,9 +237,14 @@ class Run:
 
     # Turns
 
-    def turn(self, contender: Contender, number: int, work: Work, limit: float | None) -> Turn:
+    def turn(
+        self, contender: Contender, number: int, work: Work, limit: float | None
+    ) -> Turn | None:
         prompts = work.prompts(self.config.vocab_size, number)
-        return contender.attempt(partial(contender.ask, "turn", prompts, work, limit))
+        turn = contender.attempt(partial(contender.ask, "turn", prompts, work, limit))
+        told = f"{turn.rate:,.0f} tok/s, {turn.seconds:.1f} s" if turn else contender.row.reason
+        print(f"  turn {number}, {contender.kind.name}: {told}", flush=True)
+        return turn
 
     def prefill(self, contender: Contender, work: Work) -> None:
         """For an engine whose turns do not tell."""
@@ -256,6 +264,8 @@ class Run:
                 if number < contender.wanted and not (number and self.late()):
                     turn = self.turn(contender, 1 + number, self.work, None)
                     contender.turns += [turn] if turn else []
+            if number == 0:
+                favour_the_best(self.able(), self.options.rounds)
         for contender in self.able():
             self.prefill(contender, self.work)
 
@@ -263,7 +273,8 @@ class Run:
         """On a GPU: warm up, take its turns, make room. Ours shares the time that is left with what
         comes after it.
         """
-        ours, left = contender.kind.ours, self.left()
+        ours, left, able = contender.kind.ours, self.left(), self.able()
+        share = left / (1 + len(able) - able.index(contender)) if ours else 0.0
         brief = ours or (contender.engine is not None and contender.engine.stops)
         if left < (0 if brief else SPARE_SECONDS):
             contender.row.reason, contender.row.correct = "no time left", None
@@ -273,7 +284,6 @@ class Run:
             contender.attempt(partial(self.start, contender))
         if contender.able:
             contender.scout = self.turn(contender, 0, self.work.cut(WARM_UP_TOKENS), None)
-        share = left / (1 + len(self.able()) - self.able().index(contender)) if ours else 0.0
         begin = time.perf_counter()
         work = self.work if ours or not contender.able else self.shortened(contender)
         while contender.able and len(contender.turns) < self.options.rounds:
@@ -377,14 +387,24 @@ _asked: list[tuple[str, torch.dtype]] = []
 
 def plan_turns(contenders: Sequence[Contender], work: Work, rounds: int) -> None:
     """How many whole turns each gets, by its scout."""
-    rivals = [c for c in contenders if not c.kind.ours]
-    best = max((_own_rate(c.scout) for c in rivals), default=0.0)
+    best: dict[str, float] = {}
     for contender in contenders:
-        seconds, rate = work.tokens / contender.scout.rate, _own_rate(contender.scout)
-        fits = max(1 + (rate == best), int(TURN_SECONDS / seconds))
+        family, rate = contender.kind.family, _own_rate(contender.scout)
+        best[family] = max(rate, best.get(family, 0.0))
+    for contender in contenders:
+        fits = max(1, int(TURN_SECONDS * contender.scout.rate / work.tokens))
         contender.wanted = rounds if contender.kind.ours else min(rounds, fits)
-        if not contender.kind.ours and rate < best / 2:
+        slow = _own_rate(contender.scout) < SCOUT_SHARE * best[contender.kind.family]
+        if slow and not contender.kind.ours:
             contender.wanted = 0
+
+
+def favour_the_best(contenders: Sequence[Contender], rounds: int) -> None:
+    """After the first whole turns: the best rival has one more, as ours is held against it."""
+    rivals = [c for c in contenders if c.turns and not c.kind.ours]
+    if rivals:
+        best = max(rivals, key=lambda c: _own_rate(c.turns[0]))
+        best.wanted = max(best.wanted, min(2, rounds))
 
 
 def _own_rate(turn: Turn) -> float:
@@ -436,8 +456,8 @@ def run_case(case: Case, options: argparse.Namespace, top: Mapping) -> tuple[lis
         "entropy_wanted": ENTROPY,
         "floor": {dtype: vars(run.floor(dtype)) for dtype in dtypes},
     }
-    more |= targets(case, rows, options)
-    for line in more["told"]:
+    more["result"] = targets(case, rows, options)
+    for line in more["result"]["told"]:
         print(line, flush=True)
     return list(rows), more
 

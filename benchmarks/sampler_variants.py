@@ -40,6 +40,11 @@ class Kind:
     def ours(self) -> bool:
         return self.engine == OURS
 
+    @property
+    def family(self) -> str:
+        """Engines whose speed grows with the batch in a like way."""
+        return self.package
+
     def reason(self, device: str) -> str | None:
         """Why it cannot run; None if it can."""
         if importlib.util.find_spec(self.module) is None:
