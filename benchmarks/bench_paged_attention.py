@@ -352,9 +352,9 @@ def cases(options: argparse.Namespace) -> list[Case]:
 
 def configs() -> Iterator[DecodeConfig]:
     """The most promising first."""
-    shapes = [(64, 4, 3), (64, 4, 4), (32, 4, 4), (128, 4, 3), (128, 8, 3), (64, 2, 3), (64, 8, 4)]
-    shapes += [(32, 2, 4), (32, 2, 6), (64, 2, 4), (32, 4, 6), (64, 4, 2), (64, 4, 6), (16, 1, 8)]
-    for split, shape in product((512, 256), shapes):
+    shapes = [(64, 2, 3), (64, 4, 3), (32, 2, 4), (64, 4, 2), (64, 2, 4), (64, 4, 4), (32, 4, 4)]
+    shapes += [(128, 4, 3), (32, 2, 6), (64, 8, 4), (32, 4, 6), (16, 1, 8)]
+    for split, shape in product((1024, 512, 256), shapes):
         yield DecodeConfig(split, *shape)
 
 

@@ -699,7 +699,8 @@ def sample_tokens(
 
 def _check(
     logits, rows, temperature, top_k, top_p, min_p, repetition_penalty, noise_keys, positions,
-    history, history_starts, banned, banned_starts, masks, mask_rows, forced, tokens, logprobs, workspace,
+    history, history_starts, banned, banned_starts, masks, mask_rows, forced,
+    tokens, logprobs, workspace,
 ) -> None:  # fmt: skip
     ints, int32, fp32 = (torch.int32, torch.int64), (torch.int32,), (torch.float32,)
     check_tensor("logits", logits, ("U", "V"), DTYPES)

@@ -54,7 +54,8 @@ class Sampler:
     deterministic: the same request gives the same tokens and log-probabilities alone, in any
     batch, in any order, after a pre-emption, with or without a prefix hit; always so on a CPU, on
     a GPU where asked for. kv_dtype: of the pool on a GPU, "fp8" or None for the model's own.
-    Raises ValueError naming the argument.
+    attention: on a GPU "triton", or "flash" for flash-attn, which wants pages of a multiple of 256
+    tokens and has no deterministic mode. Raises ValueError naming the argument.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Sampler:
         max_sequences: int = MAX_SEQUENCES,
         deterministic: bool | None = None,
         kv_dtype: str | None = None,
+        attention: str = "triton",
     ) -> None:
         self.model, on_gpu = model, jit.runs_triton(model.embed.weight)
         self._on_gpu = on_gpu
@@ -76,6 +78,7 @@ class Sampler:
         _check_sizes(page_tokens, max_batch_tokens, max_sequences)
         self.deterministic = _checked_deterministic(deterministic, model.device)
         self.page_tokens, self.kv_dtype = page_tokens, _checked_kv_dtype(kv_dtype, on_gpu)
+        self.attention = _checked_attention(attention, on_gpu, page_tokens, self.deterministic)
         self.max_batch_tokens, self.max_sequences = max_batch_tokens, max_sequences
         self.kv_bytes = default_kv_bytes(model.device) if kv_bytes is None else kv_bytes
         one_page = self._page_bytes()
@@ -176,11 +179,10 @@ class Sampler:
         place: dict[int, int] = {}
         with self._session():
             for i, (prompt, more) in enumerate(zip(prompts, continuations, strict=True)):
-                prompt = self._checked(prompt, i)
+                before = self._checked(prompt, i)
                 if len(more):
-                    more = self._checked(more, i, "continuations")
-                    ids = np.concatenate((prompt, more))
-                    place[self._add_read(ids, i, len(prompt) - 1, twin.SCORE)] = i
+                    ids = np.concatenate((before, self._checked(more, i, "continuations")))
+                    place[self._add_read(ids, i, len(before) - 1, twin.SCORE)] = i
             for _ in self._run_steps():
                 for request_id in self._scheduler.take_finished():
                     ((_, logprobs, *_),) = self._scheduler.take_results(request_id)
@@ -287,7 +289,8 @@ class Sampler:
         self._drop_executor()  # first the old one's memory, then the new one's
         if self._on_gpu:
             sizes = (self.max_sequences, self.max_batch_tokens)
-            self._executor = GraphExecutor(self.model, self._cache, *sizes, self.deterministic)
+            how = (self.deterministic, self.attention)
+            self._executor = GraphExecutor(self.model, self._cache, *sizes, *how)
         else:
             self._executor = Executor(self.model, self._cache)
         self._executor_key = (version, *addresses)
@@ -345,7 +348,7 @@ class Sampler:
             self._set_token_bytes()
         numbers = (p.n, p.temperature, p.top_k, p.top_p, p.min_p, p.repetition_penalty)
         lengths = (p.max_tokens, p.min_tokens, p.ignore_eos)
-        seed, mask = p.seed & 0xFFFFFFFFFFFFFFFF, self._masks.index(p.allowed_token_ids)
+        seed, mask = p.seed & 0xFFFFFFFFFFFFFFFF, self._masks.index(tuple(p.allowed_token_ids))
         stops = [s.encode() for s in p.stop]
         in_vocab = [i for i in p.stop_token_ids if i < self.model.config.vocab_size]
         try:
@@ -466,6 +469,17 @@ def _checked_deterministic(deterministic: bool | None, device: torch.device) -> 
     if not deterministic and device.type == "cpu":
         raise ValueError("deterministic: False, wanted True or None; a CPU has no other mode")
     return deterministic
+
+
+def _checked_attention(attention: str, on_gpu: bool, page_tokens: int, deterministic: bool) -> str:
+    if attention not in ("triton", "flash"):
+        raise ValueError(f'attention: {attention!r}, wanted "triton" or "flash"')
+    if attention == "flash" and (not on_gpu or page_tokens % 256 or deterministic):
+        raise ValueError(
+            f"attention: 'flash' with pages of {page_tokens} tokens, deterministic {deterministic}; "
+            "wanted a GPU, pages of a multiple of 256 tokens, and deterministic False"
+        )
+    return attention
 
 
 def _checked_kv_dtype(kv_dtype: str | None, on_gpu: bool) -> str | None:

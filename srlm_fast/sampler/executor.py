@@ -106,7 +106,7 @@ class Part:
 
 
 def parts(plan: Any, rows: int) -> list[Any]:
-    """The plan's sampling in pieces of at most `rows` rows of logits; the plan itself if it fits."""
+    """The plan's sampling in pieces of at most `rows` rows of logits; itself if it fits."""
     count = len(plan.logit_rows)
     if 0 < count <= rows:
         return [plan]

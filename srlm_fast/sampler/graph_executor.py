@@ -79,8 +79,10 @@ class GraphExecutor:
         max_sequences: int,
         max_batch_tokens: int,
         deterministic: bool,
+        attention: str = "triton",
     ) -> None:
-        self.model, self.cache, self.deterministic = model, cache, deterministic
+        self.model, self.cache = model, cache
+        self.deterministic, self.attention = deterministic, attention
         self.device = model.device
         self.on_cuda = self.device.type == "cuda"  # the tests run all but the graphs elsewhere
         # A decode step draws at most once a sequence, other steps once a row.
@@ -119,9 +121,8 @@ class GraphExecutor:
         return event
 
     def _send(self, count: int, logprobs: Tensor, started: Any) -> Flight:
-        pinned = {"pin_memory": True} if self.on_cuda else {}
-        tokens = torch.empty(count, dtype=torch.int32, **pinned)
-        values = torch.empty(count, dtype=torch.float32, **pinned)
+        tokens = torch.empty(count, dtype=torch.int32, pin_memory=self.on_cuda)
+        values = torch.empty(count, dtype=torch.float32, pin_memory=self.on_cuda)
         tokens.copy_(self.last[:count], non_blocking=True)
         values.copy_(logprobs[:count], non_blocking=True)
         return Flight(tokens, values, started, self._event())
@@ -135,8 +136,8 @@ class GraphExecutor:
         self.work.plan(plan.row_starts, plan.context_lengths, plan.block_table)
         hidden = self._hidden(staged, self.work)
         if on_hidden and len(plan.hidden_rows):
-            rows = torch.from_numpy(plan.hidden_rows.copy()).to(self.device)
-            on_hidden(plan.hidden_ids.tolist(), plan.hidden_positions.tolist(), hidden[rows])
+            places = torch.from_numpy(plan.hidden_rows.copy()).to(self.device)
+            on_hidden(plan.hidden_ids.tolist(), plan.hidden_positions.tolist(), hidden[places])
         logprobs = torch.empty(len(plan.sample_rows), dtype=torch.float32, device=self.device)
         row = drawn = 0
         for part in parts(plan, LOGIT_ROWS):
@@ -168,7 +169,7 @@ class GraphExecutor:
         """[T, D] after the final norm. Unknown tokens are those drawn last."""
         known = staged.token_ids
         drawn = self.last[(-1 - known).clamp(min=0)]
-        context = TritonContext(self.cache, work, staged.slots)
+        context = TritonContext(self.cache, work, staged.slots, self.attention)
         return self.model(torch.where(known < 0, drawn, known), staged.positions, context)
 
     def _sample(
