@@ -476,7 +476,7 @@ def _checked_attention(attention: str, on_gpu: bool, page_tokens: int, determini
         raise ValueError(f'attention: {attention!r}, wanted "triton" or "flash"')
     if attention == "flash" and (not on_gpu or page_tokens % 256 or deterministic):
         raise ValueError(
-            f"attention: 'flash' with pages of {page_tokens} tokens, deterministic {deterministic}; "
+            f"attention: 'flash', pages of {page_tokens} tokens, deterministic {deterministic}; "
             "wanted a GPU, pages of a multiple of 256 tokens, and deterministic False"
         )
     return attention

@@ -3,8 +3,9 @@
 The vendor's library takes another algorithm for another number of rows, and some split the sum over
 K. Without such a split, all of its 16-bit algorithms add in the same order: on an H200 (CUDA 13.0,
 bf16) the rows of the five matmuls of Llama-3-8B had the same bits for every number of rows tried,
-from 1 to 4,096, and at every place. Below `FEWEST_ROWS` that is slow (426 us instead of 42 at K = 14,336), so
-fewer rows are filled up. In fp32, where it cannot be told so, rows go in blocks of one size.
+from 1 to 4,096, and at every place. Below `FEWEST_ROWS` that is slow (426 us instead of 42 at K =
+14,336), so fewer rows are filled up. In fp32, where it cannot be told so, rows go in blocks of one
+size.
 """
 
 from __future__ import annotations

@@ -45,9 +45,10 @@ class TritonCache:
     def work(self, deterministic: bool, **more: Any) -> PagedWork:
         """The plan of a step's attention; `more` as PagedWork takes it."""
         c = self.config
-        sizes = {"num_heads": c.num_heads, "num_kv_heads": c.num_kv_heads, "head_dim": c.head_dim}
         return PagedWork(
-            **sizes,
+            num_heads=c.num_heads,
+            num_kv_heads=c.num_kv_heads,
+            head_dim=c.head_dim,
             page_tokens=self.page_tokens,
             dtype=self.dtype,
             device=self.keys.device,

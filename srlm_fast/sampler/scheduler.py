@@ -295,7 +295,9 @@ class Scheduler:
         if len(self.in_flight) > 1:
             raise RuntimeError("plan: two steps are in flight; wanted accept first")
         self._clear_plan()
-        self.scheduled, self.owners, self.ends = [], [], []
+        self.scheduled = []
+        self.owners: list[tuple[_Sequence, int]] = []
+        self.ends: list[_Sequence] = []
         self.step += 1
         self.budget = self.max_batch_tokens
         self._plan_decodes()
