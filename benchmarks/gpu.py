@@ -101,7 +101,10 @@ def build(limit: float, log: Path) -> Step:
 
 
 def tests(limit: float, log: Path) -> Step:
+    """Side by side where pytest-xdist is installed: most of their time is compilation."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", "8"]
     return run("tests", command, limit, log)
 
 
