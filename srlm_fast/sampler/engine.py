@@ -265,6 +265,7 @@ class Sampler:
         try:
             self.acquire()
             self._scheduler.set_weights_version(self.model.weights_version)
+            self._masks.start()
             self._prepare()
             with torch.inference_mode():
                 yield

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 
 
+KEPT = 64  # sets that are kept from one run to the next
+
+
 class Masks:
     """Every different set of tokens once. Bit i of word w of a row allows token 32 w + i."""
 
@@ -14,6 +17,12 @@ class Masks:
         self.vocab_size, self.device = vocab_size, device
         self.tensor: Tensor | None = None  # [M, W] int32
         self._rows: dict[tuple[int, ...], int] = {}
+
+    def start(self) -> None:
+        """Before a run: forget the sets of earlier ones where there are many."""
+        if len(self._rows) > KEPT:
+            self.tensor = None
+            self._rows.clear()
 
     def index(self, token_ids: tuple[int, ...]) -> int:
         """The row of a set of tokens; -1 for the empty one, which allows all. Raises ValueError."""

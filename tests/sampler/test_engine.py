@@ -517,3 +517,12 @@ def test_progress_tells_rates(model, prompts):
     assert last.decode_rate == pytest.approx(last.generated_tokens / last.seconds)
     assert last.prefill_rate == pytest.approx(last.prefill_tokens / last.seconds)
     assert 0 < last.cache_hit_share < 1
+
+
+def test_masks_of_earlier_runs_do_not_pile_up(model):
+    sampler = Sampler(model)
+    for first in range(70):
+        params = SamplingParams(max_tokens=1, allowed_token_ids=(first, 96))
+        tokens = sampler.generate([[1, 2]], params)[0].samples[0].token_ids
+        assert tokens[0] in (first, 96)
+    assert len(sampler._masks.tensor) < 66
