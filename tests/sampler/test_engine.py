@@ -415,7 +415,7 @@ def test_scoring_gives_the_bits_of_sampling(model, prompts, path):
 def test_scoring_after_a_prefix_hit_and_a_preemption(model, prompts):
     drawn = Sampler(model).generate(prompts, DRAW)
     rows = [(g.prompt_token_ids, s) for g in drawn for s in g.samples]
-    page = 3 * 2 * 16 * (12 + 16) * 4
+    page = 3 * 2 * 16 * (12 + 16) * model.dtype.itemsize
     sampler = Sampler(model, kv_bytes=12 * page, max_batch_tokens=40)
     for _ in range(2):
         found = sampler.score([p for p, _ in rows], [s.token_ids for _, s in rows])
@@ -439,8 +439,9 @@ def test_sampled_logprobs_are_the_reference_logprobs(model, prompts):
             given = linear_logprob(rows, model.head, torch.tensor(sample.token_ids))
             wide = rows.double() @ model.head.double().T
             truth = wide.log_softmax(-1).gather(1, torch.tensor(sample.token_ids)[:, None])[:, 0]
-            assert sample.logprobs == pytest.approx(given.tolist(), abs=3e-5)
-            assert sample.logprobs == pytest.approx(truth.tolist(), abs=3e-5)
+            worst = tolerance(model, 3e-5, 0.3)
+            assert sample.logprobs == pytest.approx(given.tolist(), abs=worst)
+            assert sample.logprobs == pytest.approx(truth.tolist(), abs=worst)
 
 
 def test_scores_of_nothing(model):
@@ -492,7 +493,9 @@ def test_only_allowed_tokens_are_drawn(model, prompts, path):
             ids = generation.prompt_token_ids + sample.token_ids
             dense = dense_logits(model, ids[:-1])[len(generation.prompt_token_ids) - 1 :]
             wanted = dense.log_softmax(-1)[torch.arange(12), sample.token_ids]
-            assert sample.logprobs == pytest.approx(wanted.tolist(), abs=5e-5)
+            assert sample.logprobs == pytest.approx(
+                wanted.tolist(), abs=tolerance(model, 5e-5, 0.3)
+            )
 
 
 def test_an_allowed_token_beyond_the_vocabulary_is_named(model):
