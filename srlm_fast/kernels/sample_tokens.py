@@ -429,7 +429,7 @@ def _sample_kernel(
     keys_ptr, positions_ptr, history_ptr, history_starts_ptr, banned_ptr, banned_starts_ptr,
     masks_ptr, mask_rows_ptr, forced_ptr, candidates_ptr, flags_ptr, tokens_ptr, logprobs_ptr,
     vocab, segment, stride_logits, stride_masks,
-    CAN_EDIT: tl.constexpr, HAS_MASKS: tl.constexpr, HAS_FORCED: tl.constexpr,
+    HAS_MASKS: tl.constexpr, HAS_FORCED: tl.constexpr,
     SEGMENTS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
     STAGES: tl.constexpr, SEARCH: tl.constexpr, DRAW: tl.constexpr,
 ):  # fmt: skip
@@ -448,22 +448,20 @@ def _sample_kernel(
         scale = tl.where(greedy, _LOG2E, tl.minimum(_LOG2E / temperature, 1e37))
         penalty = tl.load(penalty_ptr + n)
 
-        edited = False
-        if CAN_EDIT:
-            history_start = tl.load(history_starts_ptr + n)
-            history_end = tl.load(history_starts_ptr + n + 1)
-            history_end = tl.where(penalty == 1, history_start, history_end)
-            banned_start = tl.load(banned_starts_ptr + n)
-            banned_end = tl.load(banned_starts_ptr + n + 1)
-            mask_row = tl.load(mask_rows_ptr + n).to(tl.int64) if HAS_MASKS else -1
-            edited = (history_start < history_end) | (banned_start < banned_end) | (mask_row >= 0)
-            if edited:
-                _write_flags(
-                    flags_ptr, vocab,
-                    history_ptr, history_start, history_end, banned_ptr, banned_start, banned_end,
-                    masks_ptr + mask_row * stride_masks, mask_row >= 0,
-                    HAS_MASKS, DRAW,
-                )  # fmt: skip
+        history_start = tl.load(history_starts_ptr + n)
+        history_end = tl.load(history_starts_ptr + n + 1)
+        history_end = tl.where(penalty == 1, history_start, history_end)
+        banned_start = tl.load(banned_starts_ptr + n)
+        banned_end = tl.load(banned_starts_ptr + n + 1)
+        mask_row = tl.load(mask_rows_ptr + n).to(tl.int64) if HAS_MASKS else -1
+        edited = (history_start < history_end) | (banned_start < banned_end) | (mask_row >= 0)
+        if edited:
+            _write_flags(
+                flags_ptr, vocab,
+                history_ptr, history_start, history_end, banned_ptr, banned_start, banned_end,
+                masks_ptr + mask_row * stride_masks, mask_row >= 0,
+                HAS_MASKS, DRAW,
+            )  # fmt: skip
 
         if edited:
             raw_top, raw_sum, tops, sums = _statistics(
@@ -689,8 +687,7 @@ def sample_tokens(
         rows if forced is None else forced.contiguous(),
         workspace.candidates, workspace.flags, tokens, logprobs,
         vocab, _segment(vocab), logits.stride(0), masks.shape[1] if has_masks else 0,
-        CAN_EDIT=has_masks or history.numel() + banned.numel() > 0, HAS_MASKS=has_masks,
-        HAS_FORCED=forced is not None,
+        HAS_MASKS=has_masks, HAS_FORCED=forced is not None,
         SEGMENTS=SEGMENTS, ROWS=ROWS, LANES=_lanes(logits),
         STAGES=_STAGES, SEARCH=_SEARCH_STEP, DRAW=_DRAW_STEP, num_warps=SEGMENTS,
     )  # fmt: skip

@@ -86,9 +86,12 @@ def distribution(given, n, top_p_factor=1.0):
     return kept / kept.sum()
 
 
+def noise_at(given, n, position):
+    return noise_uniform(int(given[NAMES.index("noise_keys")][n]) & (2**64 - 1), position)
+
+
 def noise(given, n):
-    keys, positions = given[NAMES.index("noise_keys")], given[NAMES.index("positions")]
-    return noise_uniform(int(keys[n]) & (2**64 - 1), int(positions[n]))
+    return noise_at(given, n, int(given[NAMES.index("positions")][n]))
 
 
 def is_right(given, n, token):
@@ -190,28 +193,55 @@ def test_options_mixed_in_a_batch(kernel_device, kind):
         assert_draws(given)
 
 
-def uniform_tokens(device, logits, count, **options):
-    return sample_tokens(*inputs(logits, [options] * count, device))[0].tolist()
+def with_noise(given, low, high=1.0):
+    """At positions where every sample's noise is between these."""
+    for n in range(len(given[1])):
+        positions = (p for p in range(10**6) if low < noise_at(given, n, p) < high)
+        given[NAMES.index("positions")][n] = next(positions)
+    return given
+
+
+def last_kept(given):
+    """With noise near 1 every sample must draw the last token that its options keep."""
+    tokens, _ = assert_draws(with_noise(given, 1 - 2e-4))
+    wanted = [int(distribution(given, n).nonzero()[0][-1]) for n in range(len(given[1]))]
+    assert tokens.tolist() == wanted
+    return wanted
 
 
 def test_ties_at_the_cut_go_by_id(kernel_device):
-    """Ids of several segments; drawn from the last kept one to the first that is not."""
+    """Ids of two segments: the last kept and the first that is not."""
     logits = torch.zeros(1, 700)
     logits[0, :250] = -1.0
-    count = 200 if HAS_GPU else 4
-    for options, kept in (({"top_k": 40}, 290), ({"top_p": 0.25}, None)):
-        given = inputs(logits, [options] * count, kernel_device)
-        tokens, _ = assert_draws(given)
-        if kept:
-            assert 250 <= min(tokens.tolist()) and max(tokens.tolist()) < kept
+    samples = [{"top_k": 40}, {"top_p": 0.25}, {"top_k": 300, "top_p": 0.401}, {"top_k": 455}]
+    found = last_kept(inputs(logits, samples, kernel_device))
+    assert (found[0], found[3]) == (289, 699)
+    assert found[2] == 250 + 120 < found[1] < 699
+    # 40 that are equal, then 100 that weigh 9: what follows the cut begins right behind the 40.
+    logits[0, 600:] = np.log(9)
+    given = inputs(logits, [{"top_k": 140}], kernel_device)
+    assert int(assert_draws(with_noise(given, 39.2 / 940, 39.8 / 940))[0]) == 289
+    assert int(assert_draws(with_noise(given, 40.2 / 940, 40.8 / 940))[0]) == 600
 
 
 def test_the_token_that_crosses_p_is_kept(kernel_device):
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    count = 500 if HAS_GPU else 6
-    for top_p, kept in ((0.6, {0, 1}), (0.45, {0}), (0.85, {0, 1, 2})):
-        given = inputs(logits, [{"top_p": top_p}] * count, kernel_device)
-        assert set(assert_draws(given)[0].tolist()) == kept
+    samples = [{"top_p": top_p} for top_p in (0.6, 0.45, 0.85, 0.49999, 0.50001)]
+    assert last_kept(inputs(logits, samples, kernel_device)) == [1, 0, 2, 0, 1]
+
+
+def test_the_last_kept_token_of_every_filter(kernel_device):
+    """Scores fall with the id, so the last one kept is the least likely one."""
+    logits = make_logits(1, 1000).sort(descending=True).values
+    samples = [{"top_k": 7}, {"top_p": 0.5}, {"min_p": 0.3}, {"top_k": 30, "top_p": 0.8}]
+    last_kept(inputs(logits, samples, kernel_device))
+
+
+def test_a_penalty_makes_tokens_less_likely_whatever_their_sign(kernel_device):
+    for logits, best in ((torch.tensor([[2.0, 1.5, 1.0]]), 1), (torch.tensor([[-1.0, -2, -9]]), 1)):
+        options = {"temperature": 0.0, "repetition_penalty": 3.0, "history": [0, 0]}
+        given = inputs(logits, [options], kernel_device)
+        assert sample_tokens(*given)[0].tolist() == [best]
 
 
 def test_greedy_takes_the_lowest_of_the_largest_and_top_k_of_1_the_same(kernel_device):
