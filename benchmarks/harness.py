@@ -30,6 +30,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -374,14 +375,24 @@ def in_fresh_process(arguments: Sequence[str], limit: float = 600.0) -> dict[str
 
 
 def ceilings(device: str, dtype: torch.dtype, size: int | None = None) -> dict[str, float]:
-    """FLOP/s of a large square matmul, bytes/s of a large copy (both ways): the best seen."""
+    """FLOP/s of a large square matmul, bytes/s of a large copy (both ways): the best seen.
+
+    In fp8 the matmul has a scale for each row and column, and gives bf16.
+    """
     size = size or (8192 if device == "cuda" else 2048)
     a, b = torch.randn(2, size, size, device=device, dtype=torch.float32).to(dtype)
+    if dtype == torch.float8_e4m3fn:
+        from srlm_fast.model.fp8 import scaled_matmul
+
+        ones = torch.ones(size, 1, device=device)
+        matmul = partial(scaled_matmul, a, ones, b, ones, torch.bfloat16)
+    else:
+        matmul = partial(torch.matmul, a, b)
     source = torch.ones(
         (4 << 30) if device == "cuda" else (256 << 20), dtype=torch.uint8, device=device
     )
     target = torch.empty_like(source)
-    calls = [Variant("matmul", lambda: a @ b), Variant("copy", lambda: target.copy_(source))]
+    calls = [Variant("matmul", matmul), Variant("copy", lambda: target.copy_(source))]
     found = interleaved(calls, device, {"matmul": 0.0, "copy": 0.0}, 0.2, (3, 10))
     return {
         "matmul_flops": 2 * size**3 / (1e-3 * found["matmul"].low),

@@ -2,6 +2,8 @@
 
 The head is scaled so that the next token at temperature 0.7 has an entropy of about 3.9 nats, as a
 trained model's would be: top-p keeps a handful of tokens and not half of the vocabulary.
+
+In fp8 the layers' matrices are fp8 with a scale for each row, all else is bf16 (model/fp8.py).
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srlm_fast.model import PRESETS, Model, ModelConfig
+from srlm_fast.kernels import quantise_rows_reference
+from srlm_fast.model import PRESETS, Fp8Linear, Model, ModelConfig, random_fp8_model
 from srlm_fast.model.decoder import empty_model
 from srlm_fast.model.weights import places
 
 ENTROPY, TEMPERATURE, TOP_P = 3.9, 0.7, 0.9
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+FP8 = torch.float8_e4m3fn
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "fp8": FP8}
 
 
 def _llama(vocab: int, width: int, ffn: int, layers: int, heads: int, kv_heads: int) -> ModelConfig:
@@ -68,6 +72,10 @@ def make_model(config: ModelConfig, device: str, dtype: torch.dtype) -> Model:
     """Weights drawn where they stay. On a CPU in fp32 and then rounded, so that every dtype has the
     same ones; on a GPU in place, as there is no room for a second copy.
     """
+    if dtype == FP8:
+        model = random_fp8_model(config, device)
+        model.head.normal_(0.0, head_std(config))
+        return model
     model = empty_model(config, device, torch.float32 if device == "cpu" else dtype)
     draw = torch.Generator(device).manual_seed(0)
     for name, weight in model.named_parameters():
@@ -87,8 +95,13 @@ def rounded(model: Model, dtype: torch.dtype) -> Model:
 
 
 def hf_tensors(model: Model) -> dict[str, Tensor]:
-    """Views of the weights under the names that transformers has for them."""
+    """Views of the weights under the names that transformers has for them; of fp8 what they stand
+    for, in fp32.
+    """
     parameters = dict(model.named_parameters())
+    for name, module in model.named_modules():
+        if isinstance(module, Fp8Linear):
+            parameters[f"{name}.weight"] = module.weight.float() * module.scale
     return {
         name: parameters[place.parameter].detach()[place.start : place.stop]
         for name, place in places(model.config).items()
@@ -110,3 +123,16 @@ def hf_model(model: Model, dtype: torch.dtype | None = None) -> Any:
     theirs.model.rotary_emb = type(theirs.model.rotary_emb)(theirs.config).to(model.device)
     theirs.generation_config.eos_token_id = theirs.generation_config.bos_token_id = None
     return theirs.eval().requires_grad_(False)
+
+
+def round_activations(theirs: Any) -> None:
+    """From now on its layers' matmuls see rows as they are in fp8."""
+
+    def rounded_rows(_: Any, inputs: tuple[Tensor]) -> Tensor:
+        (x,) = inputs
+        x8, scale = quantise_rows_reference(x.flatten(0, -2))
+        return (x8.float() * scale).to(x.dtype).view_as(x)
+
+    for name, module in theirs.named_modules():
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+            module.register_forward_pre_hook(rounded_rows)

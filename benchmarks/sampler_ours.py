@@ -27,7 +27,8 @@ class Ours(Engine):
 
     def __init__(self, model: Model, work: Work, **settings: Any) -> None:
         if model.device.type == "cuda":
-            settings["kv_bytes"] = min(_needed(model, work), _room())
+            itemsize = 1 if settings.get("kv_dtype") == "fp8" else model.dtype.itemsize
+            settings["kv_bytes"] = min(_needed(model, work, itemsize), _room())
         self.model, self.work = model, work
         self.settings = ", ".join(f"{name}={value}" for name, value in settings.items())
         self.sampler = Sampler(model, **settings)
@@ -67,10 +68,10 @@ class Ours(Engine):
             torch.cuda.empty_cache()
 
 
-def _needed(model: Model, work: Work) -> int:
+def _needed(model: Model, work: Work, itemsize: int) -> int:
     """Bytes of keys and values of all samples at their longest, in whole pages."""
     c = model.config
-    token = 2 * c.num_layers * c.num_kv_heads * c.head_dim * model.dtype.itemsize
+    token = 2 * c.num_layers * c.num_kv_heads * c.head_dim * itemsize
     pairs = zip(work.lengths, work.new, strict=True)
     return token * sum(work.n * (prompt + new + 64) for prompt, new in pairs)
 

@@ -88,7 +88,7 @@ def kinds(device: str, model: str) -> list[Kind]:
     """Ours first, then the rivals, the likely best first."""
     if device == "cuda" and model.endswith("70b"):
         # Its weights in bf16, 138 GB, leave no room for keys and values.
-        fp8 = {"weights": "fp8"}
+        fp8 = {"kv_dtype": "fp8"}
         return [Kind(OURS, "fp8", OURS, "srlm_fast", fp8), Kind("vLLM", "fp8", "vllm", "vllm")]
     if device == "cuda":
         exact, fast = {"deterministic": True}, {"deterministic": False}

@@ -5,12 +5,14 @@
     long-tail   as candidates, but a request's answers are as long as a log-normal draw, clipped
     chat        lengths in and out uniform from 100 to 1024: the work of nano-vllm's script
     chat1k      256 prompts of 1,024 tokens, 1,024 tokens out
+    chat512     128 prompts of 512 tokens, 256 tokens out: what Llama-2-70B in fp8 does in 20 s
 
 End-of-text is ignored, so that the tokens out are known before. Token ids are random, the same for
 every engine, and others in every turn: no engine finds a prompt of an earlier turn in its cache.
 
 The floor, with P weights of a token's matrices and head, W their bytes, F the FLOP/s of a large
-square matmul and R the bytes/s of a large read, both measured in the same run:
+square matmul and R the bytes/s of a large read, both measured in the same run
+(where the layers are fp8, of an fp8 matmul, for all FLOPs; the head's bytes are bf16's):
 
     prefill     max(2 P_body T + head of the last rows + causal attention FLOPs over F, W / R),
                 where T counts every distinct prefix of the prompts once
@@ -86,6 +88,10 @@ class Work:
         short = tuple(min(new, own) for own in self.new)
         return Work(self.name, self.lengths, self.n, short, self.shared, self.said)
 
+    def of_one_prompt(self) -> Work:
+        """As many samples, but all of the first prompt: to decode as the work does, soon."""
+        return Work(self.name, self.lengths[:1], self.samples, self.new[:1], said=self.said)
+
 
 def _span(values: Sequence[int]) -> str:
     low, high = min(values), max(values)
@@ -112,12 +118,16 @@ def work_named(name: str, size: str) -> Work:
         lengths = np.random.default_rng(0).integers(low, high, (2, count), endpoint=True)
         said = "" if scale == 2 else f", {count} of its 256 requests"
         return Work(name, tuple(lengths[0].tolist()), 1, tuple(lengths[1].tolist()), said=said)
+    if name == "chat512":
+        count, each, new = ((3, 8, 4), (8, 512, 256), (128, 512, 256))[scale]
+        said = "" if scale == 2 else f", {count} of its 128 requests"
+        return Work(name, (each,) * count, 1, (new,) * count, said=said)
     count, each = ((3, 8), (8, 1024), (256, 1024))[scale]
     said = "" if scale == 2 else f", {count} of its 256 requests"
     return Work(name, (each,) * count, 1, (each,) * count, said=said)
 
 
-WORKS = ("candidates", "judge", "long-tail", "chat", "chat1k")
+WORKS = ("candidates", "judge", "long-tail", "chat", "chat1k", "chat512")
 
 
 def _even(count: int, low: int, high: int) -> tuple[int, ...]:
@@ -149,10 +159,19 @@ class Floor:
         return self.prefill_seconds + self.decode_seconds
 
 
-def floor(work: Work, config: ModelConfig, itemsize: int, flops: float, read: float) -> Floor:
-    """itemsize: bytes of a weight, and of a key or a value. flops and read: rates per second."""
+def floor(
+    work: Work,
+    config: ModelConfig,
+    itemsize: int,
+    flops: float,
+    read: float,
+    head_itemsize: int | None = None,
+) -> Floor:
+    """itemsize: bytes of a weight, and of a key or a value; head_itemsize: of one of the head's
+    where they are others. flops and read: rates per second.
+    """
     body, head = body_weights(config), config.vocab_size * config.hidden_size
-    weight_bytes = itemsize * (body + head)
+    weight_bytes = itemsize * body + (head_itemsize or itemsize) * head
     # Of one token and one token before it: scores and values, each a multiply and an add.
     pair_flops = 4 * config.num_layers * config.num_heads * config.head_dim
     kv_bytes = 2 * itemsize * config.num_layers * config.num_kv_heads * config.head_dim

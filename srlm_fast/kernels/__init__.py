@@ -32,6 +32,7 @@ from .linear_logprob import (
 )
 from .logprob_route import Route
 from .paged_attention import paged_attention, paged_attention_reference
+from .quantise_rows import quantise_rows, quantise_rows_reference
 from .rms_norm import (
     rms_norm,
     rms_norm_reference,
@@ -66,6 +67,8 @@ __all__ = [
     "linear_logprob_route",
     "paged_attention",
     "paged_attention_reference",
+    "quantise_rows",
+    "quantise_rows_reference",
     "rms_norm",
     "rms_norm_reference",
     "rms_norm_residual",

@@ -4,12 +4,14 @@ from . import chat
 from .config import ModelConfig, ModelError
 from .context import Context, PackedContext
 from .decoder import Model, empty_model, random_model
+from .fp8 import Fp8Linear, quantise_linears, random_fp8_model
 from .load import find_folder, load_model, read_config, resolve_device, resolve_dtype
 from .presets import PRESETS, Preset
 
 __all__ = [
     "PRESETS",
     "Context",
+    "Fp8Linear",
     "Model",
     "ModelConfig",
     "ModelError",
@@ -19,6 +21,8 @@ __all__ = [
     "empty_model",
     "find_folder",
     "load_model",
+    "quantise_linears",
+    "random_fp8_model",
     "random_model",
     "read_config",
     "resolve_device",

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -119,9 +120,11 @@ def read_weights(model: Model, folder: Path) -> None:
 
 def stored_weights(model: Model) -> dict[str, Tensor]:
     """The parameters by name, without gradients. Raises ModelError when they are DTensors of whose
-    layout the model knows nothing.
+    layout the model knows nothing, or fp8, which has no place on disk.
     """
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    if any(weight.dtype == torch.float8_e4m3fn for weight in weights.values()):
+        raise ModelError("the weights are fp8, for sampling only; load or save the bf16 model")
     if model.parallel is None and any(hasattr(w, "placements") for w in weights.values()):
         raise ModelError("the weights are sharded; load before that, save inside dist.unsharded")
     return weights

@@ -16,7 +16,7 @@ from benchmarks.harness import Timing, read_rows
 from benchmarks.sampler_apart import Apart, Place
 from benchmarks.sampler_busy import covered
 from benchmarks.sampler_engine import Turn
-from benchmarks.sampler_models import MODELS, TEMPERATURE, hf_model, make_model
+from benchmarks.sampler_models import FP8, MODELS, TEMPERATURE, hf_model, make_model
 from benchmarks.sampler_ours import Ours
 from benchmarks.sampler_reference import NEW, Reference, check_prompts
 from benchmarks.sampler_variants import Kind, kinds
@@ -149,6 +149,28 @@ def test_the_next_token_is_as_open_as_a_trained_models():
     assert 3.4 < Reference(model).entropy(prompts, TEMPERATURE) < 4.4
 
 
+def test_fp8_is_held_against_eager_with_rounded_activations():
+    """Of weights as they are stored; half as many bits, and it must show."""
+    model = make_model(MODELS["tiny"].replace(num_layers=2, windows=(None,) * 2), "cpu", FP8)
+    prompts = check_prompts(work_named("judge", "cpu").prompts(4096))
+    reference = Reference(model)
+    tokens, logprobs = Ours(model, work_named("judge", "quick")).greedy(prompts, NEW)
+    errors, limits = reference.judge(prompts, tokens, logprobs)
+    assert 0.1 * limits["logprob"] < errors["logprob"] <= limits["logprob"] < 1
+    assert errors["greedy"] <= limits["greedy"]
+    model.layers[0].down.scale.mul_(1.5)  # what is wrong shows
+    tokens, logprobs = Ours(model, work_named("judge", "quick")).greedy(prompts, NEW)
+    errors, limits = reference.judge(prompts, tokens, logprobs)
+    assert errors["logprob"] > limits["logprob"]
+
+
+def test_a_large_model_is_warmed_up_on_one_prompt():
+    work = work_named("chat512", "cuda")
+    assert work.tokens == 128 * 256 and sum(work.lengths) == 128 * 512
+    short = work.of_one_prompt().cut(32)
+    assert (short.lengths, short.samples, short.tokens) == ((512,), 128, 128 * 32)
+
+
 # Works and their floor
 
 
@@ -192,6 +214,14 @@ def test_the_floor_by_hand():
     # Bound by bytes: with 1 row a matrix is read for 2 FLOPs of 4 bytes.
     seconds = (2 * 4 * (body + head) + max(9 * pair, 9 * kv)) / 1e6
     assert found.decode_seconds == pytest.approx(seconds)
+
+
+def test_the_floor_of_fp8_layers_reads_the_head_in_bf16():
+    work = Work("by hand", (3,), 1, (2,))
+    eight, wide = (floor(work, NANO, 1, 1e6, 1e6, head) for head in (None, 2))
+    head = NANO.vocab_size * NANO.hidden_size
+    assert wide.prefill_bytes == eight.prefill_bytes + head
+    assert wide.decode_bytes == eight.decode_bytes + head
 
 
 def test_a_prefix_is_counted_once():
@@ -305,7 +335,7 @@ def test_a_mistake_is_one_line_and_status_2(message, capsys):
 def test_the_telling_case_comes_first_on_a_gpu():
     options = command.parse(bench.BENCHMARK, ["--device", "cuda"])
     names = [case.name for case in bench.cases(options)]
-    assert names[0] == "llama-3-8b chat1k" and "llama-2-70b chat1k" in names
+    assert names[0] == "llama-3-8b chat1k" and names[-1] == "llama-2-70b chat512"
     assert all(a != b for a, b in pairwise(names))
 
 
