@@ -15,6 +15,22 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 
+def _all_reduce(x: Tensor, group: ProcessGroup) -> None:
+    """The sum over ranks, in place. On a CPU in order of the ranks: gloo's own order depends on an
+    element's place among others from three ranks on, and with it a row's bits on its company.
+    """
+    ranks = dist.get_world_size(group)
+    if x.device.type != "cpu" or ranks < 3:
+        dist.all_reduce(x, group=group)
+        return
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(ranks)]
+    dist.all_gather(parts, x.contiguous(), group=group)
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    x.copy_(total)
+
+
 class _SumGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
@@ -32,7 +48,7 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
         ctx.mark_dirty(x)
-        dist.all_reduce(x, group=group)
+        _all_reduce(x, group)
         return x
 
     @staticmethod

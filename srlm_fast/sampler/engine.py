@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..kernels import jit
 from ..kernels.native import available, native
+from ..kernels.paged_attention import flash_attn
 from ..model import Model
 from . import scheduler as twin
 from .executor import Executor, OnHidden
@@ -80,6 +81,10 @@ class Sampler:
         self.page_tokens, self.kv_dtype = page_tokens, _checked_kv_dtype(kv_dtype, on_gpu)
         self.attention = _checked_attention(attention, on_gpu, page_tokens, self.deterministic)
         self.max_batch_tokens, self.max_sequences = max_batch_tokens, max_sequences
+        if self.deterministic and on_gpu and model.parallel is not None:
+            raise ValueError(
+                "deterministic: True, wanted False; sums over ranks on a GPU depend on size"
+            )
         self.kv_bytes = default_kv_bytes(model.device) if kv_bytes is None else kv_bytes
         one_page = self._page_bytes()
         # More pages than any batch of the longest samples could own would only be clutter.
@@ -116,11 +121,14 @@ class Sampler:
         self,
         prompts: Sequence[str] | Sequence[Sequence[int]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        progress: Callable[[Progress], None] | None = None,
     ) -> list[Generation]:
         """Generations in the order of the prompts.
 
-        prompts: texts, taken as they are (no chat template, the tokenizer's own start token), or
-        token ids. params: one for all or one for each. Raises ValueError naming the prompt.
+        prompts: texts, taken as they are (no chat template; the tokenizer's own start token, where
+        the text does not begin with it), or token ids. Equal prompts with equal params give equal
+        samples. params: one for all or one for each. progress: as `run`. Raises ValueError naming
+        the prompt.
         """
         if isinstance(prompts, str):
             raise ValueError("prompts: a string, wanted a list of strings or of token ids")
@@ -135,7 +143,8 @@ class Sampler:
         def keep(generation: Generation) -> None:
             out[generation.tag] = generation
 
-        self.run((Request(p, q, i) for i, (p, q) in enumerate(zip(ids, every, strict=True))), keep)
+        requests = [Request(p, q, i) for i, (p, q) in enumerate(zip(ids, every, strict=True))]
+        self.run(requests, keep, progress)
         return [g for g in out if g is not None]
 
     def run(
@@ -148,21 +157,27 @@ class Sampler:
         done, and may return new requests, which join the running batch. `progress` is called at
         most every 0.1 s and at the end.
 
-        Raises ValueError naming the request that cannot be run, FloatingPointError when the model
-        gives NaN.
+        Raises ValueError naming the request that cannot be run (one of `on_finished` after all
+        others have been finished), FloatingPointError when the model gives NaN.
         """
         open_requests: dict[int, Request] = {}
         with self._session():
             report = _Reporter(self._scheduler, progress)
             self._add_all(requests, open_requests, report)
+            refused: ValueError | None = None
             for _ in self._run_steps():
                 for request_id in self._scheduler.take_finished():
                     generation = self._generation(request_id, open_requests.pop(request_id))
                     report.done += 1
                     more = on_finished(generation) if on_finished else None
-                    self._add_all(more or (), open_requests, report)
+                    try:
+                        self._add_all(more or (), open_requests, report)
+                    except ValueError as error:  # the others go on to their end
+                        refused = refused or error
                 report.tick()
             report.tick(last=True)
+        if refused is not None:
+            raise refused
 
     def score(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
@@ -181,6 +196,7 @@ class Sampler:
             for i, (prompt, more) in enumerate(zip(prompts, continuations, strict=True)):
                 before = self._checked(prompt, i)
                 if len(more):
+                    # The last token is scored, but never enters the model.
                     ids = np.concatenate((before, self._checked(more, i, "continuations")))
                     place[self._add_read(ids, i, len(before) - 1, twin.SCORE)] = i
             for _ in self._run_steps():
@@ -205,12 +221,15 @@ class Sampler:
             index = torch.tensor([place[i] for i in ids], dtype=torch.int64, device=out.device)
             out.index_copy_(0, index, rows.to(out.dtype))
 
+        places = last if positions is None else [int(at) for at in positions]
+        if len(places) != len(prompts):
+            raise ValueError(f"positions: {len(places)} of them, wanted {len(prompts)} as prompts")
         with self._session():
-            for i, (prompt, at) in enumerate(zip(prompts, positions or last, strict=True)):
-                if not 0 <= at <= last[i] and last[i] >= 0:
+            for i, (prompt, at) in enumerate(zip(prompts, places, strict=True)):
+                ids = self._checked(prompt, i)
+                if not 0 <= at <= last[i]:
                     raise ValueError(f"positions[{i}]: {at}, wanted 0 to {last[i]}")
-                # Rows behind it do not reach it.
-                ids = self._checked(prompt, i)[: at + 1]
+                ids = ids[: at + 1]  # rows behind it do not reach it
                 place[self._add_read(ids, i, at, twin.HIDDEN)] = i
             for _ in self._run_steps(keep):
                 for request_id in self._scheduler.take_finished():
@@ -263,8 +282,9 @@ class Sampler:
         training = self.model.training
         self.model.eval()
         try:
+            _check_whole(self.model)
             self.acquire()
-            self._scheduler.set_weights_version(self.model.weights_version)
+            self._scheduler.set_weights_version(self._weights_version())
             self._masks.start()
             self._prepare()
             with torch.inference_mode():
@@ -284,7 +304,7 @@ class Sampler:
         """
         local = (getattr(p, "_local_tensor", p) for p in self.model.parameters())  # of DTensors
         addresses = tuple(p.data_ptr() for p in local)
-        version = 0 if self._on_gpu else self.model.weights_version  # graphs read weights in place
+        version = 0 if self._on_gpu else self._weights_version()  # graphs read weights in place
         if self._executor is not None and self._executor_key == (version, *addresses):
             return
         self._drop_executor()  # first the old one's memory, then the new one's
@@ -295,6 +315,11 @@ class Sampler:
         else:
             self._executor = Executor(self.model, self._cache)
         self._executor_key = (version, *addresses)
+
+    def _weights_version(self) -> int:
+        """Moves with `touch`, and with every change in place that autograd counts."""
+        changes = sum(p._version for p in self.model.parameters() if not p.is_inference())
+        return (self.model.weights_version << 40) + changes
 
     def _drop_executor(self) -> None:
         self._device_seconds += getattr(self._executor, "device_seconds", 0.0) or 0.0
@@ -307,6 +332,8 @@ class Sampler:
         while True:
             planned = plan.plan()
             if not planned and not in_flight:
+                if plan.num_running + plan.num_waiting:
+                    raise RuntimeError("the scheduler stopped before its requests were done")
                 return
             if planned:
                 self._steps += 1
@@ -345,21 +372,25 @@ class Sampler:
         """Check and queue a request. Raises ValueError naming it by its index."""
         p = request.params
         ids = self._checked(request.prompt_token_ids, index)
-        if p.stop:
-            self._set_token_bytes()
+        stop_ids, stops = self._stops(p)
+        endings = set(stop_ids) | (set() if p.ignore_eos else set(self.model.eos_token_ids))
+        if p.min_tokens and p.allowed_token_ids and endings.issuperset(p.allowed_token_ids):
+            raise ValueError(
+                f"prompts[{index}]: allowed_token_ids {[*p.allowed_token_ids]} all end samples, "
+                f"and min_tokens is {p.min_tokens}; wanted one that does not"
+            )
         numbers = (p.n, p.temperature, p.top_k, p.top_p, p.min_p, p.repetition_penalty)
         lengths = (p.max_tokens, p.min_tokens, p.ignore_eos)
         seed, mask = p.seed & 0xFFFFFFFFFFFFFFFF, self._masks.index(tuple(p.allowed_token_ids))
-        stops = [s.encode() for s in p.stop]
-        in_vocab = [i for i in p.stop_token_ids if i < self.model.config.vocab_size]
         try:
-            return self._scheduler.add(ids, *numbers, *lengths, seed, in_vocab, stops, mask)
+            return self._scheduler.add(ids, *numbers, *lengths, seed, stop_ids, stops, mask)
         except ValueError as error:
             raise ValueError(f"prompts[{index}]: {str(error).removeprefix('prompt: ')}") from None
 
     def _add_read(self, ids: np.ndarray, index: int, read_from: int, kind: int) -> int:
         """Queue a request that reads its own rows. Raises ValueError naming it by its index."""
-        ids = self._checked(ids, index)
+        if len(ids) - (kind == twin.SCORE) > self.model.config.max_position_embeddings:
+            self._checked(ids, index)
         greedy = (0.0, 0, 1.0, 0.0, 1.0)
         try:
             return self._scheduler.add(
@@ -390,14 +421,29 @@ class Sampler:
     def _encode(self, prompt: str) -> list[int]:
         if self.model.tokenizer is None:
             raise ValueError("prompts: text, but the model has no tokenizer; wanted token ids")
-        return self.model.tokenizer(prompt)["input_ids"]
+        start = self.model.tokenizer.bos_token  # a rendered chat template brings its own
+        more = not (start and prompt.startswith(start))
+        return self.model.tokenizer(prompt, add_special_tokens=more)["input_ids"]
+
+    def _stops(self, params: SamplingParams) -> tuple[list[int], list[bytes]]:
+        """Stop ids and stop strings. A special token adds no text: its string means its id."""
+        ids = [i for i in params.stop_token_ids if i < self.model.config.vocab_size]
+        if not params.stop:
+            return ids, []
+        self._set_token_bytes()
+        special = {t.content: i for i, t in self.model.tokenizer.added_tokens_decoder.items()}
+        named = {s: i for s, i in special.items() if not self._token_bytes[i]}
+        ids += [named[s] for s in params.stop if s in named]
+        return ids, [s.encode() for s in params.stop if s not in named]
 
     def _set_token_bytes(self) -> None:
         if self._token_bytes:
             return
         if self.model.tokenizer is None:
             raise ValueError("stop: strings, but the model has no tokenizer; wanted stop_token_ids")
-        self._token_bytes = token_bytes(self.model.tokenizer)
+        table = token_bytes(self.model.tokenizer)
+        # Ids that fill the vocabulary up to a round number have no text.
+        self._token_bytes = table + [b""] * (self.model.config.vocab_size - len(table))
         self._scheduler.set_token_bytes(self._token_bytes)
 
     def _generation(self, request_id: int, request: Request) -> Generation:
@@ -464,6 +510,17 @@ def _check_sizes(page_tokens: int, max_batch_tokens: int, max_sequences: int) ->
         )
 
 
+def _check_whole(model: Model) -> None:
+    """Refuse weights that every forward would have to gather: ranks take different steps."""
+    for name, p in model.named_parameters():
+        mesh = getattr(p, "device_mesh", None)
+        if mesh is not None and (model.parallel is None or mesh.ndim > 1):
+            raise ValueError(
+                f"model: {name} is sharded over data ranks; wanted whole weights, as inside "
+                "`with dist.unsharded(model)`"
+            )
+
+
 def _checked_deterministic(deterministic: bool | None, device: torch.device) -> bool:
     if deterministic is None:
         return device.type == "cpu"
@@ -475,6 +532,8 @@ def _checked_deterministic(deterministic: bool | None, device: torch.device) -> 
 def _checked_attention(attention: str, on_gpu: bool, page_tokens: int, deterministic: bool) -> str:
     if attention not in ("triton", "flash"):
         raise ValueError(f'attention: {attention!r}, wanted "triton" or "flash"')
+    if attention == "flash" and flash_attn() is None:
+        raise ValueError("attention: 'flash', wanted 'triton'; flash-attn cannot be imported")
     if attention == "flash" and (not on_gpu or page_tokens % 256 or deterministic):
         raise ValueError(
             f"attention: 'flash', pages of {page_tokens} tokens, deterministic {deterministic}; "

@@ -86,9 +86,9 @@ class GraphExecutor:
         self.device = model.device
         self.on_cuda = self.device.type == "cuda"  # the tests run all but the graphs elsewhere
         # A decode step draws at most once a sequence, other steps once a row.
-        room = max(max_sequences, max_batch_tokens)
+        self.room = max(max_sequences, max_batch_tokens)
         self.fewest_rows = FEWEST_ROWS if deterministic else 1
-        self.last = torch.zeros(room, dtype=torch.int32, device=self.device)
+        self.last = torch.zeros(self.room, dtype=torch.int32, device=self.device)
         self.work = cache.work(deterministic)
         self.graphs: dict[tuple[int, ...], Captured] = {}
         self.pool = torch.cuda.graph_pool_handle() if self.on_cuda else None
@@ -98,12 +98,12 @@ class GraphExecutor:
 
     def launch(self, plan: Any, masks: Tensor | None, on_hidden: OnHidden | None = None) -> Flight:
         """Start the step that `plan` holds; what it needs of the plan is copied."""
-        started = self._event()
+        self._make_room(len(plan.sample_rows))
         with invariant_matmuls(self.model.dtype) if self.deterministic else nullcontext():
             if self.on_cuda and _is_decode(plan):
-                logprobs = self._replay(plan, masks)
+                logprobs, started = self._replay(plan, masks)
             else:
-                logprobs = self._run(plan, masks, on_hidden)
+                logprobs, started = self._run(plan, masks, on_hidden)
         return self._send(len(plan.sample_rows), logprobs, started)
 
     def collect(self, flight: Flight) -> Drawn:
@@ -112,6 +112,13 @@ class GraphExecutor:
             flight.ended.synchronize()
             self.device_seconds += 1e-3 * flight.started.elapsed_time(flight.ended)
         return flight.tokens.numpy(), flight.logprobs.numpy()
+
+    def _make_room(self, count: int) -> None:
+        """One request alone may have more samples than otherwise run at once."""
+        if count > len(self.last):
+            more = torch.zeros(count - len(self.last), dtype=torch.int32, device=self.device)
+            self.last = torch.cat((self.last, more))
+            self.graphs.clear()  # they read and write the old place
 
     def _event(self) -> Any:
         if not self.on_cuda:
@@ -129,11 +136,14 @@ class GraphExecutor:
 
     # ------------------------------------------------------------------------- kernel by kernel
 
-    def _run(self, plan: Any, masks: Tensor | None, on_hidden: OnHidden | None) -> Tensor:
-        """-> logprobs [N]; the tokens are in `last`."""
+    def _run(
+        self, plan: Any, masks: Tensor | None, on_hidden: OnHidden | None
+    ) -> tuple[Tensor, Any]:
+        """-> logprobs [N], and when it began; the tokens are in `last`."""
         staged = Staged(self._rows(plan), self.device)
         self._copy(plan.copies)
         self.work.plan(plan.row_starts, plan.context_lengths, plan.block_table)
+        started = self._event()
         hidden = self._hidden(staged, self.work)
         if on_hidden and len(plan.hidden_rows):
             places = torch.from_numpy(plan.hidden_rows.copy()).to(self.device)
@@ -143,11 +153,11 @@ class GraphExecutor:
         for part in parts(plan, LOGIT_ROWS):
             count, rows = len(part.sample_rows), len(part.logit_rows)
             wanted = staged.logit_rows[row : row + max(rows, self.fewest_rows)]
-            logits = self.model.logits(hidden[wanted])
+            logits = self._logits(hidden[wanted])
             flat = Staged({name: getattr(part, name) for name in SAMPLING}, self.device)
             self._sample(logits, flat, masks, drawn, logprobs[drawn : drawn + count])
             row, drawn = row + rows, drawn + count
-        return logprobs
+        return logprobs, started
 
     def _rows(self, plan: Any) -> dict[str, np.ndarray]:
         """The arrays of the rows; padding behind them is row 0's token, written nowhere."""
@@ -171,6 +181,14 @@ class GraphExecutor:
         drawn = self.last[(-1 - known).clamp(min=0)]
         context = TritonContext(self.cache, work, staged.slots, self.attention)
         return self.model(torch.where(known < 0, drawn, known), staged.positions, context)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """[U, V], in fp32 where the library can: rounded to 16 bits they would be off by up to a
+        sixteenth at 20, and so would the log-probabilities.
+        """
+        if self.on_cuda and hidden.itemsize == 2 and self.model.parallel is None:
+            return torch.mm(hidden, self.model.head.t(), out_dtype=torch.float32)
+        return self.model.logits(hidden)
 
     def _sample(
         self, logits: Tensor, staged: Staged, masks: Tensor | None, first: int, out: Tensor
@@ -200,8 +218,9 @@ class GraphExecutor:
 
     # ----------------------------------------------------------------------------- as a graph
 
-    def _replay(self, plan: Any, masks: Tensor | None) -> Tensor:
-        """A decode step -> logprobs of its bucket; the tokens are in `last`."""
+    def _replay(self, plan: Any, masks: Tensor | None) -> tuple[Tensor, Any]:
+        """A decode step -> logprobs of its bucket, and when it began; the tokens are in `last`."""
+        masks = masks if (plan.mask_rows >= 0).any() else None
         self._copy(plan.copies)
         key = self._bucket(plan, masks)
         arrays = _bucket_arrays(plan, key)
@@ -210,17 +229,18 @@ class GraphExecutor:
             captured = self.graphs[key] = self._capture(plan, key, arrays, masks)
         captured.staged.put(arrays)
         captured.work.plan(plan.row_starts, plan.context_lengths, plan.block_table)
+        started = self._event()
         captured.graph.replay()
-        return captured.logprobs
+        return captured.logprobs, started
 
     def _bucket(self, plan: Any, masks: Tensor | None) -> tuple[int, ...]:
-        """Sizes: sequences, pages of a sequence, splits, history, banned; and where masks lie."""
+        """Sizes: sequences, pages of a sequence, splits, history, banned; room of masks."""
         count, split = len(plan.sample_rows), self.work.config.split
         sequences = next(size for size in BUCKETS if size >= max(count, self.fewest_rows))
         splits = int((-(-plan.context_lengths // split)).sum()) + sequences - count
         sizes = (plan.block_table.shape[1], splits, len(plan.history), len(plan.banned))
-        place = 0 if masks is None else masks.data_ptr()
-        return (sequences, *(1 << (size - 1).bit_length() if size else 0 for size in sizes), place)
+        room = 0 if masks is None else len(masks)
+        return (sequences, *(1 << (size - 1).bit_length() if size else 0 for size in sizes), room)
 
     def _capture(
         self, plan: Any, key: tuple[int, ...], arrays: dict[str, np.ndarray], masks: Tensor | None
@@ -237,7 +257,7 @@ class GraphExecutor:
 
         def step() -> None:
             hidden = self._hidden(staged, work)
-            self._sample(self.model.logits(hidden), staged, masks, 0, logprobs)
+            self._sample(self._logits(hidden), staged, masks, 0, logprobs)
 
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

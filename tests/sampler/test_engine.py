@@ -323,6 +323,7 @@ def test_bad_arguments_are_named(model):
         ({"deterministic": False}, "deterministic: False"),
         ({"kv_dtype": "fp8"}, "kv_dtype"),
         ({"kv_dtype": "int3"}, "kv_dtype"),
+        ({"attention": "flash"}, "attention: 'flash'"),
     ]:
         with pytest.raises(ValueError, match=said):
             Sampler(model, **options)
@@ -470,7 +471,9 @@ def test_unusable_reads_are_named(model):
         (lambda: sampler.score([[1]], []), "continuations: 0 of them, wanted 1"),
         (lambda: sampler.score([[1]], [[97]]), r"continuations\[0\]: token 97"),
         (lambda: sampler.score([[]], [[1]]), r"prompts\[0\]: 0 tokens"),
-        (lambda: sampler.score([[1] * 100], [[1] * 61]), r"prompts\[0\]: 161 tokens"),
+        (lambda: sampler.score([[1] * 100], [[1] * 62]), r"prompts\[0\]: 162 tokens"),
+        (lambda: sampler.hidden_at([[1, 2]], [0, 1]), "positions: 2 of them, wanted 1"),
+        (lambda: sampler.hidden_at([[1, 2]], []), "positions: 0 of them, wanted 1"),
         (lambda: sampler.hidden_at([[1, 2]], [2]), r"positions\[0\]: 2, wanted 0 to 1"),
     ]:
         with pytest.raises(ValueError, match=said):
@@ -528,4 +531,39 @@ def test_masks_of_earlier_runs_do_not_pile_up(model):
         params = SamplingParams(max_tokens=1, allowed_token_ids=(first, 96))
         tokens = sampler.generate([[1, 2]], params)[0].samples[0].token_ids
         assert tokens[0] in (first, 96)
-    assert len(sampler._masks.tensor) < 66
+    assert len(sampler._masks.tensor) == 128 and len(sampler._masks._rows) < 66
+
+
+def test_what_sampling_gave_can_be_scored(model):
+    """Also the token at the last position, which never enters the model."""
+    prompt = random_prompts(model, [160])[0]
+    sample = Sampler(model).generate([prompt], SamplingParams(logprobs=True, seed=3))[0].samples[0]
+    assert Sampler(model).score([prompt], [sample.token_ids]) == [sample.logprobs]
+
+
+def test_weights_changed_in_place_are_seen_without_touch(prompts):
+    model = small_model(seed=6)
+    sampler = Sampler(model)
+    before = outcome(sampler.generate(prompts, DRAW))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.1)
+    assert outcome(sampler.generate(prompts, DRAW)) == sampled(model, prompts, DRAW) != before
+
+
+def test_a_follower_that_cannot_run_does_not_lose_the_others(model, prompts):
+    found = []
+
+    def on_finished(generation):
+        found.append(generation.tag)
+        return [Request([1] * 161, DRAW)] if generation.tag == 0 else None
+
+    with pytest.raises(ValueError, match="161 tokens"):
+        Sampler(model).run([Request(p, DRAW, i) for i, p in enumerate(prompts)], on_finished)
+    assert sorted(found) == list(range(len(prompts)))
+
+
+def test_allowed_tokens_that_all_end_a_sample_are_refused(model):
+    params = SamplingParams(allowed_token_ids=(2, 7), stop_token_ids=(7,), min_tokens=1)
+    with pytest.raises(ValueError, match="all end samples, and min_tokens is 1"):
+        Sampler(model).generate([[1]], params)

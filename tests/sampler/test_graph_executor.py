@@ -168,6 +168,29 @@ def test_nan_is_refused(kernel_device):
     assert sampler._scheduler.num_free_pages == sampler.num_pages
 
 
+def test_one_request_may_have_more_samples_than_run_at_once(kernel_device, model):
+    prompts = random_prompts(model, [3])
+    params = dataclasses.replace(DRAW, n=12, max_tokens=2)
+    sampler = sampler_on(kernel_device, model, max_sequences=4, max_batch_tokens=8)
+    assert_same(outcome(sampler.generate(prompts, params)), plain(model, prompts, params))
+
+
+@pytest.mark.gpu
+def test_logprobs_are_not_rounded_to_16_bits():
+    """They are the DPO reference: of the sampler's own hidden rows, in fp64."""
+    model = random_model(CONFIGS["llama"], device="cuda", dtype=torch.bfloat16, std=0.5)
+    prompts = random_prompts(model, [20, 33])
+    sampler = Sampler(model, **SMALL)
+    for generation in sampler.generate(prompts, DRAW):
+        for sample in generation.samples:
+            ids = generation.prompt_token_ids + sample.token_ids
+            first, count = len(generation.prompt_token_ids) - 1, len(sample.token_ids)
+            rows = sampler.hidden_at([ids] * count, range(first, first + count))
+            logp = (rows.double() @ model.head.double().T).log_softmax(-1)
+            wanted = logp[range(count), sample.token_ids].tolist()
+            assert sample.logprobs == pytest.approx(wanted, abs=2e-2)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_deterministic_mode_gives_the_same_bits_in_any_company(dtype):
