@@ -227,7 +227,8 @@ def graphed(call: Callable[[], Tensor], device: str) -> Callable[[], Tensor]:
     with torch.cuda.graph(graph):
         out = call()
 
-    def replay() -> Tensor:
+    def replay(keeps: object = call) -> Tensor:
+        """The graph reads tensors of `call`, so they must live as long."""
         graph.replay()
         return out
 

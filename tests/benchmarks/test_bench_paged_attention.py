@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -62,4 +60,4 @@ def test_tuning_wants_a_gpu(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert bench.main(["--tune"]) == 2 and "no GPU" in capsys.readouterr().err
     found = list(bench.configs())
-    assert len(set(found)) == len(found) and found[0] == replace(DecodeConfig(), programs=3)
+    assert len(set(found)) == len(found) and DecodeConfig() in found

@@ -71,6 +71,6 @@ def launches(arch: int) -> Iterator[Launch]:
     yield attention("7B, group of 7, fp16", QWEN_7B, dtype=FP16)
     yield attention("width 80", (32, 32, 80))
     yield attention("width 256", (16, 8, 256), 256)
-    yield attention("width 16, fp32", (4, 2, 16), 16, FP32)
+    yield attention("width 16, fp32", (4, 2, 16), 16, dtype=FP32)
     yield attention("fp32", LLAMA_8B, dtype=FP32)
     yield attention("fp32, deterministic", LLAMA_8B, dtype=FP32, deterministic=True)
