@@ -175,13 +175,13 @@ def test_linear_on_a_gpu(sizes, rows):
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_sampling_on_triton_kernels(kernel_device, deterministic, monkeypatch):
     """On a GPU with captured graphs, elsewhere in the interpreter; keys and values are fp8 too."""
-    config = CONFIG.replace(hidden_size=256, intermediate_size=512, head_dim=64)
-    model = random_fp8_model(config, kernel_device)
     on_gpu = kernel_device == "cuda"
     if not on_gpu:  # which has no other mode, and no library to be told
         if not deterministic:
             pytest.skip("needs a GPU")
         monkeypatch.setattr(graph_executor, "invariant_matmuls", lambda dtype: nullcontext())
+    config = CONFIG.replace(hidden_size=256, intermediate_size=512, head_dim=64)
+    model = random_fp8_model(config, kernel_device)
     options = {"kv_bytes": 2**24, "kv_dtype": "fp8", "page_tokens": 16}
     sampler = Sampler(model, **options, deterministic=deterministic)
     params = GREEDY if on_gpu else replace(GREEDY, max_tokens=2)
