@@ -11,6 +11,7 @@ Shape letters: T tokens, K width in, N width out.
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 
 import torch
@@ -23,7 +24,7 @@ from .decoder import Model
 
 FP8 = torch.float8_e4m3fn
 LINEARS = ("qkv", "o", "gate_up", "down")  # of a layer
-MULTIPLE = 16  # what the matmul wants of K and N
+MULTIPLE, TRIED = 16, 128  # what the matmul wants of K and N; the size it is tried with
 
 
 class Fp8Linear(nn.Module):
@@ -88,14 +89,17 @@ def scaled_matmul(
 
 @cache
 def _multiplies(device: torch.device) -> bool:
-    """Whether this PyTorch multiplies fp8 with a scale for each row on this device: it is tried."""
+    """Whether this PyTorch multiplies fp8 with a scale for each row on this device: it is tried,
+    and a GPU that cannot is told of, as it is slow then.
+    """
     if device.type != "cuda":
         return False
-    x8 = torch.ones(MULTIPLE, MULTIPLE, device=device).to(FP8)
-    scale = torch.ones(MULTIPLE, 1, device=device)
+    x8, scale = torch.ones(TRIED, TRIED, device=device).to(FP8), torch.ones(TRIED, 1, device=device)
     try:
         scaled_matmul(x8, scale, x8, scale, torch.bfloat16)
-    except (RuntimeError, ValueError, NotImplementedError):
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        warnings.warn(f"no fp8 matmul on {device}, fp32 instead: {reason}", stacklevel=2)
         return False
     return True
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from srlm_fast.model.fp8 import (
     random_fp8_model,
     scaled_matmul_reference,
 )
-from srlm_fast.sampler import Sampler, SamplingParams
+from srlm_fast.sampler import Sampler, SamplingParams, graph_executor
 from srlm_fast.sampler.packed import can_pack
 from tests.kernels.dtensors import dtensors
 
@@ -163,23 +165,31 @@ def test_linear_on_a_gpu(sizes, rows):
     wanted = scaled_matmul_reference(x8, scale, linear.weight, linear.scale, torch.float32)
     found = linear(x).float()
     assert found.isfinite().all()
-    # Two roundings to bf16, and sums that the tensor cores keep in fewer bits than fp32.
-    error = found - wanted - linear.bias.float()
-    assert error.abs().max() < 2**-6 * (wanted.abs().max() + linear.bias.abs().max())
-    assert error.square().mean().sqrt() < 2**-7 * wanted.square().mean().sqrt() + 2**-9
+    # Two roundings to bf16, and sums that the tensor cores keep in 14 bits and cut off.
+    wanted = wanted + linear.bias.float()
+    error = found - wanted
+    assert error.abs().max() < 2**-4 * wanted.abs().max()
+    assert error.square().mean().sqrt() < 2**-5 * wanted.square().mean().sqrt()
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_sampling_on_a_gpu(deterministic):
+def test_sampling_on_triton_kernels(kernel_device, deterministic, monkeypatch):
+    """On a GPU with captured graphs, elsewhere in the interpreter; keys and values are fp8 too."""
+    on_gpu = kernel_device == "cuda"
+    if not on_gpu:  # which has no other mode, and no library to be told
+        if not deterministic:
+            pytest.skip("needs a GPU")
+        monkeypatch.setattr(graph_executor, "invariant_matmuls", lambda dtype: nullcontext())
     config = CONFIG.replace(hidden_size=256, intermediate_size=512, head_dim=64)
-    model = random_fp8_model(config, "cuda")
-    sampler = Sampler(model, kv_bytes=2**26, kv_dtype="fp8", deterministic=deterministic)
-    generations = sampler.generate(PROMPTS, GREEDY)
-    assert sampler._executor.graphs
+    model = random_fp8_model(config, kernel_device)
+    options = {"kv_bytes": 2**24, "kv_dtype": "fp8", "page_tokens": 16}
+    sampler = Sampler(model, **options, deterministic=deterministic)
+    params = GREEDY if on_gpu else replace(GREEDY, max_tokens=2)
+    generations = sampler.generate(PROMPTS, params)
+    assert sampler._on_gpu and bool(sampler._executor.graphs) == on_gpu
     for prompt, generation in zip(PROMPTS, generations, strict=True):
         (sample,) = generation.samples
-        dense = logprobs(model, [*prompt, *sample.token_ids])[len(prompt) - 1 : -1]
-        chosen = dense.gather(1, torch.tensor(sample.token_ids, device="cuda")[:, None])[:, 0]
-        error = torch.tensor(sample.logprobs, device="cuda") - chosen
+        dense = logprobs(model, [*prompt, *sample.token_ids])[len(prompt) - 1 : -1].cpu()
+        chosen = dense.gather(1, torch.tensor(sample.token_ids)[:, None])[:, 0]
+        error = torch.tensor(sample.logprobs) - chosen
         assert error.abs().max() < 0.4 and (dense.amax(1) - chosen).max() < 0.5
