@@ -20,7 +20,7 @@ from torch import Tensor
 from ..kernels import jit
 from ..kernels.native import available, native
 from ..kernels.paged_attention import flash_attn
-from ..model import Model
+from ..model import Fp8Linear, Model
 from . import scheduler as twin
 from .executor import Executor, OnHidden
 from .generation import Generation, Progress, Request, Sample, Statistics
@@ -81,6 +81,13 @@ class Sampler:
         self.page_tokens, self.kv_dtype = page_tokens, _checked_kv_dtype(kv_dtype, on_gpu)
         self.attention = _checked_attention(attention, on_gpu, page_tokens, self.deterministic)
         self.max_batch_tokens, self.max_sequences = max_batch_tokens, max_sequences
+        on_cuda = model.device.type == "cuda"
+        if (
+            self.deterministic
+            and on_cuda
+            and any(isinstance(m, Fp8Linear) for m in model.modules())
+        ):
+            raise ValueError("deterministic: True, wanted False; an fp8 matmul depends on its rows")
         if self.deterministic and on_gpu and model.parallel is not None:
             raise ValueError(
                 "deterministic: True, wanted False; sums over ranks on a GPU depend on size"

@@ -264,7 +264,7 @@ def fsdp_rounds(name: str, rounds: int) -> list[dict[str, Any]]:
     for _ in range(rounds):
         with unsharded(model):
             drawn = outcome(generate(sampler, *asked(model), group.get_group()))
-            packed = sampler._packed is not None
+            packed = sampler._executor.packed is not None
         assert sharded == {key: p.to_local().numel() for key, p in named(model)}
         found.append({"answers": drawn, "packed": packed, "loss": descend(model)})
     refused = refusal(lambda: model.save("nowhere"))
