@@ -142,3 +142,41 @@ def test_torch_is_not_asked_for_more_than_inference(model):
     Sampler(model).generate([[1]], SamplingParams(max_tokens=2))
     assert model.training and torch.is_grad_enabled()
     model.eval()
+
+
+def test_ids_beyond_the_tokenizer_have_no_text(model):
+    """Vocabularies are filled up to round numbers; the model may draw from what fills them."""
+    config = model.config.replace(vocab_size=len(model.tokenizer) + 40)
+    wide = random_model(config, model.tokenizer, std=0.02)
+    last = len(model.tokenizer) + 39
+    params = SamplingParams(
+        n=4, max_tokens=40, stop=("ab",), allowed_token_ids=(last, piece_id(model, "he"))
+    )
+    for sample in Sampler(wide).generate([[5, 6]], params)[0].samples:
+        assert set(sample.text) == {"h", "e"} and last in sample.token_ids
+
+
+def piece_id(model, piece):
+    return model.tokenizer.convert_tokens_to_ids(piece)
+
+
+def test_a_special_token_as_a_stop_string_is_its_id(model):
+    allowed = (0, piece_id(model, "he"))
+    params = SamplingParams(n=8, max_tokens=60, stop=("<s>",), allowed_token_ids=allowed)
+    for sample in Sampler(model).generate([[5, 6]], params)[0].samples:
+        assert sample.finish_reason == "stop" and sample.token_ids[-1] == 0
+        assert sample.text == "he" * (len(sample.token_ids) - 1)
+
+
+def test_a_start_token_in_the_text_is_not_doubled(model, monkeypatch):
+    tokenizer = model.tokenizer
+    seen = []
+
+    def encode(text, add_special_tokens=True):
+        seen.append(add_special_tokens)
+        return {"input_ids": [5]}
+
+    monkeypatch.setattr(type(tokenizer), "__call__", lambda self, *a, **k: encode(*a, **k))
+    sampler = Sampler(model)
+    assert [sampler._encode(text) for text in ("<s>he", "he")] == [[5], [5]]
+    assert seen == [False, True]
