@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srlm_fast.dist import device_mesh, shard, tensor_parallel, unsharded
+from srlm_fast.dist.collectives import sum_over_ranks
 from srlm_fast.model import Model, PackedContext, empty_model, random_model
 from srlm_fast.model.save import save_model
 from srlm_fast.sampler import Sampler, SamplingParams
@@ -281,3 +282,22 @@ def descend(model: Model) -> float:
             weight.grad = None
     model.touch()
     return float(value.detach())
+
+
+def sums_alone_and_together() -> bool:
+    """Whether a row's sum over all ranks has the same bits alone as among 64."""
+    group = device_mesh(tensor=4, device="cpu")["tensor"].get_group()
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    rows = torch.randn(64, 48, generator=generator)
+    together = sum_over_ranks(rows.clone(), group)
+    alone = [sum_over_ranks(row[None].clone(), group)[0] for row in rows]
+    return torch.equal(together, torch.stack(alone))
+
+
+def company() -> bool:
+    """Whether a prompt's samples on four ranks have the same bits alone and among others."""
+    model = random_model(EVERY["four"], std=0.25)
+    tensor_parallel(model, device_mesh(tensor=4, device="cpu")["tensor"])
+    prompts = random_prompts(model, [3, 17, 40, 64])
+    together = outcome(Sampler(model).generate(prompts, SAMPLED))
+    return together == [outcome(Sampler(model).generate([p], SAMPLED))[0] for p in prompts]

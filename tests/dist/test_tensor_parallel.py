@@ -138,3 +138,11 @@ def test_files_are_those_of_one_rank(two_ranks: Ranks, tmp_path: Path):
         assert len(files) > 3 and files == sorted(path.name for path in ours.iterdir())
         for file in files:
             assert (ours / file).read_bytes() == (theirs / file).read_bytes(), file
+
+
+def test_sums_over_ranks_do_not_depend_on_their_company(four_ranks: Ranks):
+    assert all(four_ranks(cases.sums_alone_and_together))
+
+
+def test_company_does_not_matter_on_four_ranks(four_ranks: Ranks):
+    assert all(four_ranks(cases.company))
