@@ -33,7 +33,7 @@ from .token_bytes import decode, token_bytes
 
 # Of a CPU. Small pages share more of short prompts: of 400 tiny judge prompts (100 questions, 4
 # answers each, 35 to 61 tokens) pages of 16 compute 8,302 of 18,046 tokens, 32 compute 11,358 and
-# 64 all of them. Speed differs by less than its spread (benchmarks/results/bench_sampler_cpu.json).
+# 64 all of them. Speed differs by less than its spread (docs/decisions.md).
 PAGE_TOKENS = 16
 MAX_BATCH_TOKENS = 1024
 # Of a GPU: a page of one head is 16 KiB in a row, and a step of a prompt fills the matmuls.
