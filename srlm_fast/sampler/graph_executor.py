@@ -22,7 +22,7 @@ from torch import Tensor
 from ..kernels.attention_work import Capacity, PagedWork
 from ..kernels.sample_tokens import sample_tokens
 from ..model import Model
-from .executor import LOGIT_ROWS, Drawn, OnHidden, parts
+from .executor import LOGIT_ROWS, OF_SAMPLES, Drawn, OnHidden, parts
 from .invariant import FEWEST_ROWS, invariant_matmuls
 from .paged_triton import TritonCache, TritonContext
 from .staging import Staged, padded
@@ -33,19 +33,11 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 44
 FILL = {"slots": -1, "sample_rows": -1, "mask_rows": -1, "forced": -1, "temperature": 1.0}
 SAMPLING = (
     "sample_rows",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "noise_keys",
-    "sample_positions",
+    *OF_SAMPLES,
     "history",
     "history_starts",
     "banned",
     "banned_starts",
-    "mask_rows",
-    "forced",
 )
 
 

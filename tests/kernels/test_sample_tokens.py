@@ -234,7 +234,11 @@ def test_the_last_kept_token_of_every_filter(kernel_device):
     """Scores fall with the id, so the last one kept is the least likely one."""
     logits = make_logits(1, 1000).sort(descending=True).values
     samples = [{"top_k": 7}, {"top_p": 0.5}, {"min_p": 0.3}, {"top_k": 30, "top_p": 0.8}]
-    last_kept(inputs(logits, samples, kernel_device))
+    p = logits[0].double().softmax(0)
+    before, of_30 = p.cumsum(0) - p, p[:30].sum()
+    kept = [7, (before < 0.5).sum(), (p >= 0.3 * p[0]).sum(), (before[:30] < 0.8 * of_30).sum()]
+    found = last_kept(inputs(logits, samples, kernel_device))
+    assert found == [int(count) - 1 for count in kept]
 
 
 def test_a_penalty_makes_tokens_less_likely_whatever_their_sign(kernel_device):
