@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "score_table.hpp"
+
 namespace srlm {
 
 // Rows as a matmul reads them: fp32, or bfloat16 with zeros from the width up to `padded_depth`.
@@ -108,6 +110,11 @@ void add_scaled_rows(const void* part, bool is_bf16, const float* scale, int64_t
                      int64_t width, float* acc);
 void scale_rows(const void* x, bool is_bf16, const float* scale, int64_t rows, int64_t width,
                 void* out);
+
+// Scores [rows] and their status [rows] from token ids [rows, stride] of int32 or int64.
+template <typename Id>
+void extract_scores(const Id* ids, int64_t stride, const int64_t* lengths, const bool* finished,
+                    int64_t rows, const ScoreTableView& table, float* scores, int32_t* status);
 
 // The largest ROUGE-L F-measure (2 * LCS / (both lengths)) against any sequence of the pool.
 double rouge_l_max(const int32_t* candidate, int64_t length, const int32_t* pool,

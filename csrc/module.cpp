@@ -356,6 +356,22 @@ void bind_kernels(py::module_& m) {
 }
 
 void bind_text(py::module_& m) {
+  m.def("extract_scores", [](uintptr_t ids, int64_t stride, bool is_64, uintptr_t lengths,
+                             uintptr_t finished, int64_t rows, uintptr_t token_maps, int64_t vocab,
+                             uintptr_t maps, int64_t states, uintptr_t ends, int32_t start,
+                             int32_t low, uintptr_t scores, uintptr_t status) {
+    const ScoreTableView table{at<int32_t>(token_maps), vocab, at<int32_t>(maps), states,
+                               at<int32_t>(ends), start, low};
+    const auto *length = at<int64_t>(lengths);
+    const auto *done = at<bool>(finished);
+    py::gil_scoped_release release;
+    if (is_64)
+      extract_scores(at<int64_t>(ids), stride, length, done, rows, table, at<float>(scores),
+                     at<int32_t>(status));
+    else
+      extract_scores(at<int32_t>(ids), stride, length, done, rows, table, at<float>(scores),
+                     at<int32_t>(status));
+  });
   m.def(
       "rouge_l_max",
       [](Array<int32_t> candidate, Array<int32_t> pool, Array<int64_t> starts) {

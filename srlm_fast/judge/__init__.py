@@ -9,13 +9,9 @@ from srlm_fast.judge.rewards import (
     score_candidates,
 )
 from srlm_fast.judge.rubric import DEFAULT_RUBRIC, Rubric
-from srlm_fast.judge.score import (
-    DEFAULT_PATTERN,
-    ScoreStatus,
-    ScoreTable,
-    compile_pattern,
-    parse_score,
-)
+from srlm_fast.judge.score import DEFAULT_PATTERN, parse_score
+from srlm_fast.judge.score_table import compile_pattern
+from srlm_fast.kernels.judge_score import ScoreStatus, ScoreTable
 
 __all__ = [
     "DEFAULT_PATTERN",

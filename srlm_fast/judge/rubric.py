@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from srlm_fast.judge.score import compile_label
+from srlm_fast.judge.score import parse_pattern
 
 _FIELD = re.compile(r"\{(prompt|response)\}")
 
@@ -41,7 +41,7 @@ class Rubric:
             )
         if len(set(self.fence)) > 1:
             raise ValueError(f"fence: {self.fence!r}, wanted one character repeated, or nothing")
-        compile_label(self.pattern, self.low, self.high)
+        parse_pattern(self.pattern, self.low, self.high)
 
     def render(self, prompt: str, response: str, reserved: Iterable[str] = ()) -> str:
         """The text that the judge gets.

@@ -1,114 +1,118 @@
-r"""How a judgement's score is read: the number behind the last score label that has one.
+r"""How a judgement's score is read: a regular expression on the text. This is the specification.
 
-The label is a regular expression, by default the word `Score` and a colon; the number behind it is
-always read by the grammar below, as far as it goes, so that 10 is never a 1:
-
-    number      = sign? point? digit (digit | [-–.,_'] before a digit | exponent | hex mark)*
-    denominator = ("/" | "out of") number ("/" number)*          emphasis and spaces, no line break,
-    in between
-
-It counts when the number is a plain integer of the range and the denominator, if there is one, is
-the range's upper end. Anything else that is a number is OUT_OF_RANGE. Words and full-width digits
-are no numbers.
+A pattern says what stands around the number: `before(number)behind`, with one capturing group for
+the number, or, without a group, what stands before it, white space and emphasis in between. The
+number itself is always read by the grammar of `judge.number`, whatever the group holds. Matches are
+found from left to right, none inside another; the last one decides. `judge.automaton` compiles the
+same reading into tables.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import regex
 
-from srlm_fast.judge.token_bytes import end_ids, token_bytes
-from srlm_fast.kernels.judge_score import ScoreStatus, ScoreTable
+from srlm_fast.judge.number import (
+    APART,
+    CONTINUES,
+    CONTINUES_DENOMINATOR,
+    DENOMINATOR,
+    NUMBER,
+    is_score,
+)
+from srlm_fast.kernels.judge_score import ScoreStatus
 
-# White space and markdown emphasis, with and without line breaks.
-_GAP = r"[\s*_`]*"
-_INLINE = r"[ \t\u00a0\u202f\u3000*_`]"
+GAP = r"[\s*_`]*"  # white space and markdown emphasis
 # What must not stand before the label's word: ASCII and the letters of the alphabets below U+0800.
 # Scripts that put no space between words (Chinese, Japanese, Thai) may stand directly before it.
 _LETTER = r"0-9A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af\u0370-\u07ff"
+DEFAULT_PATTERN = rf"(?<![{_LETTER}_])_*[Ss][Cc][Oo][Rr][Ee]{GAP}:"
 
-DEFAULT_PATTERN = rf"(?<![{_LETTER}_])_*[Ss][Cc][Oo][Rr][Ee]{_GAP}:"
-
-_SIGN = r"[-+\u2212]"
-_START = rf"{_SIGN}?\.?[0-9]"
-_MORE = rf"[-\u2013.,_'][0-9]|[eE]{_SIGN}?[0-9]|[xX][0-9a-fA-F]"
-_DIGITS = rf"{_START}(?:[0-9]|{_MORE})*"
-_OF = rf"{_INLINE}*(?:/|(?i:out)[ \t]+(?i:of){_INLINE}){_INLINE}*"
-_DENOMINATOR = rf"{_OF}(?P<of>{_DIGITS}(?:{_INLINE}*/{_INLINE}*[0-9]+)*)"
-_NUMBER = regex.compile(rf"(?P<value>{_DIGITS})(?:{_DENOMINATOR})?")
-_CONTINUED = regex.compile(rf"{_MORE}|{_OF}{_START}|{_INLINE}*/{_INLINE}*[0-9]")
-_INTEGER = regex.compile(r"0|[1-9][0-9]{0,8}")
+# Whatever comes next, what was found must still be found, at the same place, to be certain.
+_PROBES = ("0", "a", "_", " ", "\n", ".", "/", "-", "*", "\u4e00")
 
 
 @dataclass(frozen=True)
 class ScorePattern:
-    """A compiled label and the range of the integer behind it."""
+    """A pattern in its two parts, and the range of the integer between them."""
 
-    label: Any  # regex.Pattern; it matches up to the first digit of the number
+    before: str
+    behind: str
+    flags: int
     low: int
     high: int
 
+    @cached_property
+    def match(self) -> Any:
+        """The whole: before, number, and behind it what the pattern says or a denominator."""
+        behind = rf"(?:{self.behind})" if self.behind else rf"(?:{DENOMINATOR})?"
+        source = rf"(?:{self.before}){APART}(?P<value>(?>{NUMBER})){behind}"
+        return regex.compile(source, self.flags)
+
     def read(self, text: str, finished: bool = True) -> tuple[float, ScoreStatus]:
         """(score, OK), or NaN and the reason there is none."""
-        number = None
-        for number in self._numbers(text):  # noqa: B007 (the last one decides)
+        found = None
+        for found in self.match.finditer(text):  # noqa: B007 (the last one decides)
             pass
-        if not finished and (number is None or self._is_open(text, number.end())):
+        if not finished and (found is None or self._is_open(text, found)):
             return math.nan, ScoreStatus.TRUNCATED
-        if number is None:
+        if found is None:
             return math.nan, ScoreStatus.MISSING
-        if not self._counts(number):
+        of = None if self.behind else found["of"]
+        if not is_score(found["value"], of, self.low, self.high):
             return math.nan, ScoreStatus.OUT_OF_RANGE
-        return float(number["value"]), ScoreStatus.OK
+        return float(found["value"]), ScoreStatus.OK
 
-    def _numbers(self, text: str) -> Iterator[Any]:
-        """The numbers behind the labels, each as long as it can be."""
-        at = 0
-        while (label := self.label.search(text, at)) is not None:
-            number = _NUMBER.match(text, label.start(1)) if label.start(1) >= 0 else None
-            at = max(label.end(), number.end() if number else label.start() + 1)
-            if number:
-                yield number
-
-    def _is_open(self, text: str, end: int) -> bool:
-        """Whether more text could change the number that ends at `end`, or finish a label begun
-        after it."""
-        if _CONTINUED.fullmatch(text, end, partial=True):
-            return True
-        begun = self.label.finditer(text, end, partial=True)
-        return any(match.partial and match.end() > match.start() for match in begun)
-
-    def _counts(self, number: Any) -> bool:
-        value, of = number["value"], number["of"]
-        in_range = bool(_INTEGER.fullmatch(value)) and self.low <= int(value) <= self.high
-        return in_range and (of is None or of == str(self.high))
+    def _is_open(self, text: str, found: Any) -> bool:
+        """Whether more text could change the number found, or finish a match begun after it."""
+        changes = any(
+            (again := self.match.match(text + probe, found.start())) is None
+            or again.span("value") != found.span("value")
+            for probe in _PROBES
+        )
+        if not (changes or self.behind):
+            more = CONTINUES_DENOMINATOR if found["of"] else CONTINUES
+            changes = more.fullmatch(text, found.end(), partial=True) is not None
+        begun = self.match.finditer(text, found.end(), partial=True)
+        return changes or any(match.partial and match.end() > match.start() for match in begun)
 
 
 @lru_cache(maxsize=32)
-def compile_label(pattern: str | None = None, low: int = 0, high: int = 5) -> ScorePattern:
-    """A label as a regular expression, compiled.
+def parse_pattern(pattern: str | None = None, low: int = 0, high: int = 5) -> ScorePattern:
+    """A pattern, checked and split at its group.
 
-    With a capturing group, the number starts where the first group does; without one, behind the
-    match and optional white space and emphasis. Raises ValueError naming `pattern`, `low` or
-    `high`.
+    Raises ValueError naming `pattern`, `low` or `high`.
     """
-    if not 0 <= low < high:
-        raise ValueError(f"low, high: {low} and {high}, wanted 0 <= low < high")
+    if not 0 <= low < high < 1000:
+        raise ValueError(f"low, high: {low} and {high}, wanted 0 <= low < high < 1000")
     source = DEFAULT_PATTERN if pattern is None else pattern
     try:
-        label = regex.compile(source)
+        whole = regex.compile(source)
     except regex.error as error:
         raise ValueError(f"pattern: {source!r} is no regular expression ({error})") from None
-    if label.fullmatch(""):
+    if whole.fullmatch(""):
         raise ValueError(f"pattern: {source!r} matches nothing at all, wanted a label")
-    if not label.groups:
-        label = regex.compile(rf"(?:{source}){_GAP}({_START})")
-    return ScorePattern(label, low, high)
+    if whole.groups > 1:
+        raise ValueError(f"pattern: {source!r} has {whole.groups} groups, wanted one, the number's")
+    flags, bare = _take_flags(source)
+    if not whole.groups:
+        return ScorePattern(f"(?:{bare}){GAP}", "", flags, low, high)
+    start, stop = _group_span(bare)
+    before, behind = bare[:start], bare[stop:]
+    for part in (before, behind):
+        try:
+            regex.compile(part, flags)
+        except regex.error:
+            raise ValueError(
+                f"pattern: {source!r} has its group inside another, wanted it by itself"
+            ) from None
+    if _has_bare_bar(before) or _has_bare_bar(behind):
+        raise ValueError(f"pattern: {source!r} has | beside its group, wanted it inside (?:...)")
+    return ScorePattern(before, behind, flags, low, high)
 
 
 def parse_score(
@@ -118,24 +122,45 @@ def parse_score(
 
     text: the judge's own turn, without its prompt. finished: False where the token limit cut it;
     then a score counts only if no further text could have changed it. pattern, low, high: as
-    `compile_label` has them.
+    `parse_pattern` has them.
     """
-    return compile_label(pattern, low, high).read(text, finished)
+    return parse_pattern(pattern, low, high).read(text, finished)
 
 
-def compile_pattern(
-    tokenizer: Any, pattern: str | None = None, low: int = 0, high: int = 5
-) -> ScoreTable:
-    """Compile a score pattern once per tokenizer (a transformers or a tokenizers one).
+def _take_flags(source: str) -> tuple[int, str]:
+    """`(?im)` in front as flags, and what is left."""
+    found = regex.match(r"\(\?([ims]+)\)", source)
+    if not found:
+        return 0, source
+    names = {"i": regex.IGNORECASE, "m": regex.MULTILINE, "s": regex.DOTALL}
+    return sum(names[name] for name in set(found[1])), source[found.end() :]
 
-    Raises ValueError naming `pattern`, or `tokenizer` where the bytes of its tokens cannot be told.
-    """
-    reader = compile_label(pattern, low, high)
-    data = token_bytes(tokenizer)
-    ids: dict[int, list[int]] = {score: [] for score in range(low, high + 1)}
-    spelled = {str(score).encode(): group for score, group in ids.items()}
-    for token_id, token in enumerate(data):
-        if token.strip() in spelled:
-            spelled[token.strip()].append(token_id)
-    score_ids = {score: tuple(group) for score, group in ids.items()}
-    return ScoreTable(data, end_ids(tokenizer), reader.read, score_ids)
+
+# A character, an escape or a class; a class may open with a closing bracket.
+_ATOM = regex.compile(r"(?s)\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.")
+
+
+def _group_span(source: str) -> tuple[int, int]:
+    """Where the one capturing group begins and ends."""
+    start, depth = -1, 0
+    for atom in _ATOM.finditer(source):
+        if atom[0] == "(" and start < 0:
+            captures = not source.startswith("(?", atom.start()) or regex.match(
+                r"\(\?P?<(?![=!])", source[atom.start() :]
+            )
+            start = atom.start() if captures else -1
+            depth = 0
+        if start >= 0 and atom[0] in "()":
+            depth += 1 if atom[0] == "(" else -1
+            if depth == 0:
+                return start, atom.end()
+    raise ValueError(f"pattern: {source!r} has no group of its own for the number")
+
+
+def _has_bare_bar(source: str) -> bool:
+    depth = 0
+    for atom in _ATOM.finditer(source):
+        depth += {"(": 1, ")": -1}.get(atom[0], 0)
+        if atom[0] == "|" and depth == 0:
+            return True
+    return False
