@@ -1,10 +1,10 @@
 """The reading of `judge.score` as a deterministic automaton over bytes.
 
-Characters first: a state is an ordered list of threads (node, value), as a backtracking matcher
-would try them; a thread that can no longer win is dropped, so that the order alone says which match
-counts (R. Cox, "Regular Expression Matching: the Virtual Machine Approach", 2009). Then bytes: UTF-8
-is decoded on the way, with U+FFFD for what is none, as Python's errors="replace" does. Then the
-states that cannot be told apart are merged.
+Characters first: a state is an ordered list of nodes, as a backtracking matcher would try them; one
+that can no longer win is dropped, so that the order alone says which match counts (R. Cox, "Regular
+Expression Matching: the Virtual Machine Approach", 2009). Then bytes: UTF-8 is decoded on the way,
+with U+FFFD for what is none, as Python's errors="replace" does. Then the states that cannot be told
+apart are merged.
 """
 
 from __future__ import annotations

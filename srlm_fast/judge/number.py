@@ -1,6 +1,6 @@
-r"""The number behind a score label: one grammar, as a regular expression and as nodes of an automaton.
+r"""The number behind a score label: its grammar, as regular expressions.
 
-    number      = sign? point? digit (digit | [-–.,_'] digit | [eE] sign? digit | [xX] hex digit)*
+    number      = sign? point? digit (digit | [-–.,_'] digit | [eE] sign? digit | [xX] hex | ½)*
     denominator = ("/" | "out of") number ("/" number)*          emphasis and spaces, no line break,
                                                                  in between
 
@@ -20,11 +20,12 @@ SIGN = r"[-+\u2212]"
 POINT = r"\."
 SEPARATOR = r"[-\u2013.,_']"
 EXPONENT, HEX_MARK = "[eE]", "[xX]"
+FRACTION = r"[\u00bc-\u00be\u2150-\u215f]"
 
 START = rf"{SIGN}?{POINT}?{DIGIT}"
-MORE = rf"{SEPARATOR}{DIGIT}|{EXPONENT}{SIGN}?{DIGIT}|{HEX_MARK}{HEX}"
+MORE = rf"{SEPARATOR}{DIGIT}|{EXPONENT}{SIGN}?{DIGIT}|{HEX_MARK}{HEX}|{FRACTION}"
 NUMBER = rf"{START}(?:{DIGIT}|{MORE})*"
-SLASH = rf"{INLINE}*/{INLINE}*"
+SLASH = rf"{INLINE}*[/\u2044\u2215\uff0f]{INLINE}*"  # also as typographers and Chinese write it
 OF = rf"(?:{SLASH}|{INLINE}*[oO][uU][tT][ \t]+[oO][fF]{INLINE}+)"
 DENOMINATOR = rf"{OF}(?P<of>{NUMBER}(?:{SLASH}{NUMBER})*)"
 # A number does not begin inside another one; this matters to patterns such as `Score.*(\d)`.

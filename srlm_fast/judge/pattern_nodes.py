@@ -20,7 +20,11 @@ from srlm_fast.judge.alphabet import code_points
 from srlm_fast.judge.score import ScorePattern
 
 MAX_NODES = 20_000  # of a pattern, counted repeats unrolled
-KEEP, OUT_OF_RANGE, FIRST_VALUE = 0, 1, 2  # outcomes: none yet or as before, the two kinds of number
+KEEP, OUT_OF_RANGE, FIRST_VALUE = (
+    0,
+    1,
+    2,
+)  # outcomes: none yet or as before, the two kinds of number
 
 DIGITS = "0123456789"
 LABEL, NUMBER, BEHIND = "label", "number", "behind"  # the part of the pattern a node belongs to
@@ -107,11 +111,11 @@ class Nodes:
             place.ways = [*ways_on(text), *self._more(bad), *self._exit(outcome)]
         return self.node("fork", NUMBER, [*self._signed(bad), *ways_on("")])
 
-    def _digit_to(self, digits: str, way: Node, outcome: int) -> Node:
+    def _digit_to(self, char: str, way: Node, outcome: int) -> Node:
         """A digit that makes the number what `outcome` says. With something behind the number that
         is said only when all of it has been seen.
         """
-        node = self.char(f"[{digits}]", NUMBER, way, commits=True)
+        node = self.char(char, NUMBER, way, commits=True)
         node.outcome = KEEP if self.pattern.behind else outcome
         return node
 
@@ -123,17 +127,18 @@ class Nodes:
         return [sign, pointed]
 
     def _digits(self, way: Node, digits: str) -> list[Node]:
-        return [self._digit_to(digits, way, OUT_OF_RANGE)] if digits else []
+        return [self._digit_to(f"[{digits}]", way, OUT_OF_RANGE)] if digits else []
 
     def _more(self, bad: Node) -> list[Node]:
         """What makes a longer number of one: "4.5", "4-5", "1e-3", "0x1f"."""
         digit = self.node("fork", NUMBER, self._digits(bad, DIGITS))
         signed = self.node("fork", NUMBER, [self.char(number.SIGN, NUMBER, digit), *digit.ways])
-        hexed = self.node("fork", NUMBER, [self._digit_to("0-9a-fA-F", bad, OUT_OF_RANGE)])
+        hexed = self.node("fork", NUMBER, [self._digit_to(number.HEX, bad, OUT_OF_RANGE)])
         return [
             self.char(number.SEPARATOR, NUMBER, digit),
             self.char(number.EXPONENT, NUMBER, signed),
             self.char(number.HEX_MARK, NUMBER, hexed),
+            self._digit_to(number.FRACTION, bad, OUT_OF_RANGE),
         ]
 
     def _exits(self) -> tuple[list[Node], list[Node]]:
@@ -148,7 +153,7 @@ class Nodes:
         return self._none if outcome == OUT_OF_RANGE else self._held
 
     def _denominator(self, can_hold: bool = True) -> list[Node]:
-        """Ways through a denominator. `can_hold`: the range's upper end leaves the score as it is."""
+        """Ways through a denominator. can_hold: the range's upper end leaves the score as it is."""
         bad, start = self.node("fork", NUMBER), self.node("fork", NUMBER)  # start: behind a slash
         bad.ways = [*self._digits(bad, DIGITS), *self._more(bad), *self._slash(start)]
         signed = self._signed(bad)
@@ -191,7 +196,9 @@ class Nodes:
         return self._sequence(list(parsed), part, way, flags)
 
     def _refusal(self, what: str) -> ValueError:
-        return ValueError(f"pattern: {what} cannot be compiled into an automaton, wanted without it")
+        return ValueError(
+            f"pattern: {what} cannot be compiled into an automaton, wanted without it"
+        )
 
     def _sequence(self, items: list[Any], part: str, way: Node, flags: int) -> Node:
         for item in reversed(items):
@@ -211,11 +218,13 @@ class Nodes:
             _, added, removed, inner = value
             return self._sequence(list(inner), part, way, _with_flags(flags, added, removed))
         if kind in (op.MAX_REPEAT, op.MIN_REPEAT):
-            return self._repeat(kind is op.MAX_REPEAT, *value, part, way, flags)
+            least, most, inner = value
+            return self._repeat(kind is op.MAX_REPEAT, least, most, inner, part, way, flags)
         if kind is op.AT:
             return self._place(value, part, way, flags)
         if kind in (op.ASSERT, op.ASSERT_NOT):
-            return self._look(kind is op.ASSERT_NOT, *value, part, way, flags)
+            direction, inner = value
+            return self._look(kind is op.ASSERT_NOT, direction, inner, part, way, flags)
         raise self._refusal(str(kind).lower().replace("_", " "))
 
     def _repeat(

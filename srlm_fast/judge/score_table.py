@@ -71,7 +71,9 @@ class _Lifted:
             return_inverse=True,
         )
         self.column = self.column.reshape(-1)
-        self.rows: list[np.ndarray] = []  # of [4, S + 1]: state, outcome, its line ends, a line ends
+        self.rows: list[
+            np.ndarray
+        ] = []  # of [4, S + 1]: state, outcome, its line ends, a line ends
         self._index: dict[bytes, int] = {}
         self._behind: dict[tuple[int, int], int] = {}
         states = np.arange(self.size + 1, dtype=np.int32)

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -269,7 +268,16 @@ def _chunks_kernel(
 def _launch(token_ids, lengths, finished, table, out, chunked):
     (num_rows, width), (scores, status) = token_ids.shape, out
     token_maps, maps, ends = table.tensors(token_ids.device)
-    tensors = (token_ids, lengths, finished, token_maps, maps, ends, scores, status)
+    tensors = (
+        token_ids,
+        lengths,
+        finished.view(torch.uint8),
+        token_maps,
+        maps,
+        ends,
+        scores,
+        status,
+    )
     sizes = (width, token_ids.stride(0), len(token_maps), maps.shape[1], table.start)
     if chunked:
         more = (*sizes, table.guess, table.low)
@@ -283,9 +291,10 @@ def _launch(token_ids, lengths, finished, table, out, chunked):
 def _walk_native(token_ids, lengths, finished, table, out):
     token_maps, maps, ends = table.tensors(token_ids.device)
     scores, status = out
+    lengths = lengths.to(torch.int64).contiguous()
     native().extract_scores(
         token_ids.data_ptr(), token_ids.stride(0), token_ids.dtype == torch.int64,
-        lengths.to(torch.int64).contiguous().data_ptr(), finished.data_ptr(), len(token_ids),
+        lengths.data_ptr(), finished.data_ptr(), len(token_ids),
         token_maps.data_ptr(), len(token_maps), maps.data_ptr(), maps.shape[1], ends.data_ptr(),
         table.start, table.low, scores.data_ptr(), status.data_ptr(),
     )  # fmt: skip

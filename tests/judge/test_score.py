@@ -30,7 +30,8 @@ def test_golden(case):
 
 
 def test_golden_file_is_large_and_covers_every_status():
-    assert len(GOLDEN) >= 60
+    assert len(GOLDEN) >= 200
+    assert len({case["name"] for case in GOLDEN}) == len(GOLDEN)
     assert {case["status"] for case in GOLDEN} == {status.name for status in ScoreStatus}
     assert all((case["score"] is None) == (case["status"] != "OK") for case in GOLDEN)
 
