@@ -208,10 +208,10 @@ int64_t add_request(Scheduler& self, Array<int32_t> prompt, int32_t n, float tem
                     int32_t top_k, float top_p, float min_p, float repetition_penalty,
                     int32_t max_tokens, int32_t min_tokens, bool ignore_eos, uint64_t seed,
                     std::vector<int32_t> stop_token_ids, std::vector<std::string> stops,
-                    int32_t mask, int32_t read_from, int32_t kind) {
+                    int32_t mask, int32_t read_from, int32_t kind, int32_t score_table) {
   RequestParams params{n, top_k, max_tokens, min_tokens, temperature, top_p, min_p,
                        repetition_penalty, ignore_eos, seed, std::move(stop_token_ids),
-                       std::move(stops), mask, read_from, kind};
+                       std::move(stops), mask, read_from, kind, score_table};
   return self.add({prompt.data(), prompt.data() + prompt.size()}, std::move(params));
 }
 
@@ -257,12 +257,19 @@ void bind_scheduler(py::module_& m) {
              }
              self.set_token_bytes(std::move(bytes), std::move(starts));
            })
+      .def("add_score_table",
+           [](Scheduler& self, Array<int32_t> token_maps, Array<int32_t> maps, int32_t start) {
+             if (maps.ndim() != 2) throw std::invalid_argument("add_score_table: wanted [M, S]");
+             return self.add_score_table({token_maps.data(), token_maps.data() + token_maps.size()},
+                                         {maps.data(), maps.data() + maps.size()}, maps.shape(1),
+                                         start);
+           })
       .def("set_weights_version", &Scheduler::set_weights_version)
       .def("add", &add_request, py::arg("prompt"), py::arg("n"), py::arg("temperature"),
            py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"),
            py::arg("max_tokens"), py::arg("min_tokens"), py::arg("ignore_eos"), py::arg("seed"),
            py::arg("stop_token_ids"), py::arg("stops"), py::arg("mask") = -1,
-           py::arg("read_from") = -1, py::arg("kind") = kSample)
+           py::arg("read_from") = -1, py::arg("kind") = kSample, py::arg("score_table") = -1)
       .def("plan", &Scheduler::plan, py::call_guard<py::gil_scoped_release>())
       .def("accept", &accept)
       .def("take_finished", &Scheduler::take_finished)

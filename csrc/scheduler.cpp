@@ -27,6 +27,16 @@ void Scheduler::set_token_bytes(std::string bytes, std::vector<int64_t> starts) 
   token_bytes_ = TokenBytes{std::move(bytes), std::move(starts)};
 }
 
+int32_t Scheduler::add_score_table(std::vector<int32_t> token_maps, std::vector<int32_t> maps,
+                                   int64_t states, int32_t start) {
+  OwnedTable& own = score_tables_.emplace_back();
+  own.token_maps = std::move(token_maps);
+  own.maps = std::move(maps);
+  own.view = {own.token_maps.data(), static_cast<int64_t>(own.token_maps.size()), own.maps.data(),
+              states, nullptr, start, 0};
+  return static_cast<int32_t>(score_tables_.size()) - 1;
+}
+
 // Pages computed by other weights are forgotten at once; the version in every key says it again.
 void Scheduler::set_weights_version(int64_t version) {
   if (version == version_) return;
@@ -397,6 +407,16 @@ void Scheduler::keep(Sequence& sequence, int32_t index, int32_t token, float log
   finish(sequence, reason, cut);
 }
 
+bool Scheduler::ends_score_line(Sequence& sequence, int32_t token) const {
+  const ScoreTableView& table = score_tables_[sequence.request->params.score_table].view;
+  if (sequence.score_state < 0) sequence.score_state = table.start;
+  const int32_t entry = table.entry(token, sequence.score_state);
+  const bool ends = (entry & table.kNumberLine) || (sequence.score_found && entry & table.kAnyLine);
+  sequence.score_found |= (entry >> table.kOutcomeShift & table.kOutcomeMask) != 0;
+  sequence.score_state = entry & table.kStateMask;
+  return ends;
+}
+
 Finish Scheduler::finish_of(Sequence& sequence, int32_t token, int64_t& cut) {
   const RequestParams& params = sequence.request->params;
   const auto among = [token](const std::vector<int32_t>& ids) {
@@ -409,7 +429,9 @@ Finish Scheduler::finish_of(Sequence& sequence, int32_t token, int64_t& cut) {
     if (generated >= params.min_tokens) cut = find_stop(params.stops, sequence.text, before);
     if (cut >= 0) return Finish::kStop;
   }
+  const bool line = params.score_table >= 0 && ends_score_line(sequence, token);
   if (generated >= params.min_tokens) {
+    if (line) return Finish::kStop;
     if (!params.ignore_eos && among(config_.eos_token_ids)) return Finish::kStop;
     if (among(params.stop_token_ids)) return Finish::kStop;
   }

@@ -12,6 +12,7 @@
 
 #include "block_pool.hpp"
 #include "prefix_cache.hpp"
+#include "score_table.hpp"
 #include "stop_matcher.hpp"
 
 namespace srlm {
@@ -31,6 +32,7 @@ struct RequestParams {
   int32_t mask;       // of allowed tokens, -1 for none
   int32_t read_from;  // first position that a kScore or kHidden request reads, else -1
   int32_t kind;
+  int32_t score_table;  // a sample ends with the first line that holds a score of it; -1 for none
 };
 
 // What a request asks for: samples, the log-probabilities of its own tokens behind position
@@ -66,6 +68,8 @@ struct Sequence {
   std::vector<int32_t> tokens;  // prompt and what was sampled
   std::vector<float> logprobs;
   std::string text;             // bytes of what was sampled, kept when there are stop strings
+  int32_t score_state = -1;     // of the score table behind what was sampled, -1 before it
+  bool score_found = false;
   int32_t computed = 0;         // leading tokens whose keys and values stand in pages
   int64_t step = -1;            // in which it was last scheduled
   bool closed = false;          // no further row will be planned
@@ -127,6 +131,8 @@ class Scheduler {
   explicit Scheduler(const SchedulerConfig& config);
 
   void set_token_bytes(std::string bytes, std::vector<int64_t> starts);
+  int32_t add_score_table(std::vector<int32_t> token_maps, std::vector<int32_t> maps,
+                          int64_t states, int32_t start);
   void set_weights_version(int64_t version);
 
   // Raises std::invalid_argument when the request can never fit.
@@ -171,6 +177,7 @@ class Scheduler {
   int64_t load() const;
   std::vector<SequencePtr> fork(const SequencePtr& leader);
   void keep(Sequence& sequence, int32_t index, int32_t token, float logprob);
+  bool ends_score_line(Sequence& sequence, int32_t token) const;
   Finish finish_of(Sequence& sequence, int32_t token, int64_t& cut);
   void finish(Sequence& sequence, Finish reason, int64_t cut);
 
@@ -178,6 +185,11 @@ class Scheduler {
   BlockPool pool_;
   PrefixCache cache_;
   TokenBytes token_bytes_;
+  struct OwnedTable {
+    std::vector<int32_t> token_maps, maps;
+    ScoreTableView view;
+  };
+  std::deque<OwnedTable> score_tables_;
   int64_t version_ = 0, next_id_ = 0, step_ = 0;
   std::deque<SequencePtr> waiting_;
   std::vector<SequencePtr> running_;    // in order of arrival

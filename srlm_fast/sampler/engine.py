@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import jit
+from ..kernels.judge_score import ScoreTable
 from ..kernels.native import available, native
 from ..kernels.paged_attention import flash_attn
 from ..model import Fp8Linear, Model
@@ -113,6 +114,7 @@ class Sampler:
         self._executor_key: tuple[int, ...] = ()
         self._masks = Masks(model.config.vocab_size, model.device)
         self._token_bytes: list[bytes] = []
+        self._score_tables: dict[ScoreTable, int] = {}
         self._busy = False
         self._steps, self._seconds, self._wait_seconds, self._device_seconds = 0, 0.0, 0.0, 0.0
 
@@ -388,9 +390,12 @@ class Sampler:
             )
         numbers = (p.n, p.temperature, p.top_k, p.top_p, p.min_p, p.repetition_penalty)
         lengths = (p.max_tokens, p.min_tokens, p.ignore_eos)
+        table = self._score_table(p.stop_score_line)
         seed, mask = p.seed & 0xFFFFFFFFFFFFFFFF, self._masks.index(tuple(p.allowed_token_ids))
         try:
-            return self._scheduler.add(ids, *numbers, *lengths, seed, stop_ids, stops, mask)
+            return self._scheduler.add(
+                ids, *numbers, *lengths, seed, stop_ids, stops, mask, -1, twin.SAMPLE, table
+            )
         except ValueError as error:
             raise ValueError(f"prompts[{index}]: {str(error).removeprefix('prompt: ')}") from None
 
@@ -442,6 +447,15 @@ class Sampler:
         named = {s: i for s, i in special.items() if not self._token_bytes[i]}
         ids += [named[s] for s in params.stop if s in named]
         return ids, [s.encode() for s in params.stop if s not in named]
+
+    def _score_table(self, table: ScoreTable | None) -> int:
+        """The scheduler's number of a table, which is given to it once."""
+        if table is None:
+            return -1
+        if table not in self._score_tables:
+            arrays = (table.token_maps.numpy(), table.maps.numpy())
+            self._score_tables[table] = self._scheduler.add_score_table(*arrays, table.start)
+        return self._score_tables[table]
 
     def _set_token_bytes(self) -> None:
         if self._token_bytes:

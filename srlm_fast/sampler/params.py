@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from ..kernels.judge_score import ScoreTable
 
 INT32_MAX = 2**31 - 1
 
@@ -24,6 +26,8 @@ class SamplingParams:
         end it. ignore_eos: go on after an end-of-text token.
     allowed_token_ids: the only tokens that may be drawn; empty allows all. The log-probability
         stays that of the whole distribution.
+    stop_score_line: a table of `judge.compile_pattern`: a sample ends with the first line that
+        holds a score, that line's end included.
     seed: with the prompt, the sample's index and the token's position it fixes the noise.
     logprobs: also return each token's log-probability.
     Raises ValueError naming the field.
@@ -43,6 +47,7 @@ class SamplingParams:
     seed: int = 0
     logprobs: bool = False
     allowed_token_ids: Sequence[int] = ()
+    stop_score_line: ScoreTable | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)

@@ -32,6 +32,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..kernels.judge_score import ANY_LINE, NUMBER_LINE, OUTCOME_MASK, OUTCOME_SHIFT, STATE_MASK
+
 from .noise import hash_tokens, noise_key
 
 
@@ -111,6 +113,7 @@ class _Request:
     mask: int = -1
     read_from: int = -1
     kind: int = SAMPLE
+    score_table: int = -1
     targets: list[int] = field(default_factory=list)
     prompt_hash: int = 0
     unfinished: int = 0
@@ -131,6 +134,8 @@ class _Sequence:
     forked: bool = False
     logprobs: list[float] = field(default_factory=list)
     text: bytes = b""
+    score_state: int = -1
+    score_found: bool = False
     computed: int = 0
     registered: int = 0
     step: int = -1
@@ -230,6 +235,7 @@ class Scheduler:
         self.ending: list[list[_Sequence]] = []  # of each step: hidden requests that end with it
         self.step = 0
         self.requests: dict[int, _Request] = {}
+        self.score_tables: list[tuple[list[int], list[list[int]], int]] = []
         self.finished: list[int] = []
         self.prefill_tokens = self.cached_tokens = self.generated_tokens = self.preemptions = 0
         self._clear_plan()
@@ -248,6 +254,11 @@ class Scheduler:
         """The bytes of every token, for stop strings."""
         self.token_bytes = list(table)
 
+    def add_score_table(self, token_maps: np.ndarray, maps: np.ndarray, start: int) -> int:
+        """A table whose first line with a score ends a sample; its number for `add`."""
+        self.score_tables.append((token_maps.tolist(), maps.tolist(), start))
+        return len(self.score_tables) - 1
+
     def set_weights_version(self, version: int) -> None:
         """Forget all cached pages if the weights have changed."""
         if version == self.version:
@@ -258,7 +269,7 @@ class Scheduler:
         self.cache.clear()
 
     def add(self, prompt: Sequence[int], n: int, *params: object) -> int:
-        """Queue a request; `params` in the order of `_Request` up to `kind`. SCORE and HIDDEN read
+        """Queue a request; `params` in the order of `_Request` up to `score_table`. SCORE and HIDDEN read
         the prompt's own rows, from position `read_from` on.
 
         Raises ValueError when it can never fit.
@@ -573,17 +584,29 @@ class Scheduler:
         before = len(sequence.text)
         if request.stops and token < len(self.token_bytes):
             sequence.text += self.token_bytes[token]
+        line = request.score_table >= 0 and self._ends_score_line(sequence, token)
         if generated >= request.min_tokens:
             text, stops = sequence.text, request.stops
             found = [text.find(stop, max(0, before + 1 - len(stop))) for stop in stops]
             if any(at >= 0 for at in found):
                 return "stop", min(at for at in found if at >= 0)
+            if line:
+                return "stop", -1
             if token in self.eos_token_ids and not request.ignore_eos:
                 return "stop", -1
             if token in request.stop_token_ids:
                 return "stop", -1
         full = len(request.prompt) + generated >= self.max_positions
         return ("length" if generated >= request.max_tokens or full else "", -1)
+
+    def _ends_score_line(self, sequence: _Sequence, token: int) -> bool:
+        token_maps, maps, start = self.score_tables[sequence.request.score_table]
+        state = start if sequence.score_state < 0 else sequence.score_state
+        entry = maps[token_maps[token]][state] if token < len(token_maps) else state
+        ends = bool(entry & NUMBER_LINE) or (sequence.score_found and bool(entry & ANY_LINE))
+        sequence.score_found |= bool(entry >> OUTCOME_SHIFT & OUTCOME_MASK)
+        sequence.score_state = entry & STATE_MASK
+        return ends
 
     def take_finished(self) -> list[int]:
         """Requests all of whose samples are done, since the last call."""

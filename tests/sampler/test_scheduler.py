@@ -7,17 +7,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from srlm_fast.kernels.judge_score import ANY_LINE, NUMBER_LINE, OUTCOME_SHIFT
 from srlm_fast.kernels.native import native
 from srlm_fast.sampler.noise import mix64
 from srlm_fast.sampler.scheduler import HIDDEN, PLAN_FIELDS, SAMPLE, SCORE, Scheduler
 
 BYTES = [bytes([97 + i]) for i in range(6)]
+# A score table of two states: token 3 leads to the second, where 4 is a number; 5 ends a line; 0
+# is a number and the end of its line at once.
+MAPS = np.array(
+    [
+        [0, 1],
+        [1, 1],
+        [0, 2 << OUTCOME_SHIFT],
+        [ANY_LINE, ANY_LINE],
+        [0, 3 << OUTCOME_SHIFT | NUMBER_LINE | ANY_LINE],
+    ],
+    np.int32,
+)
+TOKEN_MAPS = np.array([4, 0, 0, 1, 2, 3], np.int32)
 
 
 def both(**options):
     pair = (native().Scheduler(**options), Scheduler(**options))
     for scheduler in pair:
         scheduler.set_token_bytes(BYTES)
+        scheduler.add_score_table(TOKEN_MAPS, MAPS, 0)
     return pair
 
 
@@ -39,6 +54,7 @@ requests = st.lists(
             "ignore_eos": st.booleans(),
             "stop_ids": st.sampled_from([[], [4]]),
             "stops": st.sampled_from([[], [b"cb"], [b"aa", b"bab"]]),
+            "score_table": st.sampled_from([-1, -1, 0]),
         }
     ),
     max_size=14,
@@ -69,6 +85,7 @@ def add(scheduler, request):
             request["mask"],
             -1 if kind == SAMPLE else round(request["read_from"] * last),
             kind,
+            request["score_table"] if kind == SAMPLE else -1,
         )
     except ValueError as error:
         return str(error)
@@ -254,9 +271,24 @@ def check_results(request, theirs, ours):
         assert len(ids) == len(logprobs) <= request["max_tokens"]
         text = b"".join(BYTES[i] for i in ids)
         stopped = cut >= 0 or (ids[-1] == 5 and not request["ignore_eos"])
+        lines = line_ends(ids.tolist()) if request["score_table"] == 0 else []
+        stopped = stopped or len(ids) - 1 in lines
+        assert not any(request["min_tokens"] <= at + 1 < len(ids) for at in lines)
         assert (reason == "stop") == (stopped or ids[-1] in request["stop_ids"])
         if cut >= 0:
             assert any(text[cut:].startswith(stop) for stop in request["stops"])
+
+
+def line_ends(ids):
+    """Tokens that end a line behind a number, by what the comment above says."""
+    labelled, found, ends = False, False, []
+    for at, token in enumerate(ids):
+        number = labelled and token in (0, 4)
+        found = found or number
+        if (token == 5 and found) or (token == 0 and number):
+            ends.append(at)
+        labelled = token == 3 or (labelled and token in (1, 2))
+    return ends
 
 
 def drain(scheduler):

@@ -1,10 +1,13 @@
 """Stop strings and texts, over a byte-level and a SentencePiece-style vocabulary."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from srlm_fast.judge import compile_pattern
 from srlm_fast.model import random_model
 from srlm_fast.sampler import Sampler, SamplingParams
 from srlm_fast.sampler.token_bytes import _letters, decode, token_bytes
@@ -180,3 +183,23 @@ def test_a_start_token_in_the_text_is_not_doubled(model, monkeypatch):
     sampler = Sampler(model)
     assert [sampler._encode(text) for text in ("<s>he", "he")] == [[5], [5]]
     assert seen == [False, True]
+
+
+def test_a_sample_ends_with_the_first_line_that_holds_a_score(model):
+    """What is drawn does not change, only where it ends."""
+    table = compile_pattern(model.tokenizer, "he")
+    pieces = {data: i for i, data in enumerate(table.token_bytes) if data}
+    allowed = [pieces[data] for data in (b"he", b"4", b"7", b"\n", b"a")]
+    whole = SamplingParams(n=8, max_tokens=30, allowed_token_ids=allowed, seed=1)
+    prompts = [[5, 6], [pieces[b"he"]], [7]]
+    long = Sampler(model).generate(prompts, whole)
+    short = Sampler(model).generate(prompts, replace(whole, stop_score_line=table))
+    early = 0
+    for one, other in zip(long, short, strict=True):
+        for full, cut in zip(one.samples, other.samples, strict=True):
+            kept = table.first_line(full.token_ids)
+            assert cut.token_ids == full.token_ids[:kept]
+            ended = kept < len(full.token_ids) or cut.text.endswith("\n")
+            assert ended or cut.finish_reason == "length"
+            early += kept < len(full.token_ids)
+    assert early > 12 and any("he4" in s.text for g in short for s in g.samples)
