@@ -19,6 +19,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "bench_round": (),
     "tiny_controls": (),
     "bench_linear_logprob": ("--device", "cpu"),
+    "bench_judge_score": ("--device", "cpu"),
     "bench_dpo_loss": ("--device", "cpu"),
     "bench_model_ops": ("--device", "cpu"),
     "bench_paged_attention": ("--device", "cpu"),

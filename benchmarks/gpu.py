@@ -39,10 +39,10 @@ BENCHMARKS: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("bench_sampler", 150, ("--seconds", "120")),
     ("bench_paged_attention", 60, ("--seconds", "45")),
     ("bench_sample_tokens", 30, ("--seconds", "20")),
+    ("bench_judge_score", 30, ("--seconds", "20")),
     ("bench_linear_logprob", 200, ("--seconds", "150")),
     ("bench_dpo_loss", 45, ()),
     ("bench_model_ops", 75, ("--seconds", "60")),
-    ("bench_paged_attention", 60, ("--seconds", "45")),
 )
 # Cases of a benchmark in the table, so that it fits a screen or two.
 CASES_SHOWN = 12

@@ -10,8 +10,8 @@ import torch
 
 from srlm_fast.judge.automaton import ByteAutomaton, compile_automaton
 from srlm_fast.judge.score import parse_pattern
-from srlm_fast.judge.token_bytes import end_ids, token_bytes
 from srlm_fast.kernels.judge_score import ScoreTable, pack_ends, pack_maps
+from srlm_fast.kernels.token_bytes import end_ids, token_bytes
 
 NEWLINE = 0x0A
 

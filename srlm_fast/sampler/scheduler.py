@@ -33,7 +33,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..kernels.judge_score import ANY_LINE, NUMBER_LINE, OUTCOME_MASK, OUTCOME_SHIFT, STATE_MASK
-
 from .noise import hash_tokens, noise_key
 
 
@@ -269,8 +268,8 @@ class Scheduler:
         self.cache.clear()
 
     def add(self, prompt: Sequence[int], n: int, *params: object) -> int:
-        """Queue a request; `params` in the order of `_Request` up to `score_table`. SCORE and HIDDEN read
-        the prompt's own rows, from position `read_from` on.
+        """Queue a request; `params` in the order of `_Request` up to `score_table`. SCORE and
+        HIDDEN read the prompt's own rows, from position `read_from` on.
 
         Raises ValueError when it can never fit.
         """

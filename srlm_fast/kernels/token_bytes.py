@@ -53,6 +53,11 @@ def _converter(spec: dict[str, Any]) -> Callable[[str], bytes]:
     raise ValueError(f"tokenizer: decoder {', '.join(sorted(kinds))} is not known")
 
 
+def is_lone_byte(token: str) -> bool:
+    """Whether a SentencePiece vocabulary writes a single byte so."""
+    return _BYTE_TOKEN.fullmatch(token) is not None
+
+
 def _flatten(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
     if decoder is None:
         return
@@ -63,7 +68,7 @@ def _flatten(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
         yield decoder
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """GPT-2's printable stand-ins: a printable Latin-1 byte is itself, the others follow from
     U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -71,7 +76,7 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
 
 
-_ALPHABET = _byte_alphabet()
+_ALPHABET = byte_alphabet()
 
 
 def _from_byte_level(token: str) -> bytes:
