@@ -25,8 +25,8 @@ def code_points(char: str, flags: int = 0) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _every() -> str:
     """All characters in order, without the surrogates, which UTF-8 cannot hold."""
-    points = (*range(SURROGATES.start), *range(SURROGATES.stop, LIMIT))
-    return "".join(map(chr, points))
+    points = np.delete(np.arange(LIMIT, dtype="<u4"), SURROGATES)
+    return points.tobytes().decode("utf-32-le")
 
 
 class Alphabet:

@@ -60,7 +60,7 @@ class Nodes:
     def __init__(self, pattern: ScorePattern) -> None:
         self.pattern = pattern
         self.sets: list[np.ndarray] = []
-        self._index: dict[bytes, int] = {}
+        self._index: dict[tuple[str, int], int] = {}
         self._count = 0
         self.digit = self.set_of(number.DIGIT)
         self.point = self.set_of("[.,]")
@@ -69,12 +69,10 @@ class Nodes:
         self.root = self._parse(pattern.before, LABEL, apart)
 
     def set_of(self, char: str, flags: int = 0) -> int:
-        held = code_points(char, flags)
-        key = np.packbits(held).tobytes()
-        if key not in self._index:
-            self._index[key] = len(self.sets)
-            self.sets.append(held)
-        return self._index[key]
+        if (char, flags) not in self._index:
+            self._index[char, flags] = len(self.sets)
+            self.sets.append(code_points(char, flags))
+        return self._index[char, flags]
 
     def node(self, kind: str, part: str, ways: Sequence[Node] = (), **more: Any) -> Node:
         self._count += 1
