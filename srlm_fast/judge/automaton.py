@@ -19,6 +19,7 @@ from srlm_fast.judge.pattern_nodes import (
     BEHIND,
     KEEP,
     LABEL,
+    NUMBER,
     Node,
     Nodes,
 )
@@ -122,8 +123,12 @@ class _Characters:
                 if node.kind == "accept":
                     if over:
                         continue
-                    outcome, matched = node.outcome or outcome, True
+                    matched = True
                     out = {way: None for way in out if way.part != BEHIND}
+                    if self.behind and any(way.part == NUMBER for way in out):
+                        out[node] = None  # it counts unless the number goes on
+                    else:
+                        outcome = node.outcome or outcome
                     break
                 out.setdefault(node.ways[0], None)
                 parts.add((thread.part == LABEL, node.part == LABEL))

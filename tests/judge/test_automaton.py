@@ -96,6 +96,17 @@ def test_greedy_and_lazy_loops_keep_their_meaning(text, greedy, lazy):
         assert (None if math.isnan(score) else score) == want, (pattern, status)
 
 
+def test_a_number_that_goes_on_takes_back_what_seemed_to_match():
+    for text, want in [
+        ("Score: 4.", 4),
+        ("Score: 4.x", 4),
+        ("Score: 4.0x", None),
+        ("Score: 4e", None),
+    ]:
+        score, _ = by_automaton(compile_automaton(r"Score: (\d)\b"), text.encode(), True, 0)
+        assert (None if math.isnan(score) else score) == want, text
+
+
 @pytest.mark.parametrize(
     ("pattern", "why"),
     [
