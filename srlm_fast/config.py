@@ -37,7 +37,9 @@ NOT_COMPARED = ("out",)
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """mode: "sampled" reads the written score; "expected" is the mean over the score's digits."""
+    """mode: "sampled" reads the written score; "expected" is the mean over the score's digits
+    behind one justification, "direct" behind none.
+    """
 
     mode: str = "sampled"
     sampling: SamplingParams = field(

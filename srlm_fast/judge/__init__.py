@@ -16,6 +16,7 @@ from srlm_fast.judge.score import (
     compile_pattern,
     parse_score,
 )
+from srlm_fast.judge.score_place import ScorePlace
 
 __all__ = [
     "DEFAULT_PATTERN",
@@ -25,6 +26,7 @@ __all__ = [
     "RandomReward",
     "Reward",
     "Rubric",
+    "ScorePlace",
     "ScoreStatus",
     "ScoreTable",
     "ScorerReward",
