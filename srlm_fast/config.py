@@ -282,6 +282,11 @@ def check(config: Config) -> None:
             f"--reward: found 'gold' with --model {config.model}, wanted --model tiny: only its "
             "world has a scorer"
         )
+    if config.reward == "pairwise" and config.dpo.loss == "robust":
+        raise InputError(
+            "--loss: found 'robust' with --reward pairwise, wanted sigmoid, hinge, ipo or simpo: "
+            "robust takes every label for certain but flipped, pairwise gives its probability"
+        )
     if config.candidates.temperature == 0:
         raise InputError(
             "--temperature: found 0, wanted a number above 0: greedy answers to one prompt are all "

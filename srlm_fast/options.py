@@ -15,7 +15,7 @@ from typing import Any
 
 from srlm_fast.records import InputError
 
-REWARDS = ("self", "frozen", "random", "gold")
+REWARDS = ("self", "frozen", "pairwise", "random", "gold")
 RECIPES = ("default", "paper")
 JUDGES = ("sampled", "expected", "direct")
 LOSSES = ("sigmoid", "robust", "hinge", "ipo", "simpo")
@@ -203,7 +203,8 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "reward",
             one_of(*REWARDS),
             "WHO",
-            "self; frozen: always M1; random: a control; gold: the tiny world's own scorer",
+            "self; frozen: always M1; pairwise: the live model compares answers two by two; "
+            "random: a control; gold: the tiny world's own scorer",
         ),
     ),
     "training": (

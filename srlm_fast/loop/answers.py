@@ -64,10 +64,11 @@ class AnswerStage:
         pool = sampler.num_pages * sampler.page_tokens
         self.longest = min(sampler.model.config.max_position_embeddings, pool)
         self.candidates = load_candidates(candidates, params.n)
-        self.judgements = load_judgements(judgements, reader.n) if reader else {}
-        _keep(candidates, self.candidates)
+        self.judgements: dict[Any, list[Any]] = {}
+        keep_rows(candidates, self.candidates)
         if reader:
-            _keep(judgements, self.judgements)
+            self.judgements = load_judgements(judgements, reader.n)
+            keep_rows(judgements, self.judgements)
         self._paths = (candidates, judgements)
         self.too_long: list[str] = []
         self.tokens = Tokens()
@@ -190,7 +191,7 @@ def read_records(path: Path, kind: Any) -> list[Any]:
         raise InputError(f"{path}: found a row that is no {kind.__name__} ({error})") from None
 
 
-def _keep(path: Path, groups: Mapping[Any, Sequence[Any]]) -> None:
+def keep_rows(path: Path, groups: Mapping[Any, Sequence[Any]]) -> None:
     """Cut from the file what is not in `groups`: those of a prompt or candidate not whole."""
     rows = [row for group in groups.values() for row in group]
     if len(rows) != len(read_jsonl(path)):
