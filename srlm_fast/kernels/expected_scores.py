@@ -177,8 +177,8 @@ def _launch(hidden: Tensor, head: Tensor, groups: _Groups, with_mass: bool) -> S
 
 def _in_torch(hidden: Tensor, head: Tensor, groups: _Groups, with_mass: bool) -> ScoreDistribution:
     values, ids = groups
-    gathered = head[ids.clamp(min=0)].float()  # [S, G, D]
-    logits = torch.einsum("bd,sgd->bsg", hidden.float(), gathered)
+    gathered = head[ids.clamp(min=0).flatten()].float()  # [S * G, D]
+    logits = (hidden.float() @ gathered.T).view(-1, *ids.shape)
     a = logits.masked_fill(ids < 0, -torch.inf).logsumexp(-1)
     log_p = a.log_softmax(-1)
     p = log_p.exp()

@@ -127,7 +127,8 @@ def test_targets_of_the_sampler():
 
 def test_the_target_of_expected_scores_is_the_worse_model():
     rows = [row(f"{model} 1024 rows", "ours", 1.0) for model in gpu.MODELS]
-    rows += [row(f"{model} 1024 rows", "eager", ms) for model, ms in zip(gpu.MODELS, (25, 19))]
+    for model, ms in zip(gpu.MODELS, (25, 19), strict=True):
+        rows.append(row(f"{model} 1024 rows", "eager", ms))
     (line,) = [line for line in gpu.targets(rows).splitlines() if "expected scores" in line]
     assert line.endswith("19.00  MISSED")
 
