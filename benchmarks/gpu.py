@@ -43,6 +43,7 @@ BENCHMARKS: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("bench_linear_logprob", 200, ("--seconds", "150")),
     ("bench_dpo_loss", 45, ()),
     ("bench_model_ops", 75, ("--seconds", "60")),
+    ("bench_expected_scores", 30, ("--seconds", "20")),
 )
 # Cases of a benchmark in the table, so that it fits a screen or two.
 CASES_SHOWN = 12
@@ -232,6 +233,10 @@ def targets(rows: Rows) -> str:
             ),
         ]
     lines += sampler_targets(rows)
+    cases = [_rows_of(rows, f"{model} 1024 rows") for model in MODELS]
+    found = [_faster(case, ("eager", "torch.compile"), ("ours",)) for case in cases]
+    worst = min((faster for faster in found if faster), default=None)
+    lines.append(_target("expected scores, all logits over ours", ">=", 20, worst))
     return table(["target", "wanted", "found", ""], lines)
 
 

@@ -37,7 +37,9 @@ NOT_COMPARED = ("out",)
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """mode: "sampled" reads the written score; "expected" is the mean over the score's digits."""
+    """mode: "sampled" reads the written score; "expected" is the mean over the score's digits
+    behind one justification, "direct" behind none.
+    """
 
     mode: str = "sampled"
     sampling: SamplingParams = field(
@@ -279,6 +281,11 @@ def check(config: Config) -> None:
         raise InputError(
             f"--reward: found 'gold' with --model {config.model}, wanted --model tiny: only its "
             "world has a scorer"
+        )
+    if config.reward == "pairwise" and config.dpo.loss == "robust":
+        raise InputError(
+            "--loss: found 'robust' with --reward pairwise, wanted sigmoid, hinge, ipo or simpo: "
+            "robust takes every label for certain but flipped, pairwise gives its probability"
         )
     if config.candidates.temperature == 0:
         raise InputError(

@@ -15,9 +15,9 @@ from typing import Any
 
 from srlm_fast.records import InputError
 
-REWARDS = ("self", "frozen", "random", "gold")
+REWARDS = ("self", "frozen", "pairwise", "random", "gold")
 RECIPES = ("default", "paper")
-JUDGES = ("sampled", "expected")
+JUDGES = ("sampled", "expected", "direct")
 LOSSES = ("sigmoid", "robust", "hinge", "ipo", "simpo")
 DTYPES = ("float32", "bfloat16", "float16")
 DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
@@ -178,7 +178,8 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "judge.mode",
             one_of(*JUDGES),
             "HOW",
-            "sampled: the score that is written; expected: the mean over the score's digits",
+            "sampled: the score that is written; expected: the mean over the score's digits behind "
+            "one justification; direct: the same without one",
         ),
         Option(
             "--judge-samples",
@@ -202,7 +203,8 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "reward",
             one_of(*REWARDS),
             "WHO",
-            "self; frozen: always M1; random: a control; gold: the tiny world's own scorer",
+            "self; frozen: always M1; pairwise: the live model compares answers two by two; "
+            "random: a control; gold: the tiny world's own scorer",
         ),
     ),
     "training": (

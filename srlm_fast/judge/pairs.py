@@ -14,7 +14,8 @@ CandidateKey = tuple[str, int]  # (prompt_id, candidate index)
 Samples = Sequence[float | None]  # one score per judgement, None where none could be read
 
 # Why a prompt gave no pair; each prompt that is dropped is counted under exactly one of these.
-REASONS = ("no_candidate", "not_judged", "one_judged", "identical", "tie", "margin")
+# "unread": chosen and rejected themselves could not be compared (`pairwise.with_labels`).
+REASONS = ("no_candidate", "not_judged", "one_judged", "identical", "tie", "margin", "unread")
 
 
 @dataclass(frozen=True)

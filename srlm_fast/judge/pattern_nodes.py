@@ -92,7 +92,8 @@ class Nodes:
         low, high = self.pattern.low, self.pattern.high
         self._none, self._held = self._exits()
         bad = self.node("fork", NUMBER)  # behind a digit of a number that is no score
-        bad.ways = [*self._digits(bad, DIGITS), *self._more(bad), *self._exit(OUT_OF_RANGE)]
+        more = self._more(bad)
+        bad.ways = [*self._digits(bad, DIGITS), *more, *self._exit(OUT_OF_RANGE)]
         texts = {str(value): FIRST_VALUE + value - low for value in range(low, high + 1)}
         prefixes = sorted({text[:size] for text in texts for size in range(1, len(text) + 1)})
         places = {text: self.node("fork", NUMBER) for text in prefixes}
@@ -106,7 +107,7 @@ class Nodes:
 
         for text, place in places.items():
             outcome = texts.get(text, OUT_OF_RANGE)
-            place.ways = [*ways_on(text), *self._more(bad), *self._exit(outcome)]
+            place.ways = [*ways_on(text), *more, *self._exit(outcome)]
         return self.node("fork", NUMBER, [*self._signed(bad), *ways_on("")])
 
     def _digit_to(self, char: str, way: Node, outcome: int) -> Node:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from srlm_fast.judge.fence import defused, fenced
 from srlm_fast.judge.score import parse_pattern
 
 _FIELD = re.compile(r"\{(prompt|response)\}")
@@ -51,25 +52,9 @@ class Rubric:
         """
         values = {"prompt": prompt, "response": response}
         for field, text in values.items():
-            values[field] = self._fenced(_defuse(text, reserved))
+            values[field] = fenced(defused(text, reserved), self.fence)
         # One pass: braces inside the question or the answer are never looked at again.
         return _FIELD.sub(lambda match: values[match[1]], self.template)
-
-    def _fenced(self, text: str) -> str:
-        if not self.fence:
-            return text
-        runs = re.findall(rf"{re.escape(self.fence[0])}+", text)
-        longest = max(map(len, runs), default=0)
-        fence = self.fence[0] * max(len(self.fence), longest + 1)
-        return f"{fence}\n{text}\n{fence}"
-
-
-def _defuse(text: str, reserved: Iterable[str]) -> str:
-    strings = [re.escape(string) for string in reserved if len(string) > 1]
-    if not strings:
-        return text
-    # Looking ahead finds overlapping strings too.
-    return re.sub(rf"(?s)(?={'|'.join(strings)})(.)", r"\1 ", text)
 
 
 DEFAULT_RUBRIC = Rubric(

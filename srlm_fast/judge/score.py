@@ -32,6 +32,8 @@ GAP = r"[\s*_`]*"  # white space and markdown emphasis
 _LETTER = r"0-9A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af\u0370-\u07ff"
 DEFAULT_PATTERN = rf"(?<![{_LETTER}_])_*[Ss][Cc][Oo][Rr][Ee]{GAP}:"
 
+MAX_SCORE = 1000  # a table has an outcome for each score
+
 # Whatever comes next, what was found must still be found, at the same place, to be certain.
 _PROBES = ("0", "a", "_", " ", "\n", ".", "/", "-", "*", "\u4e00")
 
@@ -87,8 +89,8 @@ def parse_pattern(pattern: str | None = None, low: int = 0, high: int = 5) -> Sc
 
     Raises ValueError naming `pattern`, `low` or `high`.
     """
-    if not 0 <= low < high < 1000:
-        raise ValueError(f"low, high: {low} and {high}, wanted 0 <= low < high < 1000")
+    if not 0 <= low < high <= MAX_SCORE:
+        raise ValueError(f"low, high: {low} and {high}, wanted 0 <= low < high <= {MAX_SCORE}")
     source = DEFAULT_PATTERN if pattern is None else pattern
     try:
         whole = regex.compile(source)

@@ -15,11 +15,16 @@ from .dpo_loss import (
     dpo_loss_tokens,
     dpo_loss_tokens_reference,
 )
+from .expected_scores import (
+    ScoreDistribution,
+    expected_scores,
+    expected_scores_reference,
+    score_distribution,
+    score_distribution_reference,
+)
 from .judge_score import (
     ScoreStatus,
     ScoreTable,
-    expected_scores,
-    expected_scores_reference,
     extract_scores,
     extract_scores_reference,
 )
@@ -52,6 +57,7 @@ __all__ = [
     "PagedWork",
     "Route",
     "SamplingWorkspace",
+    "ScoreDistribution",
     "ScoreStatus",
     "ScoreTable",
     "dpo_loss",
@@ -80,6 +86,8 @@ __all__ = [
     "rope_write_kv_reference",
     "sample_tokens",
     "sample_tokens_reference",
+    "score_distribution",
+    "score_distribution_reference",
     "swiglu",
     "swiglu_reference",
     "write_kv",

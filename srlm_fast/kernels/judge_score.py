@@ -18,7 +18,7 @@ Schulte, ASPLOS 2014).
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
@@ -31,11 +31,6 @@ from . import jit
 from .contracts import check_tensor
 from .jit import tl, triton
 from .native import available, native
-
-ScoreIds = Mapping[int, Iterable[int]] | Sequence[Iterable[int]]
-
-# Rows of the head per step of the log-sum-exp: [B, 8192] fp32 logits instead of [B, V].
-VOCAB_CHUNK = 8192
 
 # Of a map's entry: 16 bits for the state, 12 for the outcome, two flags (`pack_maps`).
 STATE_MASK, OUTCOME_SHIFT, OUTCOME_MASK = 0xFFFF, 16, 0xFFF
@@ -347,65 +342,3 @@ def _check_rows(token_ids: Tensor, lengths: Tensor) -> None:
     if not 0 <= int(lengths.min()) <= int(lengths.max()) <= width:
         low, high = int(lengths.min()), int(lengths.max())
         raise ValueError(f"lengths: from {low} to {high}, wanted 0 to {width}")
-
-
-def expected_scores_reference(
-    hidden: Tensor, head: Tensor, score_ids: Mapping[int, Sequence[int]]
-) -> tuple[Tensor, Tensor]:
-    """hidden [B, D], head [V, D] -> (expected [B], mass [B]); keeps all logits [B, V]."""
-    probs = torch.softmax(hidden.float() @ head.float().T, dim=-1)
-    per_score = torch.stack([probs[:, list(ids)].sum(-1) for ids in score_ids.values()], dim=-1)
-    values = torch.tensor(list(score_ids), dtype=torch.float32, device=hidden.device)
-    mass = per_score.sum(-1)
-    return (per_score * values).sum(-1) / mass, mass
-
-
-def expected_scores(hidden: Tensor, head: Tensor, score_ids: ScoreIds) -> tuple[Tensor, Tensor]:
-    """The mean score under the model at the position where the score is written.
-
-    hidden [B, D]: final hidden rows at that position. head [V, D]. score_ids: for each score its
-    token ids, as a mapping {score: ids} or a sequence whose index is the score
-    (`ScoreTable.score_ids`).
-    Returns (expected [B] fp32: mean over the score tokens alone, their probabilities renormalised;
-    mass [B] fp32 in 0..1: how much of the whole vocabulary's probability the score tokens hold).
-    Raises ValueError naming the argument that breaks the contract. B = 0 gives empty results.
-    """
-    ids = _check_score_ids(score_ids, hidden, head)
-    wide = hidden.float()
-    groups = [torch.logsumexp(wide @ head[list(group)].float().T, dim=-1) for group in ids.values()]
-    log_weights = torch.stack(groups, dim=-1)  # [B, S]
-    values = torch.tensor(list(ids), dtype=torch.float32, device=hidden.device)
-    expected = (torch.softmax(log_weights, dim=-1) * values).sum(-1)
-    total = torch.full_like(expected, -torch.inf)
-    for rows in head.split(VOCAB_CHUNK):
-        total = torch.logaddexp(total, torch.logsumexp(wide @ rows.float().T, dim=-1))
-    # The two sums round differently, so a mass of one may come out a few ulps above it.
-    mass = torch.exp(torch.logsumexp(log_weights, dim=-1) - total).clamp(max=1.0)
-    return expected, mass
-
-
-def _check_score_ids(
-    score_ids: ScoreIds, hidden: Tensor, head: Tensor
-) -> dict[int, tuple[int, ...]]:
-    floats = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-    check_tensor("hidden", hidden, ["B", "D"], floats)
-    check_tensor("head", head, ["V", hidden.shape[1]], floats, hidden.device)
-    pairs = score_ids.items() if isinstance(score_ids, Mapping) else enumerate(score_ids)
-    ids = {score: _as_ids(score, group) for score, group in pairs}
-    flat = [i for group in ids.values() for i in group]
-    if not ids or len(set(flat)) != len(flat):
-        raise ValueError("score_ids: no score, or one token id under two scores")
-    if not all(0 <= i < head.shape[0] for i in flat):
-        raise ValueError(
-            f"score_ids: ids {min(flat)} to {max(flat)}, wanted 0 to {head.shape[0] - 1}"
-        )
-    return ids
-
-
-def _as_ids(score: int, group: Iterable[int] | int) -> tuple[int, ...]:
-    """The distinct ids of one score; a single id may stand without a set around it."""
-    many = torch.as_tensor(group if isinstance(group, int | Tensor) else sorted(set(group)))
-    ids = tuple(sorted(set(many.reshape(-1).tolist())))
-    if not ids:
-        raise ValueError(f"score_ids: no token id for the score {score}, wanted at least one")
-    return ids

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from srlm_fast.judge import Rubric
+from srlm_fast.judge import Rubric, ScoreStatus
 from srlm_fast.model import chat
 from srlm_fast.records import (
     Candidate,
@@ -27,25 +27,16 @@ from srlm_fast.records import (
 )
 from srlm_fast.sampler import Generation, Progress, Request, Sample, Sampler, SamplingParams
 
-from .readers import Reader
+from .readers import Answer, Reader, Reading, unread
 
 OnProgress = Callable[[Progress], None]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A text to be judged. `owners` are the (prompt_id, candidate index) that gave this same
-    text.
-    """
-
-    prompt: str
-    response: str
-    owners: tuple[tuple[str, int], ...]
-
-
 @dataclass
 class Tokens:
-    """Tokens a stage generated in this process, by what they were for."""
+    """Tokens a stage generated in this process, by what they were for. A score that is read from a
+    hidden row counts as one.
+    """
 
     answers: int = 0
     judgements: int = 0
@@ -73,10 +64,11 @@ class AnswerStage:
         pool = sampler.num_pages * sampler.page_tokens
         self.longest = min(sampler.model.config.max_position_embeddings, pool)
         self.candidates = load_candidates(candidates, params.n)
-        self.judgements = load_judgements(judgements, reader.sampling.n) if reader else {}
-        _keep(candidates, self.candidates)
+        self.judgements: dict[Any, list[Any]] = {}
+        keep_rows(candidates, self.candidates)
         if reader:
-            _keep(judgements, self.judgements)
+            self.judgements = load_judgements(judgements, reader.n)
+            keep_rows(judgements, self.judgements)
         self._paths = (candidates, judgements)
         self.too_long: list[str] = []
         self.tokens = Tokens()
@@ -101,10 +93,8 @@ class AnswerStage:
     def _finished(self, generation: Generation) -> Iterable[Request]:
         generated = sum(len(sample.token_ids) for sample in generation.samples)
         if isinstance(generation.tag, Answer):
-            self.tokens.judgements += generated
-            assert self.reader is not None
-            self._judged(generation, self.reader)
-            return ()
+            self.tokens.judgements += generated or 1
+            return self._read(generation)
         self.tokens.answers += generated
         found = [_candidate(generation.tag, k, s) for k, s in enumerate(generation.samples)]
         self._write_candidates(*found)
@@ -125,9 +115,8 @@ class AnswerStage:
         for text, who in owners.items():
             prompt = self._texts[who[0][0]]
             ids = chat.encode(self.tokenizer, judge_text(self.rubric, self.tokenizer, prompt, text))
-            if self._fits(ids, self.reader.sampling.max_tokens, who[0][0]):
-                answer = Answer(prompt, text, tuple(who))
-                requests.append(Request(ids, self.reader.sampling, tag=answer))
+            if self._fits(ids, self.reader.room, who[0][0]):
+                requests.append(self.reader.ask(ids, Answer(prompt, text, tuple(who))))
         return requests
 
     def _fits(self, ids: list[int], max_tokens: int, prompt_id: str) -> bool:
@@ -136,15 +125,22 @@ class AnswerStage:
             self.too_long.append(prompt_id)
         return fits
 
-    def _judged(self, generation: Generation, reader: Reader) -> None:
-        answer: Answer = generation.tag
-        readings = reader.read(generation)
+    def _read(self, generation: Generation) -> Iterable[Request]:
+        """The readings of an answer, written down; or what has to be asked before."""
+        assert self.reader is not None
+        found = self.reader.read(generation)
+        if isinstance(found, Request):
+            if len(found.prompt_token_ids) <= self.longest:
+                return [found]
+            found = unread(found.tag.written, ScoreStatus.TRUNCATED)
+        self._judged(generation.tag, found)
+        return ()
+
+    def _judged(self, answer: Answer, readings: Sequence[Reading]) -> None:
         rows = [
-            Judgement(prompt_id, index, k, sample.text, score if score == score else None, name)
+            Judgement(prompt_id, index, k, text, score if score == score else None, status)
             for prompt_id, index in answer.owners
-            for k, (sample, (score, name)) in enumerate(
-                zip(generation.samples, readings, strict=True)
-            )
+            for k, (text, score, status) in enumerate(readings)
         ]
         self._write_judgements(*rows)
         for row in rows:
@@ -195,7 +191,7 @@ def read_records(path: Path, kind: Any) -> list[Any]:
         raise InputError(f"{path}: found a row that is no {kind.__name__} ({error})") from None
 
 
-def _keep(path: Path, groups: Mapping[Any, Sequence[Any]]) -> None:
+def keep_rows(path: Path, groups: Mapping[Any, Sequence[Any]]) -> None:
     """Cut from the file what is not in `groups`: those of a prompt or candidate not whole."""
     rows = [row for group in groups.values() for row in group]
     if len(rows) != len(read_jsonl(path)):

@@ -60,12 +60,13 @@ def token_pair(
     model: Model, row: dict[str, Any], candidates: dict[str, list[Candidate]]
 ) -> TokenPair:
     """A pair row as tokens: exactly those that were sampled, and the end token where the answer
-    ended.
+    ended. `label` of the row, where it has one, is the probability that chosen is the better one.
     """
     group = {candidate.index: candidate for candidate in candidates[row["prompt_id"]]}
     prompt_ids = chat.encode(model.tokenizer, row["prompt"])
     chosen, rejected = group[row["chosen_index"]], group[row["rejected_index"]]
-    return TokenPair(prompt_ids, response_ids(model, chosen), response_ids(model, rejected))
+    responses = response_ids(model, chosen), response_ids(model, rejected)
+    return TokenPair(prompt_ids, *responses, label=row.get("label", 1.0))
 
 
 def response_ids(model: Model, candidate: Candidate) -> list[int]:

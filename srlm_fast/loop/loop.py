@@ -23,13 +23,16 @@ from srlm_fast.data import make_prompts
 from srlm_fast.data.selfmade import Progress as PromptProgress
 from srlm_fast.eval import collapse_figures, judge_table
 from srlm_fast.judge import (
+    Comparison,
     JudgedReward,
+    PairwiseReward,
     RandomReward,
     Reward,
     ScorerReward,
     make_pairs,
     mean_score,
     score_candidates,
+    with_labels,
 )
 from srlm_fast.model import Model, load_model
 from srlm_fast.records import (
@@ -46,6 +49,7 @@ from srlm_fast.sampler import Progress, Sampler, SamplingParams
 from srlm_fast.train import CheckpointError, StepReport, TrainReport, train_dpo, train_sft
 
 from .answers import AnswerStage, load_candidates, read_records
+from .comparing import CompareStage
 from .learning import fitting, sft_rows, token_pair, write_reference
 from .material import Material, gather, round_prompts
 from .measuring import (
@@ -280,6 +284,8 @@ class Run:
         params = dataclasses.replace(
             self.config.candidates, seed=self.seed(folder.name, "candidates")
         )
+        if self.config.reward == "pairwise":
+            return CompareStage(self.sampler, params, folder.candidates, folder.comparisons)
         return AnswerStage(
             self.sampler,
             params,
@@ -319,7 +325,7 @@ class Run:
         prompts = [Prompt(**row) for row in read_jsonl(folder.prompts)]
         groups = self.sampled(folder)
         candidates = [c for p in prompts for c in groups.get(p.prompt_id, [])]
-        scores = score_candidates(self.reward(folder), prompts, candidates)
+        scores = score_candidates(self.reward(folder, candidates), prompts, candidates)
         found = make_pairs(
             prompts,
             candidates,
@@ -328,8 +334,10 @@ class Run:
             seed=self.config.seed,
             sampling=_sampling_row(self.config.candidates),
         )
+        if self.config.reward == "pairwise":
+            found = with_labels(found, read_records(folder.comparisons, Comparison))
         if not found.pairs:
-            statuses = Counter(row["status"].lower() for row in read_jsonl(folder.judgements))
+            statuses = Counter(row["status"].lower() for row in read_jsonl(self.verdicts(folder)))
             raise StoppedError(
                 f"{folder.name}: the round gave no pair to learn from (prompts: "
                 f"{_reasons(found.dropped)}; judgements: {_reasons(statuses)})"
@@ -392,14 +400,20 @@ class Run:
             raise InputError(f"{path}: found {len(rows)} rows, wanted the {wanted} of the stage")
         return rows
 
-    def reward(self, folder: ModelFolder) -> Reward:
+    def verdicts(self, folder: ModelFolder) -> Path:
+        """The rows that the judge of this run's reward leaves."""
+        return folder.comparisons if self.config.reward == "pairwise" else folder.judgements
+
+    def reward(self, folder: ModelFolder, candidates: Sequence[Candidate]) -> Reward:
         if self.config.reward == "random":
             return RandomReward(self.seed(folder.name, "random"), self.config.judge.sampling.n)
         if self.config.reward == "gold":
             program = self.material.score_bits
             assert program is not None
             return ScorerReward(lambda prompt, response: program(prompt, response)[0])
-        self.rows_of(folder, folder.judgements, "answers", "judgements")
+        self.rows_of(folder, self.verdicts(folder), "answers", "judgements")
+        if self.config.reward == "pairwise":
+            return PairwiseReward(candidates, read_records(folder.comparisons, Comparison))
         return JudgedReward(read_records(folder.judgements, Judgement))
 
     def learn(self, folder: ModelFolder) -> dict[str, Any]:

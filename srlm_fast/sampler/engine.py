@@ -162,21 +162,27 @@ class Sampler:
         on_finished: OnFinished | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        """Continuous batching. `on_finished` is called once per request, when all its samples are
-        done, and may return new requests, which join the running batch. `progress` is called at
-        most every 0.1 s and at the end.
+        """Continuous batching. `on_finished` is called once per request, when all its samples (or
+        its hidden row) are there, and may return new requests, which join the running batch.
+        `progress` is called at most every 0.1 s and at the end.
 
         Raises ValueError naming the request that cannot be run (one of `on_finished` after all
         others have been finished), FloatingPointError when the model gives NaN.
         """
         open_requests: dict[int, Request] = {}
+        rows: dict[int, Tensor] = {}  # of hidden requests
+
+        def keep(ids: list[int], positions: list[int], found: Tensor) -> None:
+            rows.update(zip(ids, found.to(self.model.dtype), strict=True))
+
         with self._session():
             report = _Reporter(self._scheduler, progress)
             self._add_all(requests, open_requests, report)
             refused: ValueError | None = None
-            for _ in self._run_steps():
+            for _ in self._run_steps(keep):
                 for request_id in self._scheduler.take_finished():
-                    generation = self._generation(request_id, open_requests.pop(request_id))
+                    request, row = open_requests.pop(request_id), rows.pop(request_id, None)
+                    generation = self._generation(request_id, request, row)
                     report.done += 1
                     more = on_finished(generation) if on_finished else None
                     try:
@@ -381,6 +387,8 @@ class Sampler:
         """Check and queue a request. Raises ValueError naming it by its index."""
         p = request.params
         ids = self._checked(request.prompt_token_ids, index)
+        if p is None:
+            return self._add_read(ids, index, len(ids) - 1, twin.HIDDEN)
         stop_ids, stops = self._stops(p)
         endings = set(stop_ids) | (set() if p.ignore_eos else set(self.model.eos_token_ids))
         if p.min_tokens and p.allowed_token_ids and endings.issuperset(p.allowed_token_ids):
@@ -467,10 +475,10 @@ class Sampler:
         self._token_bytes = table + [b""] * (self.model.config.vocab_size - len(table))
         self._scheduler.set_token_bytes(self._token_bytes)
 
-    def _generation(self, request_id: int, request: Request) -> Generation:
-        results = self._scheduler.take_results(request_id)
-        samples = [self._sample(request.params, *result) for result in results]
-        return Generation([int(t) for t in request.prompt_token_ids], samples, request.tag)
+    def _generation(self, request_id: int, request: Request, row: Tensor | None) -> Generation:
+        results, params = self._scheduler.take_results(request_id), request.params
+        samples = [] if params is None else [self._sample(params, *result) for result in results]
+        return Generation([int(t) for t in request.prompt_token_ids], samples, request.tag, row)
 
     def _sample(
         self, params: SamplingParams, ids: np.ndarray, logprobs: np.ndarray, reason: str, cut: int

@@ -6,16 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from .params import SamplingParams
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to be sampled from. `tag` is anything; it comes back on the Generation."""
+    """A prompt to be sampled from, or with `hidden` to be read: then nothing is sampled, and the
+    Generation holds the hidden row of its last token. `tag` is anything; it comes back on the
+    Generation. Raises ValueError unless exactly one of params and hidden is given.
+    """
 
     prompt_token_ids: Sequence[int]
-    params: SamplingParams
+    params: SamplingParams | None = None
     tag: Any = None
+    hidden: bool = False
+
+    def __post_init__(self) -> None:
+        if self.hidden == (self.params is not None):
+            raise ValueError(f"params: {self.params}, hidden: {self.hidden}, wanted one of the two")
 
 
 @dataclass(frozen=True)
@@ -38,11 +48,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Generation:
-    """The samples of one request, in order of their index."""
+    """The samples of one request, in order of their index; or no samples, and hidden [D], the last
+    token's row behind the final norm, in the model's dtype.
+    """
 
     prompt_token_ids: list[int]
     samples: list[Sample]
     tag: Any = None
+    hidden: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,14 @@ def test_targets_of_the_sampler():
     assert all(line.endswith(end) for line, end in zip(lines, ends, strict=True)), lines
 
 
+def test_the_target_of_expected_scores_is_the_worse_model():
+    rows = [row(f"{model} 1024 rows", "ours", 1.0) for model in gpu.MODELS]
+    for model, ms in zip(gpu.MODELS, (25, 19), strict=True):
+        rows.append(row(f"{model} 1024 rows", "eager", ms))
+    (line,) = [line for line in gpu.targets(rows).splitlines() if "expected scores" in line]
+    assert line.endswith("19.00  MISSED")
+
+
 def test_a_wrong_sampler_meets_no_target():
     fast = {"share_of_rate": 0.82, "tokens_per_s": [9000, 8900, 9100], "busy": 0.99}
     rows = [sampler_row("ours bf16", 100.0, correct=False, **fast)]
@@ -164,7 +172,7 @@ def test_the_table_fits_a_screen_or_two(monkeypatch):
     rows += [row(f"case {i}", "ours", 2.0, **made, benchmark="b") for i in range(4)]
     rows += [row(f"case {i}", "ours", 2.0, **made, benchmark="c") for i in range(24)]
     text = gpu.written_out(steps, rows)
-    assert len(text.splitlines()) <= 60
+    assert len(text.splitlines()) <= 64
     assert "12 more of c in rows.jsonl" in text
 
 

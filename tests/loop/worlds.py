@@ -77,6 +77,7 @@ RESULTS = (
     "prompts.jsonl",
     "candidates.jsonl",
     "judgements.jsonl",
+    "comparisons.jsonl",
     "pairs.jsonl",
     "evaluation.jsonl",
     "judge_evaluation.jsonl",

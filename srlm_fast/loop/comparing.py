@@ -1,0 +1,109 @@
+"""Sampling answers and comparing them two by two in one running batch (`--reward pairwise`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from srlm_fast.judge import (
+    CHOICES,
+    DEFAULT_PAIR_PROMPT,
+    DEFAULT_RUBRIC,
+    Choice,
+    Comparison,
+    PairKey,
+    PairPrompt,
+    ScorePlace,
+    compare,
+    text_pairs,
+)
+from srlm_fast.kernels import score_distribution
+from srlm_fast.model import ModelError, chat
+from srlm_fast.records import Candidate
+from srlm_fast.sampler import Generation, Request, Sampler, SamplingParams
+
+from .answers import AnswerStage, keep_rows, read_records
+
+
+@dataclass(frozen=True)
+class Order:
+    """One order of two texts that is put to the judge. `owners`: the pairs of candidates that gave
+    them, the one shown first standing first, or second where `turned`.
+    """
+
+    owners: tuple[PairKey, ...]
+    turned: bool
+
+
+class CompareStage(AnswerStage):
+    """Candidates of prompts, and a row for every pair of them; goes on from whatever the two files
+    hold. Each pair of texts is two requests, one for each order; nothing is sampled for them.
+
+    `judgements`: (prompt_id, first, second) -> its one Comparison. Raises ModelError for a
+    tokenizer without a token for each choice.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        params: SamplingParams,
+        candidates: Path,
+        comparisons: Path,
+        prompt: PairPrompt = DEFAULT_PAIR_PROMPT,
+    ) -> None:
+        super().__init__(sampler, params, DEFAULT_RUBRIC, None, candidates, comparisons)
+        self._prompt, self._halves = prompt, dict[tuple[PairKey, ...], dict[bool, Choice]]()
+        try:
+            self._place = ScorePlace(self.tokenizer, prompt.prefix, CHOICES)
+        except ValueError as error:
+            raise ModelError(
+                f"--reward pairwise: the tokenizer has {error}; wanted one that has"
+            ) from None
+        rows = read_records(comparisons, Comparison)
+        self.judgements = {(c.prompt_id, c.first, c.second): [c] for c in rows}
+        keep_rows(comparisons, self.judgements)
+
+    def _judge(self, candidates: Sequence[Candidate]) -> list[Request]:
+        """Both orders of every pair of texts of which a row is missing."""
+        requests: list[Request] = []
+        for texts, keys in text_pairs(candidates).items():
+            owners = tuple(key for key in keys if key not in self.judgements)
+            orders = [(Order(owners, False), texts), (Order(owners, True), texts[::-1])]
+            if owners:
+                asked = [self._ask(order, *shown) for order, shown in orders]
+                requests += [request for request in asked if all(asked) and request]
+        return requests
+
+    def _ask(self, order: Order, first: str, second: str) -> Request | None:
+        prompt_id = order.owners[0][0]
+        reserved = self.tokenizer.all_special_tokens
+        text = self._prompt.render(self._texts[prompt_id], first, second, reserved)
+        ids = [*chat.encode(self.tokenizer, text), *self._place.lead_up()]
+        fits = self._fits(ids, 0, prompt_id)
+        return Request(ids, tag=order, hidden=True) if fits else None
+
+    def _finished(self, generation: Generation) -> Iterable[Request]:
+        if not isinstance(generation.tag, Order):
+            return super()._finished(generation)
+        order, self.tokens.judgements = generation.tag, self.tokens.judgements + 1
+        halves = self._halves.setdefault(order.owners, {})
+        halves[order.turned] = self._choice(generation)
+        if len(halves) == 2:
+            del self._halves[order.owners]
+            self._compared([compare(key, halves[False], halves[True]) for key in order.owners])
+        return ()
+
+    def _choice(self, generation: Generation) -> Choice:
+        assert generation.hidden is not None
+        row, head = generation.hidden[None], self.sampler.model.head
+        found = score_distribution(row, head, self._place.score_ids)
+        assert found.mass is not None
+        probability, mass = torch.stack((found.probs[0, 0], found.mass[0])).tolist()
+        return probability, mass
+
+    def _compared(self, rows: list[Comparison]) -> None:
+        self._write_judgements(*rows)
+        self.judgements |= {(c.prompt_id, c.first, c.second): [c] for c in rows}
