@@ -1,6 +1,6 @@
 """The judge: what it is asked, how its score is read, and the pairs that come of it."""
 
-from srlm_fast.judge.pairs import PairSet, collect_scores, make_pairs, mean_score
+from srlm_fast.judge.pairs import PairConfig, PairSet, collect_scores, make_pairs, mean_score
 from srlm_fast.judge.rewards import (
     JudgedReward,
     RandomReward,
@@ -21,6 +21,7 @@ __all__ = [
     "DEFAULT_PATTERN",
     "DEFAULT_RUBRIC",
     "JudgedReward",
+    "PairConfig",
     "PairSet",
     "RandomReward",
     "Reward",

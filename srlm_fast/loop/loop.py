@@ -327,6 +327,7 @@ class Run:
             round_name=folder.name,
             seed=self.config.seed,
             sampling=_sampling_row(self.config.candidates),
+            config=self.config.pairs,
         )
         if not found.pairs:
             statuses = Counter(row["status"].lower() for row in read_jsonl(folder.judgements))
