@@ -9,6 +9,7 @@ from srlm_fast.judge.rewards import (
     score_candidates,
 )
 from srlm_fast.judge.rubric import DEFAULT_RUBRIC, Rubric
+from srlm_fast.judge.rubric_file import read_rubric
 from srlm_fast.judge.score import (
     DEFAULT_PATTERN,
     ScoreStatus,
@@ -34,5 +35,6 @@ __all__ = [
     "make_pairs",
     "mean_score",
     "parse_score",
+    "read_rubric",
     "score_candidates",
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from srlm_fast.judge.score import compile_label
 
@@ -19,7 +21,8 @@ class Rubric:
     pattern: how the score is labelled (None: the word Score and a colon); low, high: its range.
     version: names the wording in the rows.
     fence: a run of one character set on lines of its own around the question and the answer, made
-    longer than any such run inside them; empty for none.
+    longer than any such run inside them, also one of signs that some tokenizers take for the same;
+    empty for none.
     score_prefix: what the judge writes directly before the score, for readers that stop there.
     Raises ValueError naming the field that cannot be used.
     """
@@ -43,6 +46,15 @@ class Rubric:
             raise ValueError(f"fence: {self.fence!r}, wanted one character repeated, or nothing")
         compile_label(self.pattern, self.low, self.high)
 
+    @property
+    def digest(self) -> str:
+        """A short hash of everything that makes what the judge is asked and how it is read."""
+        return hashlib.sha256(repr(astuple(self)).encode(errors="surrogatepass")).hexdigest()[:16]
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        return {"version": self.version, "digest": self.digest}
+
     def render(self, prompt: str, response: str, reserved: Iterable[str] = ()) -> str:
         """The text that the judge gets.
 
@@ -58,18 +70,33 @@ class Rubric:
     def _fenced(self, text: str) -> str:
         if not self.fence:
             return text
-        runs = re.findall(rf"{re.escape(self.fence[0])}+", text)
+        sign = re.escape(self.fence[0])
+        runs = re.findall(f"{sign}+", text) + re.findall(f"{sign}+", _folded(text))
         longest = max(map(len, runs), default=0)
         fence = self.fence[0] * max(len(self.fence), longest + 1)
         return f"{fence}\n{text}\n{fence}"
 
 
 def _defuse(text: str, reserved: Iterable[str]) -> str:
+    """`text` with every reserved string broken up. Where one would only appear once a tokenizer
+    has normalised the text, the text is normalised first.
+    """
     strings = [re.escape(string) for string in reserved if len(string) > 1]
     if not strings:
         return text
     # Looking ahead finds overlapping strings too.
-    return re.sub(rf"(?s)(?={'|'.join(strings)})(.)", r"\1 ", text)
+    anywhere = re.compile(rf"(?s)(?={'|'.join(strings)})(.)")
+    broken = anywhere.sub(r"\1 ", text)
+    folded = _folded(broken)
+    return anywhere.sub(r"\1 ", folded) if anywhere.search(folded) else broken
+
+
+def _folded(text: str) -> str:
+    """Look-alikes as tokenizers with Unicode normalisation read them: compatibility forms as plain
+    ones, marks without width left out.
+    """
+    plain = unicodedata.normalize("NFKC", text)
+    return "".join(char for char in plain if unicodedata.category(char) != "Cf")
 
 
 DEFAULT_RUBRIC = Rubric(

@@ -155,7 +155,7 @@ def judge_text(rubric: Rubric, tokenizer: Any, prompt: str, response: str) -> st
     """What the judge is asked; the tokenizer's special tokens cannot be spelled from inside
     question or answer.
     """
-    return rubric.render(prompt, response, tokenizer.all_special_tokens)
+    return rubric.render(prompt, response, chat.reserved_strings(tokenizer))
 
 
 def _candidate(prompt: Prompt, index: int, sample: Sample) -> Candidate:

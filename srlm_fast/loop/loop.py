@@ -109,6 +109,7 @@ class Run:
             for before, after in zip(self.folders, self.folders[1:], strict=False):
                 self.round(before, after)
             summary = summarize(self.config, self.state, self.folders)
+            summary["rubric"] = self.material.rubric.provenance
             write_json_atomic(self.out / SUMMARY_FILE, summary)
             return summary
         finally:
@@ -335,7 +336,10 @@ class Run:
                 f"{folder.name}: the round gave no pair to learn from (prompts: "
                 f"{_reasons(found.dropped)}; judgements: {_reasons(statuses)})"
             )
-        origin = {"model_hash": weights_hash(self.folders[folder.number - 2].model)}
+        origin = {
+            "model_hash": weights_hash(self.folders[folder.number - 2].model),
+            "rubric": self.material.rubric.provenance,
+        }
         rows = [row | origin for row in found.pairs]
         pairs = [token_pair(self.model, row, groups) for row in rows]
         self.sampler.release()

@@ -11,7 +11,7 @@ from typing import Any
 
 from srlm_fast.config import TINY, Config
 from srlm_fast.data import read_eft, read_ift, read_prompts, same_text
-from srlm_fast.judge import DEFAULT_RUBRIC, Rubric
+from srlm_fast.judge import DEFAULT_RUBRIC, Rubric, read_rubric
 from srlm_fast.records import InputError, Prompt
 
 from .state import derive_seed
@@ -91,7 +91,7 @@ def _users(config: Config, given: Given) -> Material:
             eft_eval=eft_eval[: config.evaluation.num_judged],
             held_out=held_out,
             prompts=given.prompts,
-            rubric=DEFAULT_RUBRIC,
+            rubric=rubric_of(config, DEFAULT_RUBRIC),
             score_bits=None,
         )
     )
@@ -126,10 +126,20 @@ def _tiny(config: Config, given: Given) -> Material:
             held_out=given.held_out
             or [Prompt(f"held-out-{i}", text, "seed") for i, text in enumerate(held_out)],
             prompts=given.prompts,
-            rubric=RUBRIC,
+            rubric=rubric_of(config, RUBRIC),
             score_bits=score_bits,
         )
     )
+
+
+def rubric_of(config: Config, default: Rubric) -> Rubric:
+    """The user's own rubric, or `default`. Raises InputError."""
+    if config.rubric_file is None:
+        return default
+    try:
+        return read_rubric(config.rubric_file, expected=config.judge.mode == "expected")
+    except InputError as error:
+        raise InputError(f"--rubric {error}") from None
 
 
 def _apart(found: Material) -> Material:
