@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,9 @@ class AnswerStage:
     """Candidates of prompts, and judgements of candidates, into two files; goes on from whatever
     they hold.
 
-    `reader` None samples answers without judging them. Rows of one prompt (or of one candidate)
-    count only when all of them are there.
+    `reader` None samples answers without judging them; no `candidates` file: the attribute of that
+    name is given, and they are only judged. Rows of one prompt (or of one candidate) count only
+    when all of them are there.
     """
 
     def __init__(
@@ -65,16 +67,17 @@ class AnswerStage:
         params: SamplingParams,
         rubric: Rubric,
         reader: Reader | None,
-        candidates: Path,
+        candidates: Path | None,
         judgements: Path,
     ) -> None:
         self.sampler, self.params, self.rubric, self.reader = sampler, params, rubric, reader
         self.tokenizer = sampler.model.tokenizer
         pool = sampler.num_pages * sampler.page_tokens
         self.longest = min(sampler.model.config.max_position_embeddings, pool)
-        self.candidates = load_candidates(candidates, params.n)
+        self.candidates = load_candidates(candidates, params.n) if candidates else {}
         self.judgements = load_judgements(judgements, reader.sampling.n) if reader else {}
-        _keep(candidates, self.candidates)
+        if candidates:
+            _keep(candidates, self.candidates)
         if reader:
             _keep(judgements, self.judgements)
         self._paths = (candidates, judgements)
@@ -84,8 +87,11 @@ class AnswerStage:
     def run(self, prompts: Sequence[Prompt], progress: OnProgress | None = None) -> None:
         """Answer `prompts` that have no candidates and judge candidates that have no judgements."""
         self._texts = {prompt.prompt_id: prompt.text for prompt in prompts}
-        with RowWriter(self._paths[0]) as candidates, RowWriter(self._paths[1]) as judgements:
-            self._write_candidates, self._write_judgements = candidates.write, judgements.write
+        candidates, judgements = self._paths
+        with ExitStack() as files:
+            if candidates is not None:
+                self._write_candidates = files.enter_context(RowWriter(candidates)).write
+            self._write_judgements = files.enter_context(RowWriter(judgements)).write
             self.sampler.run(self._requests(prompts), self._finished, progress)
 
     def _requests(self, prompts: Sequence[Prompt]) -> Iterable[Request]:

@@ -13,6 +13,7 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,8 +51,8 @@ from .learning import fitting, sft_rows, token_pair, write_reference
 from .material import Material, gather, round_prompts
 from .measuring import (
     evaluation_figures,
-    given_candidates,
     judge_figures,
+    judge_given,
     score_by_judge,
     score_by_program,
 )
@@ -380,7 +381,7 @@ class Run:
             for p in prompts
             if (group := candidates.get(p.prompt_id))
         ]
-        return judge_table(rows)
+        return judge_table(rows, self.material.rubric.high)
 
     def sampled(self, folder: ModelFolder) -> dict[str, list[Candidate]]:
         """The candidates of the finished answer stage, all of them."""
@@ -502,18 +503,15 @@ class Run:
         rows = self.material.eft_eval
         if not rows:
             return None
-        prompts, given = given_candidates(rows)
-        stage = AnswerStage(
+        stage = judge_given(
             self.sampler,
-            self.config.candidates,
             self.material.rubric,
             self.reader(),
-            folder.path / "judge_given.jsonl",
+            rows,
             folder.judge_evaluation,
+            partial(self.show_answers, f"{folder.name} as judge"),
         )
-        stage.candidates = given
-        self.show_answers(f"{folder.name} as judge", stage, prompts)
-        return judge_figures(rows, stage.judgements)
+        return judge_figures(rows, stage.judgements, self.material.rubric.high)
 
 
 class WeightsOf:
