@@ -115,7 +115,7 @@ def _figures(rankings: list[_Ranking]) -> dict[str, Any]:
         "kendall": [ranking.kendall() for ranking in ordered],
     }
     intervals = {name: ratio_interval(sums) for name, sums in shares.items()}
-    intervals |= {name: _mean_interval(values) for name, values in means.items()}
+    intervals |= {name: _mean_interval(means[name]) for name in ("spearman", "kendall")}
     intervals["exact_match"] = share_interval(int(sum(means["exact_match"])), len(ordered))
     return {
         **{name: _ratio(sums) for name, sums in shares.items()},
@@ -143,7 +143,11 @@ def _ratio(sums: Sequence[tuple[float, int]]) -> float | None:
 
 
 def _mean_interval(values: Sequence[float]) -> list[float] | None:
-    return list(mean_interval(values)[1:]) if len(values) > 1 else None
+    """Of correlations, which end at -1 and 1."""
+    if len(values) < 2:
+        return None
+    _, low, high = mean_interval(values)
+    return [max(low, -1.0), min(high, 1.0)]
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -48,9 +48,7 @@ def section_scores(subsets: Mapping[str, tuple[float | None, int]]) -> dict[str,
     return found | ({"Average": sum(found.values()) / len(found)} if found else {})
 
 
-def _mean(
-    names: tuple[str, ...], subsets: Mapping[str, tuple[float | None, int]]
-) -> float | None:
+def _mean(names: tuple[str, ...], subsets: Mapping[str, tuple[float | None, int]]) -> float | None:
     """Mean over the pairs of these subsets."""
     there = [subsets[name] for name in names if name in subsets]
     measured = [(accuracy, pairs) for accuracy, pairs in there if accuracy is not None]

@@ -46,14 +46,14 @@ def read_rubric(path: str | Path, expected: bool = False) -> Rubric:
         rubric = _rubric(_read(path), f"file-{path.stem}")
         if expected:
             _check_prefix(rubric)
-    except _Mistake as error:
+    except _MistakeError as error:
         raise InputError(f"{path}{error}") from None
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     return rubric
 
 
-class _Mistake(Exception):
+class _MistakeError(Exception):
     """What is wrong, with the line where it is known."""
 
     def __init__(self, message: str, line: int | None = None) -> None:
@@ -65,9 +65,9 @@ def _read(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _Mistake(f"not UTF-8 (byte {error.start + 1}), wanted UTF-8 text") from None
+        raise _MistakeError(f"not UTF-8 (byte {error.start + 1}), wanted UTF-8 text") from None
     except OSError as error:
-        raise _Mistake(f"{error.strerror}, wanted a Jinja template") from None
+        raise _MistakeError(f"{error.strerror}, wanted a Jinja template") from None
 
 
 def _rubric(source: str, version: str) -> Rubric:
@@ -83,11 +83,11 @@ def _rubric(source: str, version: str) -> Rubric:
         module = environment.from_string(source).make_module(dict(marks))
         settings = _settings(vars(module))
     except jinja2.TemplateSyntaxError as error:
-        raise _Mistake(f"{error.message}, wanted a Jinja template", error.lineno) from None
-    except _Mistake:
+        raise _MistakeError(f"{error.message}, wanted a Jinja template", error.lineno) from None
+    except _MistakeError:
         raise
     except Exception as error:  # whatever the template's own expressions do
-        raise _Mistake(f"cannot be rendered ({type(error).__name__}: {error})") from None
+        raise _MistakeError(f"cannot be rendered ({type(error).__name__}: {error})") from None
     text = str(module).strip("\n")
     _check_order(text, marks)
     for field, mark in marks.items():
@@ -106,23 +106,23 @@ def _check_uses(tree: Any) -> None:
 
     for unknown in sorted(meta.find_undeclared_variables(tree) - set(FIELDS)):
         line = next(n.lineno for n in tree.find_all(nodes.Name) if n.name == unknown)
-        raise _Mistake(f"{unknown} is not known, wanted prompt and response alone", line)
+        raise _MistakeError(f"{unknown} is not known, wanted prompt and response alone", line)
     written = {id(node) for output in tree.find_all(nodes.Output) for node in output.nodes}
     for name in (node for node in tree.find_all(nodes.Name) if node.name in FIELDS):
         if name.ctx != "load":
-            raise _Mistake(f"{name.name} is set, wanted it to be written only", name.lineno)
+            raise _MistakeError(f"{name.name} is set, wanted it to be written only", name.lineno)
         if id(name) not in written:
             wanted = f"wanted {{{{ {name.name} }}}} as it is, without filters or conditions"
-            raise _Mistake(f"{name.name} stands inside an expression, {wanted}", name.lineno)
+            raise _MistakeError(f"{name.name} stands inside an expression, {wanted}", name.lineno)
 
 
 def _check_order(text: str, marks: dict[str, str]) -> None:
     for field, mark in marks.items():
         if text.count(mark) != 1:
             found = f"{{{{ {field} }}}} is written {text.count(mark)} times"
-            raise _Mistake(f"{found}, wanted once")
+            raise _MistakeError(f"{found}, wanted once")
     if text.index(marks["prompt"]) > text.index(marks["response"]):
-        raise _Mistake(
+        raise _MistakeError(
             "{{ response }} stands before {{ prompt }}, wanted the prompt first: what comes before "
             "the answer is computed once for all answers"
         )
@@ -136,7 +136,7 @@ def _settings(found: dict[str, Any]) -> dict[str, Any]:
             settings[name] = value = str(value)
         blank = isinstance(value, str) and not value.strip()
         if not isinstance(value, kind) or isinstance(value, bool) or blank:
-            raise _Mistake(f"{name} is {value!r}, wanted {wanted}")
+            raise _MistakeError(f"{name} is {value!r}, wanted {wanted}")
     _check_pattern(settings.get("pattern", ""))
     _check_fence(settings.get("fence", DEFAULT_RUBRIC.fence))
     return settings
@@ -144,7 +144,7 @@ def _settings(found: dict[str, Any]) -> dict[str, Any]:
 
 def _check_pattern(pattern: str) -> None:
     if any(ord(char) < 32 and char not in "\t\n" for char in pattern):
-        raise _Mistake(
+        raise _MistakeError(
             f"pattern is {pattern!r}, where Jinja has read an escape; wanted it between "
             "{% set pattern %} and {% endset %}, where backslashes stay"
         )
@@ -152,7 +152,7 @@ def _check_pattern(pattern: str) -> None:
 
 def _check_fence(fence: str) -> None:
     if len(fence) < MIN_FENCE or len(set(fence)) > 1 or fence[0].isalnum() or fence[0].isspace():
-        raise _Mistake(f"fence is {fence!r}, wanted {SETTINGS['fence'][1]}")
+        raise _MistakeError(f"fence is {fence!r}, wanted {SETTINGS['fence'][1]}")
 
 
 def _check_prefix(rubric: Rubric) -> None:
@@ -160,7 +160,7 @@ def _check_prefix(rubric: Rubric) -> None:
         f"{rubric.score_prefix} {rubric.low}", True, rubric.pattern, rubric.low, rubric.high
     )
     if status is not ScoreStatus.OK or score != rubric.low:
-        raise _Mistake(
+        raise _MistakeError(
             f"score_prefix is {rubric.score_prefix!r}, behind which the pattern reads no score; "
             "--judge expected wanted a score_prefix that the pattern finds"
         )

@@ -78,7 +78,9 @@ def tokenizer_of(kind: str) -> Any:
     backend.add_special_tokens([AddedToken(token, normalized=False) for token in special])
     normalized = kind == "normalising"
     backend.add_tokens([AddedToken(token, normalized=normalized) for token in added])
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=special[0] if special else None)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=special[0] if special else None
+    )
     made.chat_template = template
     made.eos_token = end
     return made
@@ -156,14 +158,18 @@ def test_every_candidate_stays_inside_its_fence(name, text, folder):
 
 def turn(tokenizer: Any, text: str, reason: str = "stop") -> Sample:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return Sample([*ids, tokenizer.eos_token_id] if reason == "stop" else ids, text, 0.0, None, reason)
+    return Sample(
+        [*ids, tokenizer.eos_token_id] if reason == "stop" else ids, text, 0.0, None, reason
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama3", "qwen"])
 def test_only_the_judges_own_turn_is_read(kind):
     tokenizer = tokenizer_of(kind)
     size = len(tokenizer)
-    config = ModelConfig("llama", size, 16, 16, 1, 1, 1, 16, eos_token_ids=(tokenizer.eos_token_id,))
+    config = ModelConfig(
+        "llama", size, 16, 16, 1, 1, 1, 16, eos_token_ids=(tokenizer.eos_token_id,)
+    )
     reader = make_reader(
         random_model(config, tokenizer), DEFAULT_RUBRIC, "sampled", SamplingParams(n=4)
     )
