@@ -1,5 +1,6 @@
 """The judge: what it is asked, how its score is read, and the pairs that come of it."""
 
+from srlm_fast.judge.eft import EftCounts, EftSet, Ranked, build_eft
 from srlm_fast.judge.pairs import PairConfig, PairSet, collect_scores, make_pairs, mean_score
 from srlm_fast.judge.rewards import (
     JudgedReward,
@@ -21,15 +22,19 @@ from srlm_fast.judge.score import (
 __all__ = [
     "DEFAULT_PATTERN",
     "DEFAULT_RUBRIC",
+    "EftCounts",
+    "EftSet",
     "JudgedReward",
     "PairConfig",
     "PairSet",
     "RandomReward",
+    "Ranked",
     "Reward",
     "Rubric",
     "ScoreStatus",
     "ScoreTable",
     "ScorerReward",
+    "build_eft",
     "collect_scores",
     "compile_pattern",
     "make_pairs",

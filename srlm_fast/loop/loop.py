@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 
@@ -47,6 +47,7 @@ from srlm_fast.sampler import Progress, Sampler, SamplingParams
 from srlm_fast.train import CheckpointError, StepReport, TrainReport, train_dpo, train_sft
 
 from .answers import AnswerStage, load_candidates, read_records
+from .eft_building import EftBuilding
 from .learning import fitting, sft_rows, token_pair, write_reference
 from .material import Material, gather, round_prompts
 from .measuring import (
@@ -130,6 +131,9 @@ class Run:
 
     def first_model(self, folder: ModelFolder) -> None:
         """M1: the seeds taught by SFT, or the given model where there are none."""
+        if self.material.ranked and not self.state.finished(folder.stage("train")):
+            eft = EftBuilding(self, folder).build()
+            self.material = dataclasses.replace(self.material, eft=eft)
         self.stage(folder, "train", self.teach if self.material.has_seeds else self.adopt)
         self.stage(folder, "measure", self.measure)
 
@@ -138,10 +142,12 @@ class Run:
         self.model.save(folder.model)
         return {"model_hash": weights_hash(folder.model)}
 
-    def teach(self, folder: ModelFolder) -> dict[str, Any]:
-        texts, rows = sft_rows(
-            self.model, self.material.rubric, self.material.ift, self.material.eft
-        )
+    def teach(
+        self, folder: ModelFolder, eft: Sequence[dict[str, Any]] | None = None
+    ) -> dict[str, Any]:
+        """SFT on the seeds; `eft` in place of the material's own."""
+        eft = self.material.eft if eft is None else eft
+        texts, rows = sft_rows(self.model, self.material.rubric, self.material.ift, eft)
         write_jsonl(folder.sft, texts)
         fit = fitting(rows, self.model.config.max_position_embeddings)
         if not fit:
@@ -157,6 +163,14 @@ class Run:
             ),
         )
         return {"rows": len(fit), "too_long": len(rows) - len(fit)} | report
+
+    def stop_for_lack_of_eft(self, figures: dict[str, Any]) -> NoReturn:
+        statuses = self.state.figures["m1/eft_judge"]["statuses"]
+        raise StoppedError(
+            f"M1: no judgement of --eft's ranked answers agrees with people's order (prompts: "
+            f"{_reasons(figures['dropped'])}; judgements: {_reasons(statuses)}); --eft takes rows "
+            "with a `judgement` too"
+        )
 
     def round(self, before: ModelFolder, after: ModelFolder) -> None:
         """M_t -> M_t+1."""

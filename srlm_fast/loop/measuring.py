@@ -70,6 +70,11 @@ def evaluation_figures(scored: Sequence[Scored], judged_by: str) -> dict[str, An
     return figures | ({"bits": bits} if bits else {})
 
 
+def ranked_id(row: int) -> str:
+    """The prompt id of a ranked row."""
+    return f"ranked-{row}"
+
+
 def judge_given(
     sampler: Sampler,
     rubric: Rubric,
@@ -80,10 +85,10 @@ def judge_given(
 ) -> AnswerStage:
     """Judge the answers of ranked rows into a file, going on from what it holds.
 
-    rows: "prompt" and "responses"; the answer k of row i is the candidate ("ranked-i", k). show:
+    rows: "prompt" and "responses"; the answer k of row i is the candidate (ranked_id(i), k). show:
     runs the stage. Returns the stage with `judgements`, and the rows `too_long` for the model.
     """
-    prompts = [Prompt(f"ranked-{i}", row["prompt"], "seed") for i, row in enumerate(rows)]
+    prompts = [Prompt(ranked_id(i), row["prompt"], "seed") for i, row in enumerate(rows)]
     stage = AnswerStage(sampler, SamplingParams(), rubric, reader, None, judgements)
     stage.candidates = {
         prompt.prompt_id: [
@@ -105,7 +110,7 @@ def judged_rows(
         {
             **row,
             "judged": [
-                mean_score(scores.get((f"ranked-{i}", k), ())) for k in range(len(row["responses"]))
+                mean_score(scores.get((ranked_id(i), k), ())) for k in range(len(row["responses"]))
             ],
         }
         for i, row in enumerate(rows)
