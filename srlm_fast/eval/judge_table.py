@@ -104,7 +104,7 @@ def _ranking(human: Sequence[float], judge: Sequence[float | None]) -> _Ranking:
 def _figures(rankings: list[_Ranking]) -> dict[str, Any]:
     verdicts = [ranking.verdicts() for ranking in rankings]
     ordered = [ranking for ranking in rankings if len(set(ranking.human)) > 1]
-    shares = {
+    shares: dict[str, list[tuple[float, int]]] = {
         "pairwise_accuracy": [(sum(v), len(v)) for v in verdicts],
         "pairwise_untied": [(v.count(1.0), len(v) - v.count(0.5)) for v in verdicts],
         "ties": [(v.count(0.5), len(v)) for v in verdicts],
