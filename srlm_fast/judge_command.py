@@ -85,10 +85,16 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.data is None:
         raise InputError("--data: not given, wanted a JSONL file of answers whose order is known")
     for name in ("out", "rows"):
-        path = getattr(arguments, name)
-        if path is not None and not Path(path).absolute().parent.is_dir():
-            raise InputError(f"--{name} {path}: its folder is not there, wanted a file to write")
+        check_file(f"--{name}", getattr(arguments, name))
     return arguments
+
+
+def check_file(option: str, path: str | None) -> None:
+    """Raise InputError unless `path` can be a file to write."""
+    if path is not None and Path(path).is_dir():
+        raise InputError(f"{option} {path}: found a folder, wanted a file to write")
+    if path is not None and not Path(path).absolute().parent.is_dir():
+        raise InputError(f"{option} {path}: its folder is not there, wanted a file to write")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

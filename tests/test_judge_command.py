@@ -181,6 +181,7 @@ def test_a_rubric_of_ones_own_with_its_range(made, ranked, tmp_path, capsys):
         (["--data", "x", "--limit", "0"], "--limit: found 0, wanted a whole number"),
         (["--data", "x", "--prompts", "y"], "--prompts: no such option"),
         (["--data", "x", "--out", "no/such/folder/x.json"], "--out no/such/folder/x.json: its"),
+        (["--data", "x", "--rows", "."], "--rows .: found a folder"),
         (["--data", "x", "--judge", "loud"], "--judge: found 'loud'"),
         (["--data", "x", "--rubric", "none.jinja"], "--rubric"),
     ],

@@ -71,8 +71,9 @@ def default_rubric(model: str) -> Rubric:
     """
     from srlm_fast.tiny.rubric import RUBRIC
 
-    made_by = read_json(Path(model).parent.parent / CONFIG_FILE).get("run")
-    of_tiny = isinstance(made_by, dict) and made_by.get("model") == TINY
+    folder = Path(model)
+    run = read_json(folder.parent.parent / CONFIG_FILE).get("run") if folder.is_dir() else None
+    of_tiny = isinstance(run, dict) and run.get("model") == TINY
     return RUBRIC if model == TINY or of_tiny else DEFAULT_RUBRIC
 
 
