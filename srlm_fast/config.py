@@ -18,6 +18,7 @@ from typing import Any
 
 from srlm_fast import __version__
 from srlm_fast.data import PromptConfig
+from srlm_fast.judge import PairConfig
 from srlm_fast.options import OPTIONS, Option
 from srlm_fast.records import InputError
 from srlm_fast.run_folder import CONFIG_FILE, read_json
@@ -26,11 +27,12 @@ from srlm_fast.tiny.settings import SETTINGS
 from srlm_fast.train import DpoConfig, SftConfig
 
 TINY = "tiny"
-FILES = ("prompts_file", "ift_file", "eft_file", "eval_prompts_file")
+FILES = ("prompts_file", "ift_file", "eft_file", "eval_prompts_file", "rubric_file")
 # Tokens run at once in training. Activations are kept for backward, some megabytes a token for a
 # model of billions, so a small piece decides whether such a model fits; its rows still fill a GPU.
 MICRO_BATCH = 2048
 ENDS_BYTES = 1 << 20  # read of each end of a file of weights
+JUDGED_REWARDS = ("self", "frozen")  # whose scores a judge writes
 # Where a run is written is not what it is.
 NOT_COMPARED = ("out",)
 
@@ -74,6 +76,7 @@ class Config:
     ift_file: str | None = None
     eft_file: str | None = None
     eval_prompts_file: str | None = None
+    rubric_file: str | None = None
     num_ift: int | None = None  # rows taken of each seed; None takes all
     num_eft: int | None = None
     num_prompts: int = 1024
@@ -88,6 +91,7 @@ class Config:
         default_factory=lambda: SamplingParams(n=4, temperature=0.7, top_p=0.9, max_tokens=512)
     )
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    pairs: PairConfig = field(default_factory=PairConfig)
     dpo: DpoConfig = field(default_factory=lambda: DpoConfig(micro_batch_tokens=MICRO_BATCH))
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     inputs: dict[str, str] = field(default_factory=dict)  # SHA-256 of each file's content
@@ -291,6 +295,12 @@ def check(config: Config) -> None:
         raise InputError(
             "--temperature: found 0, wanted a number above 0: greedy answers to one prompt are all "
             "the same, and equal answers make no pair"
+        )
+    samples = config.judge.sampling.n if config.judge.mode == "sampled" else 1
+    if config.reward in JUDGED_REWARDS and config.pairs.min_judgements > samples:
+        raise InputError(
+            f"--min-judgements: found {config.pairs.min_judgements}, wanted at most the {samples} "
+            "that an answer gets (--judge-samples; --judge expected takes one)"
         )
 
 

@@ -153,7 +153,8 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "eft_file",
             _FILE,
             "FILE",
-            "JSONL with `prompt`, `response`, `judgement`, `score`: seed of judging",
+            "JSONL with `prompt`, `response`, `judgement`, `score`: seed of judging; or ranked "
+            "answers (`prompt`, `responses`, `scores`), from which the seed is made",
         ),
         Option(
             "--eval-prompts",
@@ -199,12 +200,43 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "longest judgement, in tokens",
         ),
         Option(
+            "--rubric",
+            "rubric_file",
+            _FILE,
+            "FILE",
+            "a Jinja template with {{ prompt }} and {{ response }}, instead of the additive rubric",
+        ),
+        Option(
             "--reward",
             "reward",
             one_of(*REWARDS),
             "WHO",
             "self; frozen: always M1; pairwise: the live model compares answers two by two; "
             "random: a control; gold: the tiny world's own scorer",
+        ),
+    ),
+    "pairs": (
+        Option(
+            "--min-margin",
+            "pairs.min_margin",
+            real(0.0),
+            "X",
+            "least difference of the two mean scores of a pair (default: 0, any)",
+        ),
+        Option(
+            "--length-control",
+            "pairs.length_control",
+            real(0.0, 0.99),
+            "RHO",
+            "share of the range of a prompt's scores in which answers count as equal: the shortest "
+            "of the best is chosen, the longest of the worst rejected (default: 0, off)",
+        ),
+        Option(
+            "--min-judgements",
+            "pairs.min_judgements",
+            _AT_LEAST_1,
+            "N",
+            "judgements with a score that an answer needs to count (default: 1)",
         ),
     ),
     "training": (

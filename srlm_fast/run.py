@@ -106,8 +106,13 @@ def unknown_message(word: str, parser: argparse.ArgumentParser) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status. Every mistake ends as one line on stderr."""
+    return end_of(lambda: command(sys.argv[1:] if argv is None else argv))
+
+
+def end_of(work: Callable[[], int]) -> int:
+    """The exit status of a command, whatever way it ends."""
     try:
-        return command(sys.argv[1:] if argv is None else argv)
+        return work()
     except InputError as error:
         return complain(str(error), UNUSABLE)
     except (PermissionError, NotADirectoryError, FileNotFoundError) as error:

@@ -124,6 +124,32 @@ def test_files_count_by_content(tmp_path: Path):
     assert [each.option for each in found] == ["--prompts (the file's content)"]
 
 
+def test_a_changed_rubric_is_another_run(tmp_path: Path):
+    path = tmp_path / "r.jinja"
+    path.write_text("{{ prompt }}\n{{ response }}")
+    before = tree("--rubric", str(path))
+    path.write_text("{{ prompt }}\n{{ response }}\nBe strict.")
+    found = differences(before, tree("--rubric", str(path)))
+    assert [each.option for each in found] == ["--rubric (the file's content)"]
+
+
+def test_options_of_pairs():
+    made = tree("--min-margin", "0.5", "--length-control", "0.1", "--min-judgements", "2")
+    pairs = made.pairs
+    assert (pairs.min_margin, pairs.length_control, pairs.min_judgements) == (0.5, 0.1, 2)
+    for argv in (["--length-control", "1"], ["--min-margin", "-1"], ["--min-judgements", "0"]):
+        with pytest.raises(InputError, match=f"{argv[0]}: found"):
+            tree(*argv)
+
+
+def test_more_judgements_wanted_than_there_are():
+    with pytest.raises(InputError, match="--min-judgements: found 4, wanted at most the 3"):
+        tree("--min-judgements", "4")
+    with pytest.raises(InputError, match="--min-judgements: found 2, wanted at most the 1"):
+        tree("--min-judgements", "2", "--judge", "expected")
+    assert tree("--min-judgements", "4", "--judge-samples", "4").pairs.min_judgements == 4
+
+
 def test_a_relative_file_is_the_same_from_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -35,8 +35,12 @@ ALLOWED: dict[str, set[str]] = {
     "run_folder": {"records"},
     "config": {"records", "options", "run_folder", *STAGES},
     "plan": {"records", "options", "config", "model"},
-    "loop": {"records", "config", *STAGES},
+    "loop": {"records", "run_folder", "config", *STAGES},
     "run": {"records", "options", "run_folder", "config", "plan", "loop", "report", "model"},
+    "judge_command": {
+        *("records", "options", "run_folder", "config", "loop", "run"),
+        *("data", "eval", "model", "report"),
+    },
     "__init__": {"model", "sampler"},
 }
 

@@ -1,8 +1,17 @@
 """Rows that go in: seeds, the user's prompts, and prompts that the model makes up."""
 
 from srlm_fast.data.prompts import read_prompts
+from srlm_fast.data.ranked import RankedRow, read_ranked
 from srlm_fast.data.rouge import RougePool, rouge_l_max, words
-from srlm_fast.data.seeds import EftEvalRow, EftRow, IftRow, read_eft, read_eft_eval, read_ift
+from srlm_fast.data.seeds import (
+    EftEvalRow,
+    EftRow,
+    IftRow,
+    read_eft,
+    read_eft_eval,
+    read_eft_or_ranked,
+    read_ift,
+)
 from srlm_fast.data.selfmade import MadePrompts, Progress, PromptConfig, make_prompts, same_text
 
 __all__ = [
@@ -12,12 +21,15 @@ __all__ = [
     "MadePrompts",
     "Progress",
     "PromptConfig",
+    "RankedRow",
     "RougePool",
     "make_prompts",
     "read_eft",
     "read_eft_eval",
+    "read_eft_or_ranked",
     "read_ift",
     "read_prompts",
+    "read_ranked",
     "rouge_l_max",
     "same_text",
     "words",

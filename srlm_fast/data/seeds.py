@@ -7,6 +7,9 @@ from typing import TypedDict
 
 from srlm_fast.data.fields import Line, check_number, check_text, read_lines
 
+EFT_FORM = '{"prompt": "...", "response": "...", "judgement": "... Score: 4", "score": 4}'
+RANKED_FORM = '{"prompt": "...", "responses": ["...", "..."], "scores": [4, 2]}'
+
 
 class IftRow(TypedDict):
     """An instruction and the answer to it."""
@@ -41,26 +44,46 @@ def read_ift(path: str | Path) -> list[IftRow]:
 def read_eft(path: str | Path) -> list[EftRow]:
     """Rows with `prompt`, `response`, `judgement` and `score`. Raises InputError as `read_ift`
     does."""
-    form = '{"prompt": "...", "response": "...", "judgement": "... Score: 4", "score": 4}'
-    return [
-        {
-            "prompt": line.text("prompt"),
-            "response": line.text("response"),
-            "judgement": line.text("judgement"),
-            "score": line.number_of("score"),
-        }
-        for line in read_lines(path, form)
-    ]
+    return [_eft_row(line) for line in read_lines(path, EFT_FORM)]
+
+
+def read_eft_or_ranked(path: str | Path) -> tuple[list[EftRow], list[EftEvalRow]]:
+    """(rows of `read_eft`, none) or (none, rows of `read_eft_eval`), by what the first line holds.
+
+    Raises InputError as `read_ift` does, also for a file that mixes the two forms.
+    """
+    eft: list[EftRow] = []
+    ranked: list[EftEvalRow] = []
+    for line in read_lines(path, f"{EFT_FORM} or {RANKED_FORM}"):
+        if "judgement" not in line.fields and "responses" in line.fields:
+            if eft:
+                raise line.error("responses", "stands in a file of judgements", "one form alone")
+            ranked.append(ranked_row(line))
+        else:
+            if ranked:
+                found = "stands in a file of ranked answers"
+                raise line.error("judgement", found, "one form alone")
+            eft.append(_eft_row(line))
+    return eft, ranked
+
+
+def _eft_row(line: Line) -> EftRow:
+    return {
+        "prompt": line.text("prompt"),
+        "response": line.text("response"),
+        "judgement": line.text("judgement"),
+        "score": line.number_of("score"),
+    }
 
 
 def read_eft_eval(path: str | Path) -> list[EftEvalRow]:
     """Rows with `prompt`, at least two `responses` and as many `scores`. Raises InputError as
     `read_ift` does."""
-    form = '{"prompt": "...", "responses": ["...", "..."], "scores": [4, 2]}'
-    return [_eval_row(line) for line in read_lines(path, form)]
+    return [ranked_row(line) for line in read_lines(path, RANKED_FORM)]
 
 
-def _eval_row(line: Line) -> EftEvalRow:
+def ranked_row(line: Line) -> EftEvalRow:
+    """The row of one line. Raises InputError."""
     responses, scores = line.items("responses"), line.items("scores")
     if len(responses) < 2:
         raise line.error("responses", f"has {len(responses)} entries", "at least two")

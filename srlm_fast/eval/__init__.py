@@ -3,5 +3,6 @@
 from srlm_fast.eval.collapse import collapse_figures
 from srlm_fast.eval.interval import mean_interval
 from srlm_fast.eval.judge_table import JudgeRow, judge_table
+from srlm_fast.eval.reward_bench import section_scores
 
-__all__ = ["JudgeRow", "collapse_figures", "judge_table", "mean_interval"]
+__all__ = ["JudgeRow", "collapse_figures", "judge_table", "mean_interval", "section_scores"]

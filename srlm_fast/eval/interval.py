@@ -1,11 +1,13 @@
-"""A mean and how sure it is."""
+"""A mean, a ratio or a share, and how sure it is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy.special import stdtrit
+from scipy.stats import binomtest
 
 
 def mean_interval(values: Iterable[float], confidence: float = 0.95) -> tuple[float, float, float]:
@@ -25,3 +27,34 @@ def mean_interval(values: Iterable[float], confidence: float = 0.95) -> tuple[fl
     error = float(data.std(ddof=1)) / data.size**0.5
     half = float(stdtrit(data.size - 1, (1 + confidence) / 2)) * error
     return mean, mean - half, mean + half
+
+
+def ratio_interval(
+    sums: Sequence[tuple[float, int]], confidence: float = 0.95
+) -> list[float] | None:
+    """[low, high] inside [0, 1] of the ratio sum(part) / sum(whole); None for fewer than two.
+
+    sums: (part, whole) of each prompt; prompts are the sample, since what stands in one hangs
+    together. Linearised: the error of the ratio is that of sum(part - ratio * whole), Student's t.
+    Where every prompt has the same share that shows no spread at all; a share of 0 or 1 then has
+    Wilson's interval over prompts.
+    """
+    sums = [(part, whole) for part, whole in sums if whole]
+    if len(sums) < 2:
+        return None
+    total = sum(whole for _, whole in sums)
+    ratio = sum(part for part, _ in sums) / total
+    if ratio in (0.0, 1.0):
+        return share_interval(round(ratio) * len(sums), len(sums), confidence)
+    squares = math.fsum((part - ratio * whole) ** 2 for part, whole in sums)
+    error = math.sqrt(squares * len(sums) / (len(sums) - 1)) / total
+    half = float(stdtrit(len(sums) - 1, (1 + confidence) / 2)) * error
+    return [max(ratio - half, 0.0), min(ratio + half, 1.0)]
+
+
+def share_interval(count: int, n: int, confidence: float = 0.95) -> list[float] | None:
+    """Wilson's [low, high] of the share count / n of independent cases; None for fewer than two."""
+    if n < 2:
+        return None
+    found = binomtest(count, n).proportion_ci(confidence, method="wilson")
+    return [float(found.low), float(found.high)]

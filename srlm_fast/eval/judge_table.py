@@ -7,12 +7,14 @@ the judge left without a readable score take no part. A figure with nothing to m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, TypedDict
 
-from scipy.special import stdtrit
+from scipy.stats import kendalltau, spearmanr
+
+from srlm_fast.eval.interval import mean_interval, ratio_interval, share_interval
 
 
 class JudgeRow(TypedDict):
@@ -46,29 +48,33 @@ class _Ranking:
         return all(human == judge for human, judge in self.signs())
 
     def spearman(self) -> float:
-        """Pearson's correlation of the ranks, equal scores sharing their mean rank."""
-        return _pearson(_ranks(self.human), _ranks(self.judge))
+        return self._correlation(spearmanr)
 
     def kendall(self) -> float:
-        """Tau-b: sum of the products of the signs over the root of the numbers of untied pairs."""
-        signs = self.signs()
-        untied = math.prod(sum(pair[side] != 0 for pair in signs) for side in (0, 1))
-        return sum(human * judge for human, judge in signs) / math.sqrt(untied) if untied else 0.0
+        """Variant b: of the pairs, those that either side ties are taken out of the norm."""
+        return self._correlation(kendalltau)
+
+    def _correlation(self, statistic: Callable[..., Any]) -> float:
+        """0 where one side ties everything, for which neither coefficient is defined."""
+        if len(set(self.human)) < 2 or len(set(self.judge)) < 2:
+            return 0.0
+        return float(statistic(self.human, self.judge).statistic)
 
 
 def judge_table(rows: Iterable[Mapping[str, Any]], high: float = 5.0) -> dict[str, Any]:
     """Figures of the judge over `JudgeRow`s, whose keys are prompt, responses, scores and judged.
 
     pairwise_accuracy: over pairs that people score apart, the share that the judge orders as they
-    do; a tie of the judge counts half. pairwise_interval: its 95 % interval over prompts. ties:
-    the share of those pairs that the judge ties. pairwise_untied: the accuracy over the rest.
+    do; a tie of the judge counts half. ties: the share of those pairs that the judge ties.
+    pairwise_untied: the accuracy over the rest.
     five_best: of the answers that the judge gives `high`, the share that people score highest of
     their prompt.
     exact_match: the share of prompts whose whole order, ties included, is the same; those that
     people score all equal are left out. spearman, kendall (tau-b): means over the same prompts; a
     judge that ties all answers of one gets 0 for it.
-    n: how many pairs, answers or prompts stand behind each figure. prompts, unjudged (answers)
-    count the input.
+    n: how many pairs, answers or prompts stand behind each figure. intervals: the 95 % interval of
+    each over prompts, None where there are fewer than two; pairwise_interval: that of the first.
+    prompts, unjudged (answers) count the input.
     length_only: the same figures for a "judge" that takes the number of characters for the score.
     Raises ValueError for a row whose lists differ in length.
     """
@@ -78,7 +84,10 @@ def judge_table(rows: Iterable[Mapping[str, Any]], high: float = 5.0) -> dict[st
             raise ValueError(f"rows[{at}]: responses, scores and judged differ in length")
     judged = [score for row in rows for score in row["judged"]]
     table = _figures([_ranking(row["scores"], row["judged"]) for row in rows])
-    table["five_best"], table["n"]["five_best"] = _five_best(rows, high)
+    tops = _five_best(rows, high)
+    table["five_best"] = _ratio(tops)
+    table["n"]["five_best"] = sum(count for _, count in tops)
+    table["intervals"]["five_best"] = ratio_interval(tops)
     table["prompts"], table["unjudged"] = len(rows), sum(score is None for score in judged)
     by_length = [[float(len(text)) for text in row["responses"]] for row in rows]
     table["length_only"] = _figures(
@@ -94,58 +103,51 @@ def _ranking(human: Sequence[float], judge: Sequence[float | None]) -> _Ranking:
 
 def _figures(rankings: list[_Ranking]) -> dict[str, Any]:
     verdicts = [ranking.verdicts() for ranking in rankings]
-    flat = [verdict for prompt in verdicts for verdict in prompt]
-    untied = [verdict for verdict in flat if verdict != 0.5]
     ordered = [ranking for ranking in rankings if len(set(ranking.human)) > 1]
-    pairs, prompts = len(flat), len(ordered)
+    shares: dict[str, list[tuple[float, int]]] = {
+        "pairwise_accuracy": [(sum(v), len(v)) for v in verdicts],
+        "pairwise_untied": [(v.count(1.0), len(v) - v.count(0.5)) for v in verdicts],
+        "ties": [(v.count(0.5), len(v)) for v in verdicts],
+    }
+    means = {
+        "exact_match": [float(ranking.agrees()) for ranking in ordered],
+        "spearman": [ranking.spearman() for ranking in ordered],
+        "kendall": [ranking.kendall() for ranking in ordered],
+    }
+    intervals = {name: ratio_interval(sums) for name, sums in shares.items()}
+    intervals |= {name: _mean_interval(means[name]) for name in ("spearman", "kendall")}
+    intervals["exact_match"] = share_interval(int(sum(means["exact_match"])), len(ordered))
     return {
-        "pairwise_accuracy": _mean(flat),
-        "pairwise_interval": _pairwise_interval(verdicts),
-        "pairwise_untied": _mean(untied),
-        "ties": (pairs - len(untied)) / pairs if pairs else None,
-        "exact_match": _mean([ranking.agrees() for ranking in ordered]),
-        "spearman": _mean([ranking.spearman() for ranking in ordered]),
-        "kendall": _mean([ranking.kendall() for ranking in ordered]),
-        "n": {"pairwise_accuracy": pairs, "pairwise_untied": len(untied), "ties": pairs}
-        | dict.fromkeys(("exact_match", "spearman", "kendall"), prompts),
+        **{name: _ratio(sums) for name, sums in shares.items()},
+        **{name: _mean(values) for name, values in means.items()},
+        "pairwise_interval": intervals["pairwise_accuracy"],
+        "intervals": intervals,
+        "n": {name: sum(count for _, count in sums) for name, sums in shares.items()}
+        | dict.fromkeys(means, len(ordered)),
     }
 
 
-def _five_best(rows: Sequence[Mapping[str, Any]], high: float) -> tuple[float | None, int]:
-    tops = [
-        human == max(row["scores"])
-        for row in rows
-        for human, judge in zip(row["scores"], row["judged"], strict=True)
-        if judge is not None and judge >= high
-    ]
-    return _mean(tops), len(tops)
+def _five_best(rows: Sequence[Mapping[str, Any]], high: float) -> list[tuple[float, int]]:
+    """Of each prompt: (answers given `high` that people score highest, answers given it)."""
+    found = []
+    for row in rows:
+        pairs = zip(row["scores"], row["judged"], strict=True)
+        given = [human for human, judge in pairs if judge is not None and judge >= high]
+        found.append((float(given.count(max(row["scores"], default=0))), len(given)))
+    return found
 
 
-def _pairwise_interval(verdicts: list[list[float]]) -> list[float] | None:
-    """95 % interval of a ratio of sums; prompts are the sample, since pairs of one hang together.
+def _ratio(sums: Sequence[tuple[float, int]]) -> float | None:
+    total = sum(count for _, count in sums)
+    return math.fsum(part for part, _ in sums) / total if total else None
 
-    Linearised: the error of sum(right) / sum(pairs) is that of sum(right - accuracy * pairs).
-    """
-    sums = [(sum(prompt), len(prompt)) for prompt in verdicts if prompt]
-    if len(sums) < 2:
+
+def _mean_interval(values: Sequence[float]) -> list[float] | None:
+    """Of correlations, which end at -1 and 1."""
+    if len(values) < 2:
         return None
-    total = sum(pairs for _, pairs in sums)
-    accuracy = sum(right for right, _ in sums) / total
-    squares = math.fsum((right - accuracy * pairs) ** 2 for right, pairs in sums)
-    error = math.sqrt(squares * len(sums) / (len(sums) - 1)) / total
-    half = float(stdtrit(len(sums) - 1, 0.975)) * error
-    return [max(accuracy - half, 0.0), min(accuracy + half, 1.0)]
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    return [sum(w < v for w in values) + (values.count(v) + 1) / 2 for v in values]
-
-
-def _pearson(xs: Sequence[float], ys: Sequence[float]) -> float:
-    mean = (len(xs) + 1) / 2  # of ranks
-    pairs = [(x - mean, y - mean) for x, y in zip(xs, ys, strict=True)]
-    norm = math.sqrt(math.fsum(x * x for x, _ in pairs) * math.fsum(y * y for _, y in pairs))
-    return math.fsum(x * y for x, y in pairs) / norm if norm else 0.0
+    _, low, high = mean_interval(values)
+    return [max(low, -1.0), min(high, 1.0)]
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -1,6 +1,7 @@
 """The judge: what it is asked, how its score is read, and the pairs that come of it."""
 
-from srlm_fast.judge.pairs import PairSet, collect_scores, make_pairs, mean_score
+from srlm_fast.judge.eft import EftCounts, EftSet, Ranked, build_eft
+from srlm_fast.judge.pairs import PairConfig, PairSet, collect_scores, make_pairs, mean_score
 from srlm_fast.judge.pairwise import (
     CHOICES,
     DEFAULT_PAIR_PROMPT,
@@ -21,6 +22,7 @@ from srlm_fast.judge.rewards import (
     score_candidates,
 )
 from srlm_fast.judge.rubric import DEFAULT_RUBRIC, Rubric
+from srlm_fast.judge.rubric_file import read_rubric
 from srlm_fast.judge.score import DEFAULT_PATTERN, parse_score
 from srlm_fast.judge.score_place import ScorePlace
 from srlm_fast.judge.score_table import compile_pattern
@@ -33,24 +35,30 @@ __all__ = [
     "DEFAULT_RUBRIC",
     "Choice",
     "Comparison",
+    "EftCounts",
+    "EftSet",
     "JudgedReward",
+    "PairConfig",
     "PairKey",
     "PairPrompt",
     "PairSet",
     "PairwiseReward",
     "RandomReward",
+    "Ranked",
     "Reward",
     "Rubric",
     "ScorePlace",
     "ScoreStatus",
     "ScoreTable",
     "ScorerReward",
+    "build_eft",
     "collect_scores",
     "compare",
     "compile_pattern",
     "make_pairs",
     "mean_score",
     "parse_score",
+    "read_rubric",
     "score_candidates",
     "text_pairs",
     "with_labels",

@@ -18,6 +18,34 @@ Samples = Sequence[float | None]  # one score per judgement, None where none cou
 REASONS = ("no_candidate", "not_judged", "one_judged", "identical", "tie", "margin", "unread")
 
 
+# Means are sums of floats: what is equal on paper may differ by some units of the last place.
+_SLACK = 1e-9
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """Which two answers make a pair, and when there is none.
+
+    min_margin: least difference of the two means. length_control: rho in [0, 1); above 0, answers
+    with a mean in [(1 - rho) * highest + rho * lowest, highest] count as equally good and the
+    shortest is chosen, and of the same band at the bottom the longest is rejected (arXiv
+    2407.19594); length is in characters. min_judgements: an answer with fewer scores that could be
+    read takes no part. Raises ValueError naming the field that is out of range.
+    """
+
+    min_margin: float = 0.0
+    length_control: float = 0.0
+    min_judgements: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_margin < math.inf:
+            raise ValueError(f"min_margin: {self.min_margin}, wanted a number of at least 0")
+        if not 0 <= self.length_control < 1:
+            raise ValueError(f"length_control: {self.length_control}, wanted 0 or more, below 1")
+        if self.min_judgements < 1:
+            raise ValueError(f"min_judgements: {self.min_judgements}, wanted at least 1")
+
+
 @dataclass(frozen=True)
 class PairSet:
     """Pair rows in the order of the prompts, and for each prompt without one the reason."""
@@ -41,6 +69,14 @@ class _Judged:
     candidate: Candidate
     mean: float
     variance: float
+
+    @property
+    def length(self) -> int:
+        return len(self.candidate.text)
+
+    @property
+    def index(self) -> int:
+        return self.candidate.index
 
 
 def valid_scores(samples: Samples) -> list[float]:
@@ -72,17 +108,19 @@ def make_pairs(
     round_name: str = "",
     seed: int = 0,
     sampling: Mapping[str, Any] | None = None,
-    min_valid: int = 1,
-    min_margin: float = 0.0,
+    config: PairConfig = PairConfig(),
 ) -> PairSet:
     """For each prompt the highest mean score against the lowest (arXiv 2401.10020, section 2.3).
 
-    A candidate counts as judged with at least `min_valid` scores that could be read; the others,
-    unread ones among them, can be neither chosen nor rejected. Equal means are settled by the
-    lowest variance of the judge (unknown for a single score, so last), then by the lowest index, at
-    either end. A prompt is dropped, for one counted
-    reason: "no_candidate"; "not_judged"; "one_judged"; "identical" (the two texts are the same);
-    "tie" (all means are equal); "margin" (they differ by less than `min_margin`).
+    A candidate counts as judged with at least `config.min_judgements` scores that could be read;
+    the others, unread ones among them, can be neither chosen nor rejected. Equal means are settled
+    by the lowest variance of the judge (unknown for a single score, so last), then by the lowest
+    index, at either end; in the bands of length control by length, then mean, variance and index.
+    The rejected one always has the lower mean, also where the two bands overlap.
+
+    A prompt is dropped, for one counted reason: "no_candidate"; "not_judged"; "one_judged" (only
+    one has scores enough); "identical" (the two texts are the same); "tie" (all means are equal);
+    "margin" (the two means differ by less than `config.min_margin`).
 
     A pair row is a superset of the UltraFeedback-binarized layout: prompt, prompt_id, chosen,
     rejected, messages, score_chosen, score_rejected, then all_responses, scores (every sample, null
@@ -99,7 +137,7 @@ def make_pairs(
     pairs, reasons = [], {}
     for prompt in prompts:
         group = sorted(by_prompt[prompt.prompt_id], key=lambda c: c.index)
-        picked = _pick(group, scores, min_valid, min_margin)
+        picked = _pick(group, scores, config)
         if isinstance(picked, str):
             reasons[prompt.prompt_id] = picked
         else:
@@ -108,33 +146,45 @@ def make_pairs(
 
 
 def _pick(
-    group: list[Candidate],
-    scores: Mapping[CandidateKey, Samples],
-    min_valid: int,
-    min_margin: float,
+    group: list[Candidate], scores: Mapping[CandidateKey, Samples], config: PairConfig
 ) -> tuple[_Judged, _Judged] | str:
     """(chosen, rejected), or the reason there is no pair."""
-    judged = [j for c in group if (j := _judge(c, scores, min_valid)) is not None]
+    judged = [j for c in group if (j := _judge(c, scores, config.min_judgements)) is not None]
     if len(judged) < 2:
         return "no_candidate" if not group else "one_judged" if judged else "not_judged"
-    chosen = min(judged, key=lambda j: (-j.mean, j.variance, j.candidate.index))
-    rejected = min(judged, key=lambda j: (j.mean, j.variance, j.candidate.index))
     if len({j.candidate.text for j in judged}) == 1:
         return "identical"
-    if chosen.mean == rejected.mean:
+    means = [j.mean for j in judged]
+    if max(means) - min(means) < _SLACK:
         return "tie"
+    chosen, rejected = _ends(judged, config.length_control)
     if chosen.candidate.text == rejected.candidate.text:
         return "identical"
-    if chosen.mean - rejected.mean < min_margin:
+    if chosen.mean - rejected.mean < config.min_margin - _SLACK:
         return "margin"
     return chosen, rejected
 
 
+def _ends(judged: list[_Judged], rho: float) -> tuple[_Judged, _Judged]:
+    """(chosen, rejected) of answers whose means are not all equal."""
+    means = [j.mean for j in judged]
+    high, low = max(means), min(means)
+    band = rho * (high - low) + _SLACK
+    top = [j for j in judged if j.mean >= high - band and j.mean > low]
+    if not rho:
+        chosen = min(top, key=lambda j: (j.variance, j.index))
+        bottom = [j for j in judged if j.mean <= low + band]
+        return chosen, min(bottom, key=lambda j: (j.variance, j.index))
+    chosen = min(top, key=lambda j: (j.length, -j.mean, j.variance, j.index))
+    bottom = [j for j in judged if j.mean <= low + band and j.mean < chosen.mean]
+    return chosen, min(bottom, key=lambda j: (-j.length, j.mean, j.variance, j.index))
+
+
 def _judge(
-    candidate: Candidate, scores: Mapping[CandidateKey, Samples], min_valid: int
+    candidate: Candidate, scores: Mapping[CandidateKey, Samples], min_judgements: int
 ) -> _Judged | None:
     valid = valid_scores(scores.get((candidate.prompt_id, candidate.index), ()))
-    if len(valid) < max(min_valid, 1):
+    if len(valid) < min_judgements:
         return None
     mean = math.fsum(valid) / len(valid)
     spread = math.fsum((score - mean) ** 2 for score in valid) / len(valid)

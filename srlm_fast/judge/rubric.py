@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
+from srlm_fast.judge.automaton import compile_automaton
 from srlm_fast.judge.fence import defused, fenced
 from srlm_fast.judge.score import parse_pattern
 
@@ -20,7 +22,8 @@ class Rubric:
     pattern: how the score is labelled (None: the word Score and a colon); low, high: its range.
     version: names the wording in the rows.
     fence: a run of one character set on lines of its own around the question and the answer, made
-    longer than any such run inside them; empty for none.
+    longer than any such run inside them, also one of signs that some tokenizers take for the same;
+    empty for none.
     score_prefix: what the judge writes directly before the score, for readers that stop there.
     Raises ValueError naming the field that cannot be used.
     """
@@ -43,6 +46,17 @@ class Rubric:
         if len(set(self.fence)) > 1:
             raise ValueError(f"fence: {self.fence!r}, wanted one character repeated, or nothing")
         parse_pattern(self.pattern, self.low, self.high)
+        if self.pattern is not None:
+            compile_automaton(self.pattern, self.low, self.high)
+
+    @property
+    def digest(self) -> str:
+        """A short hash of everything that makes what the judge is asked and how it is read."""
+        return hashlib.sha256(repr(astuple(self)).encode(errors="surrogatepass")).hexdigest()[:16]
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        return {"version": self.version, "digest": self.digest}
 
     def render(self, prompt: str, response: str, reserved: Iterable[str] = ()) -> str:
         """The text that the judge gets.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,9 @@ class AnswerStage:
     """Candidates of prompts, and judgements of candidates, into two files; goes on from whatever
     they hold.
 
-    `reader` None samples answers without judging them. Rows of one prompt (or of one candidate)
-    count only when all of them are there.
+    `reader` None samples answers without judging them; no `candidates` file: the attribute of that
+    name is given, and they are only judged. Rows of one prompt (or of one candidate) count only
+    when all of them are there.
     """
 
     def __init__(
@@ -56,16 +58,17 @@ class AnswerStage:
         params: SamplingParams,
         rubric: Rubric,
         reader: Reader | None,
-        candidates: Path,
+        candidates: Path | None,
         judgements: Path,
     ) -> None:
         self.sampler, self.params, self.rubric, self.reader = sampler, params, rubric, reader
         self.tokenizer = sampler.model.tokenizer
         pool = sampler.num_pages * sampler.page_tokens
         self.longest = min(sampler.model.config.max_position_embeddings, pool)
-        self.candidates = load_candidates(candidates, params.n)
+        self.candidates = load_candidates(candidates, params.n) if candidates else {}
         self.judgements: dict[Any, list[Any]] = {}
-        keep_rows(candidates, self.candidates)
+        if candidates:
+            keep_rows(candidates, self.candidates)
         if reader:
             self.judgements = load_judgements(judgements, reader.n)
             keep_rows(judgements, self.judgements)
@@ -76,8 +79,11 @@ class AnswerStage:
     def run(self, prompts: Sequence[Prompt], progress: OnProgress | None = None) -> None:
         """Answer `prompts` that have no candidates and judge candidates that have no judgements."""
         self._texts = {prompt.prompt_id: prompt.text for prompt in prompts}
-        with RowWriter(self._paths[0]) as candidates, RowWriter(self._paths[1]) as judgements:
-            self._write_candidates, self._write_judgements = candidates.write, judgements.write
+        candidates, judgements = self._paths
+        with ExitStack() as files:
+            if candidates is not None:
+                self._write_candidates = files.enter_context(RowWriter(candidates)).write
+            self._write_judgements = files.enter_context(RowWriter(judgements)).write
             self.sampler.run(self._requests(prompts), self._finished, progress)
 
     def _requests(self, prompts: Sequence[Prompt]) -> Iterable[Request]:
@@ -151,7 +157,7 @@ def judge_text(rubric: Rubric, tokenizer: Any, prompt: str, response: str) -> st
     """What the judge is asked; the tokenizer's special tokens cannot be spelled from inside
     question or answer.
     """
-    return rubric.render(prompt, response, tokenizer.all_special_tokens)
+    return rubric.render(prompt, response, chat.reserved_strings(tokenizer))
 
 
 def _candidate(prompt: Prompt, index: int, sample: Sample) -> Candidate:

@@ -79,7 +79,7 @@ class CompareStage(AnswerStage):
 
     def _ask(self, order: Order, first: str, second: str) -> Request | None:
         prompt_id = order.owners[0][0]
-        reserved = self.tokenizer.all_special_tokens
+        reserved = chat.reserved_strings(self.tokenizer)
         text = self._prompt.render(self._texts[prompt_id], first, second, reserved)
         ids = [*chat.encode(self.tokenizer, text), *self._place.lead_up()]
         fits = self._fits(ids, 0, prompt_id)

@@ -13,8 +13,9 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 
@@ -50,12 +51,13 @@ from srlm_fast.train import CheckpointError, StepReport, TrainReport, train_dpo,
 
 from .answers import AnswerStage, load_candidates, read_records
 from .comparing import CompareStage
+from .eft_building import EftBuilding
 from .learning import fitting, sft_rows, token_pair, write_reference
 from .material import Material, gather, round_prompts
 from .measuring import (
     evaluation_figures,
-    given_candidates,
     judge_figures,
+    judge_given,
     score_by_judge,
     score_by_program,
 )
@@ -113,6 +115,7 @@ class Run:
             for before, after in zip(self.folders, self.folders[1:], strict=False):
                 self.round(before, after)
             summary = summarize(self.config, self.state, self.folders)
+            summary["rubric"] = self.material.rubric.provenance
             write_json_atomic(self.out / SUMMARY_FILE, summary)
             return summary
         finally:
@@ -132,6 +135,9 @@ class Run:
 
     def first_model(self, folder: ModelFolder) -> None:
         """M1: the seeds taught by SFT, or the given model where there are none."""
+        if self.material.ranked and not self.state.finished(folder.stage("train")):
+            eft = EftBuilding(self, folder).build()
+            self.material = dataclasses.replace(self.material, eft=eft)
         self.stage(folder, "train", self.teach if self.material.has_seeds else self.adopt)
         self.stage(folder, "measure", self.measure)
 
@@ -140,10 +146,12 @@ class Run:
         self.model.save(folder.model)
         return {"model_hash": weights_hash(folder.model)}
 
-    def teach(self, folder: ModelFolder) -> dict[str, Any]:
-        texts, rows = sft_rows(
-            self.model, self.material.rubric, self.material.ift, self.material.eft
-        )
+    def teach(
+        self, folder: ModelFolder, eft: Sequence[dict[str, Any]] | None = None
+    ) -> dict[str, Any]:
+        """SFT on the seeds; `eft` in place of the material's own."""
+        eft = self.material.eft if eft is None else eft
+        texts, rows = sft_rows(self.model, self.material.rubric, self.material.ift, eft)
         write_jsonl(folder.sft, texts)
         fit = fitting(rows, self.model.config.max_position_embeddings)
         if not fit:
@@ -159,6 +167,14 @@ class Run:
             ),
         )
         return {"rows": len(fit), "too_long": len(rows) - len(fit)} | report
+
+    def stop_for_lack_of_eft(self, figures: dict[str, Any]) -> NoReturn:
+        statuses = self.state.figures["m1/eft_judge"]["statuses"]
+        raise StoppedError(
+            f"M1: no judgement of --eft's ranked answers agrees with people's order (prompts: "
+            f"{_reasons(figures['dropped'])}; judgements: {_reasons(statuses)}); --eft takes rows "
+            "with a `judgement` too"
+        )
 
     def round(self, before: ModelFolder, after: ModelFolder) -> None:
         """M_t -> M_t+1."""
@@ -333,6 +349,7 @@ class Run:
             round_name=folder.name,
             seed=self.config.seed,
             sampling=_sampling_row(self.config.candidates),
+            config=self.config.pairs,
         )
         if self.config.reward == "pairwise":
             found = with_labels(found, read_records(folder.comparisons, Comparison))
@@ -342,7 +359,10 @@ class Run:
                 f"{folder.name}: the round gave no pair to learn from (prompts: "
                 f"{_reasons(found.dropped)}; judgements: {_reasons(statuses)})"
             )
-        origin = {"model_hash": weights_hash(self.folders[folder.number - 2].model)}
+        origin = {
+            "model_hash": weights_hash(self.folders[folder.number - 2].model),
+            "rubric": self.material.rubric.provenance,
+        }
         rows = [row | origin for row in found.pairs]
         pairs = [token_pair(self.model, row, groups) for row in rows]
         self.sampler.release()
@@ -383,7 +403,7 @@ class Run:
             for p in prompts
             if (group := candidates.get(p.prompt_id))
         ]
-        return judge_table(rows)
+        return judge_table(rows, self.material.rubric.high)
 
     def sampled(self, folder: ModelFolder) -> dict[str, list[Candidate]]:
         """The candidates of the finished answer stage, all of them."""
@@ -511,18 +531,15 @@ class Run:
         rows = self.material.eft_eval
         if not rows:
             return None
-        prompts, given = given_candidates(rows)
-        stage = AnswerStage(
+        stage = judge_given(
             self.sampler,
-            self.config.candidates,
             self.material.rubric,
             self.reader(),
-            folder.path / "judge_given.jsonl",
+            rows,
             folder.judge_evaluation,
+            partial(self.show_answers, f"{folder.name} as judge"),
         )
-        stage.candidates = given
-        self.show_answers(f"{folder.name} as judge", stage, prompts)
-        return judge_figures(rows, stage.judgements)
+        return judge_figures(rows, stage.judgements, self.material.rubric.high)
 
 
 class WeightsOf:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from srlm_fast.config import TINY, Config
-from srlm_fast.data import read_eft, read_ift, read_prompts, same_text
-from srlm_fast.judge import DEFAULT_RUBRIC, Rubric
+from srlm_fast.data import read_eft_or_ranked, read_ift, read_prompts, same_text
+from srlm_fast.judge import DEFAULT_RUBRIC, Rubric, read_rubric
 from srlm_fast.records import InputError, Prompt
 
 from .state import derive_seed
@@ -23,7 +23,8 @@ Row = dict[str, Any]
 @dataclass(frozen=True)
 class Material:
     """ift: {"prompt", "response"}. eft: {"prompt", "response", "judgement", "score"}. eft_eval:
-    {"prompt", "responses", "scores"}. held_out: prompts that are never trained on. prompts: the
+    {"prompt", "responses", "scores"}. ranked: rows of that form from which EFT is still to be
+    built. held_out: prompts that are never trained on. prompts: the
     user's own, empty when the model makes them. score_bits: a program's score of an answer with the
     points it is made of, where the world has one (used to measure, and by `--reward gold`).
     """
@@ -35,6 +36,7 @@ class Material:
     prompts: list[Prompt]
     rubric: Rubric
     score_bits: Callable[[str, str], tuple[float, dict[str, bool]]] | None
+    ranked: list[Row] = field(default_factory=list)
 
     @property
     def has_seeds(self) -> bool:
@@ -53,9 +55,11 @@ class Material:
 
 def gather(config: Config) -> Material:
     """Read what the options name; `--model tiny` brings what they do not. Raises InputError."""
+    eft, ranked = read_eft_or_ranked(Path(config.eft_file)) if config.eft_file else ([], [])
     given = Given(
         ift=_rows(read_ift, config.ift_file)[: config.num_ift],
-        eft=_rows(read_eft, config.eft_file)[: config.num_eft],
+        eft=[dict(row) for row in eft[: config.num_eft]],
+        ranked=[dict(row) for row in ranked],
         held_out=_prompts(config.eval_prompts_file)[: config.evaluation.num_prompts],
         prompts=_prompts(config.prompts_file),
     )
@@ -70,6 +74,7 @@ class Given:
 
     ift: list[Row]
     eft: list[Row]
+    ranked: list[Row]
     held_out: list[Prompt]
     prompts: list[Prompt]
 
@@ -84,14 +89,16 @@ def _users(config: Config, given: Given) -> Material:
     pool = given.prompts or [Prompt(row["prompt"], row["prompt"], "file") for row in given.ift]
     held_out = given.held_out or _hold_out(pool, config.evaluation.num_prompts, seed)
     eft, eft_eval = _split_eft(given.eft, seed)
+    ranked, ranked_eval = _split_ranked(given.ranked, seed)
     return _apart(
         Material(
             ift=given.ift,
             eft=eft,
-            eft_eval=eft_eval[: config.evaluation.num_judged],
+            eft_eval=(eft_eval + ranked_eval)[: config.evaluation.num_judged],
+            ranked=ranked,
             held_out=held_out,
             prompts=given.prompts,
-            rubric=DEFAULT_RUBRIC,
+            rubric=rubric_of(config, DEFAULT_RUBRIC),
             score_bits=None,
         )
     )
@@ -110,7 +117,8 @@ def _tiny(config: Config, given: Given) -> Material:
     seed = derive_seed(config.seed, "tiny")
     ift = given.ift or seeds.ift(seed, config.num_ift or SETTINGS.num_ift)
     taught = [row["prompt"] for row in ift]
-    eft = given.eft or seeds.eft(seed, config.num_eft or SETTINGS.num_eft, exclude=taught)
+    num_eft = 0 if given.ranked else config.num_eft or SETTINGS.num_eft
+    eft = given.eft or seeds.eft(seed, num_eft, exclude=taught)
     count = config.evaluation.num_prompts
     held_out = seeds.heldout(count)
     if len(held_out) < count:
@@ -123,13 +131,24 @@ def _tiny(config: Config, given: Given) -> Material:
             ift=ift,
             eft=eft,
             eft_eval=seeds.eft_eval()[: config.evaluation.num_judged],
+            ranked=given.ranked,
             held_out=given.held_out
             or [Prompt(f"held-out-{i}", text, "seed") for i, text in enumerate(held_out)],
             prompts=given.prompts,
-            rubric=RUBRIC,
+            rubric=rubric_of(config, RUBRIC),
             score_bits=score_bits,
         )
     )
+
+
+def rubric_of(config: Config, default: Rubric) -> Rubric:
+    """The user's own rubric, or `default`. Raises InputError."""
+    if config.rubric_file is None:
+        return default
+    try:
+        return read_rubric(config.rubric_file, expected=config.judge.mode == "expected")
+    except InputError as error:
+        raise InputError(f"--rubric {error}") from None
 
 
 def _apart(found: Material) -> Material:
@@ -140,13 +159,19 @@ def _apart(found: Material) -> Material:
         return [row for row in rows if same_text(row["prompt"]) not in measured]
 
     prompts = [prompt for prompt in found.prompts if same_text(prompt.text) not in measured]
-    return replace(found, ift=kept(found.ift), eft=kept(found.eft), prompts=prompts)
+    return replace(
+        found,
+        ift=kept(found.ift),
+        eft=kept(found.eft),
+        ranked=kept(found.ranked),
+        prompts=prompts,
+    )
 
 
 def _check_left(config: Config, found: Material) -> None:
     """Refuse files of which nothing is left to learn from."""
     files = {"--prompts": config.prompts_file, "--ift": config.ift_file, "--eft": config.eft_file}
-    rows = {"--prompts": found.prompts, "--ift": found.ift, "--eft": found.eft}
+    rows = {"--prompts": found.prompts, "--ift": found.ift, "--eft": found.eft or found.ranked}
     for option, path in files.items():
         if path and not rows[option]:
             raise InputError(
@@ -190,6 +215,21 @@ def _split_eft(rows: list[Row], seed: int) -> tuple[list[Row], list[Row]]:
         if prompt in measured
     ]
     return [row for row in rows if row["prompt"] not in measured], eval_rows
+
+
+def _split_ranked(rows: list[Row], seed: int) -> tuple[list[Row], list[Row]]:
+    """(rows to build EFT from, rows to measure the judge on): a tenth of the prompts whose answers
+    people score apart. Rows of the same prompt stay together.
+    """
+    keys = [same_text(row["prompt"]) for row in rows]
+    apart = {key: None for key, row in zip(keys, rows, strict=True) if len(set(row["scores"])) > 1}
+    count = round(len(apart) * HELD_OUT_SHARE)
+    measured = set(random.Random(seed).sample(list(apart), count))
+    both = list(zip(keys, rows, strict=True))
+    return (
+        [row for key, row in both if key not in measured],
+        [row for key, row in both if key in measured],
+    )
 
 
 def round_prompts(prompts: Sequence[Prompt], number: int, count: int, seed: int) -> list[Prompt]:

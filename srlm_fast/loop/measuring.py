@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from srlm_fast.eval import judge_table, mean_interval
-from srlm_fast.judge import collect_scores, mean_score
+from srlm_fast.judge import Rubric, collect_scores, mean_score
 from srlm_fast.records import Candidate, Judgement, Prompt
+from srlm_fast.sampler import Sampler, SamplingParams
 
+from .answers import AnswerStage
 from .material import Material
+from .readers import Reader
 
 
 @dataclass(frozen=True)
@@ -65,37 +70,67 @@ def evaluation_figures(scored: Sequence[Scored], judged_by: str) -> dict[str, An
     return figures | ({"bits": bits} if bits else {})
 
 
-def given_candidates(
-    rows: Sequence[dict[str, Any]],
-) -> tuple[list[Prompt], dict[str, list[Candidate]]]:
-    """The judge's evaluation rows as prompts with given candidates."""
-    prompts = [Prompt(f"eft-{i}", row["prompt"], "seed") for i, row in enumerate(rows)]
-    candidates = {
+def ranked_id(row: int) -> str:
+    """The prompt id of a ranked row."""
+    return f"ranked-{row}"
+
+
+def judge_given(
+    sampler: Sampler,
+    rubric: Rubric,
+    reader: Reader,
+    rows: Sequence[Mapping[str, Any]],
+    judgements: Path,
+    show: Callable[[AnswerStage, list[Prompt]], None],
+) -> AnswerStage:
+    """Judge the answers of ranked rows into a file, going on from what it holds.
+
+    rows: "prompt" and "responses"; the answer k of row i is the candidate (ranked_id(i), k). show:
+    runs the stage. Returns the stage with `judgements`, and the rows `too_long` for the model.
+    """
+    prompts = [Prompt(ranked_id(i), row["prompt"], "seed") for i, row in enumerate(rows)]
+    stage = AnswerStage(sampler, SamplingParams(), rubric, reader, None, judgements)
+    stage.candidates = {
         prompt.prompt_id: [
             Candidate(prompt.prompt_id, k, text, (), 0.0, "stop")
             for k, text in enumerate(row["responses"])
         ]
         for prompt, row in zip(prompts, rows, strict=True)
     }
-    return prompts, candidates
+    show(stage, prompts)
+    return stage
 
 
-def judge_figures(
-    rows: Sequence[dict[str, Any]], judgements: dict[tuple[str, int], list[Judgement]]
-) -> dict[str, Any] | None:
-    """The paper's judge table on rows whose answers were scored by people (or by the world's
-    program).
-    """
-    if not rows:
-        return None
+def judged_rows(
+    rows: Sequence[Mapping[str, Any]], judgements: Mapping[tuple[str, int], list[Judgement]]
+) -> list[dict[str, Any]]:
+    """Ranked rows with the judge's mean scores beside people's, None where none could be read."""
     scores = collect_scores(j for group in judgements.values() for j in group)
-    table_rows = [
-        row
-        | {
+    return [
+        {
+            **row,
             "judged": [
-                mean_score(scores.get((f"eft-{i}", k), ())) for k in range(len(row["responses"]))
-            ]
+                mean_score(scores.get((ranked_id(i), k), ())) for k in range(len(row["responses"]))
+            ],
         }
         for i, row in enumerate(rows)
     ]
-    return judge_table(table_rows)
+
+
+def judge_figures(
+    rows: Sequence[Mapping[str, Any]],
+    judgements: Mapping[tuple[str, int], list[Judgement]],
+    high: float,
+) -> dict[str, Any]:
+    """The paper's judge table on rows whose answers were scored by people (or by the world's
+    program), and what became of the judgements. high: the rubric's upper end.
+    """
+    return judge_table(judged_rows(rows, judgements), high) | {
+        "judgements": status_counts(judgements)
+    }
+
+
+def status_counts(judgements: Mapping[tuple[str, int], list[Judgement]]) -> dict[str, int]:
+    """Judgements by status, in small letters: "ok" and why others have no score."""
+    found = Counter(j.status.lower() for group in judgements.values() for j in group)
+    return dict(sorted(found.items()))

@@ -41,7 +41,16 @@ def _model(state: RunState, folder: ModelFolder) -> dict[str, Any]:
             "train": state.seconds.get(folder.stage("train"), 0.0),
             "measure": state.seconds.get(folder.stage("measure"), 0.0),
         },
-    }
+    } | _eft(state, folder)
+
+
+def _eft(state: RunState, folder: ModelFolder) -> dict[str, Any]:
+    """How EFT was built, where it was: every step counted."""
+    built = state.figures.get(folder.stage("eft"))
+    if built is None:
+        return {}
+    judged = state.figures[folder.stage("eft_judge")]
+    return {"eft": built | {"statuses": judged["statuses"], "too_long": judged["too_long"]}}
 
 
 def _round(state: RunState, folder: ModelFolder) -> dict[str, Any]:

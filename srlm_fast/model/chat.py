@@ -4,6 +4,7 @@ none.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 # Plain text that any tokenizer can write; saved with M1, so that later users of the model see the
@@ -40,3 +41,19 @@ def encode(tokenizer: Any, prompt: str) -> list[int]:
     begin = tokenizer.bos_token
     add = bool(begin) and not text.startswith(begin)
     return tokenizer(text, add_special_tokens=add)["input_ids"]
+
+
+def reserved_strings(tokenizer: Any) -> tuple[str, ...]:
+    """Strings that the tokenizer turns into a token of their own wherever they stand, and that mean
+    something to the model: its special tokens, and added ones that the chat template writes.
+    """
+    # Keyed by what can change them: a vocabulary with Llama 3's 256 takes a millisecond to list.
+    return _reserved(tokenizer, len(tokenizer), str(tokenizer.chat_template))
+
+
+@lru_cache(maxsize=4)
+def _reserved(tokenizer: Any, _size: int, template: str) -> tuple[str, ...]:
+    added = tokenizer.added_tokens_decoder.values()
+    named = {token.content for token in added if token.special or token.content in template}
+    strings = named | set(map(str, tokenizer.all_special_tokens))
+    return tuple(sorted(string for string in strings if string.strip()))

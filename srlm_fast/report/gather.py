@@ -111,6 +111,18 @@ class Run:
         return list(dict.fromkeys(name for each in bits for name in each))
 
     @property
+    def length_only(self) -> list[dict[str, Any]]:
+        """The judge table of a "judge" that counts characters: one, since all models judge the same
+        answers; none where it was not measured."""
+        found = [(model.get("judge") or {}).get("length_only") for model in self.models]
+        return [row for row in found if row][:1]
+
+    @property
+    def eft(self) -> list[tuple[str, dict[str, Any]]]:
+        """(model, counts) where the seed of judging was made from ranked answers."""
+        return [(model["name"], model["eft"]) for model in self.models if model.get("eft")]
+
+    @property
     def watch(self) -> Watch:
         held_out = [(f"{m['name']}, held-out", m.get("collapse")) for m in self.models]
         rounds = [(f"round {made.name}, candidates", made.collapse) for made in self.rounds]

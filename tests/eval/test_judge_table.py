@@ -57,6 +57,43 @@ def test_against_scipy():
     assert table["exact_match"] == pytest.approx(np.mean(same))
 
 
+def test_against_brute_force():
+    """Ranks and signs by hand, without scipy, ties included."""
+
+    def ranks(values):
+        return [sum(w < v for w in values) + (values.count(v) + 1) / 2 for v in values]
+
+    def spearman(human, judge):
+        x, y = (np.array(ranks(values)) - (len(values) + 1) / 2 for values in (human, judge))
+        return x @ y / np.sqrt((x @ x) * (y @ y))
+
+    def kendall(human, judge):
+        pairs = [(i, j) for i in range(len(human)) for j in range(i)]
+        x, y = (np.array([np.sign(v[i] - v[j]) for i, j in pairs]) for v in (human, judge))
+        return x @ y / np.sqrt((x @ x) * (y @ y))
+
+    draw = random.Random(7)
+    for _ in range(100):
+        count = draw.randint(2, 6)
+        human, judge = ([draw.randint(0, 3) for _ in range(count)] for _ in range(2))
+        table = judge_table([row(human, judge)])
+        if len(set(human)) < 2:
+            assert table["spearman"] is None and table["kendall"] is None
+        elif len(set(judge)) < 2:
+            assert table["spearman"] == table["kendall"] == 0.0
+        else:
+            assert table["spearman"] == pytest.approx(spearman(human, judge))
+            assert table["kendall"] == pytest.approx(kendall(human, judge))
+
+
+def test_tau_b_by_hand():
+    """Six pairs; people tie one, the judge another; of the other four three agree: (3 - 1) over
+    sqrt(5 * 5).
+    """
+    table = judge_table([row([1, 2, 2, 3], [1, 4, 2, 2])])
+    assert table["kendall"] == pytest.approx(2 / 5)
+
+
 def test_a_perfect_and_a_reversed_judge():
     scores = [[0, 1, 2, 5], [5, 3, 4, 1]]
     right = judge_table([row(s, s) for s in scores])
@@ -146,6 +183,36 @@ def test_interval_against_the_bootstrap():
     draws = right[drawn].sum(1) / pairs[drawn].sum(1)
     low, high = judge_table(rows)["pairwise_interval"]
     assert high - low == pytest.approx(2 * 1.96 * np.std(draws), rel=0.05)
+
+
+def test_every_figure_has_an_interval_over_prompts():
+    draw = random.Random(5)
+    rows = [
+        row([1, 2, 3, 3], [min(5, s + draw.randint(0, 3)) for s in (1, 2, 3, 3)])
+        for _ in range(120)
+    ]
+    table = judge_table(rows)
+    assert table["intervals"].keys() == table["n"].keys()
+    assert table["intervals"]["pairwise_accuracy"] == table["pairwise_interval"]
+    for name, (low, high) in table["intervals"].items():
+        assert low < table[name] < high
+    # Each prompt's own table gives the parts of every ratio and mean, to be drawn again.
+    own = [judge_table([r]) for r in rows]
+    drawn = np.random.default_rng(1).integers(0, len(rows), (2000, len(rows)))
+    for name in table["n"]:
+        counts = np.array([t["n"][name] for t in own])
+        parts = counts * [t[name] or 0.0 for t in own]
+        draws = parts[drawn].sum(1) / counts[drawn].sum(1)
+        low, high = table["intervals"][name]
+        assert high - low == pytest.approx(2 * 1.96 * np.std(draws), rel=0.12), name
+    assert table["length_only"]["intervals"]["spearman"] is not None
+
+
+def test_a_judge_without_fault_is_not_sure_of_it():
+    """Ten of ten right: Wilson's lower end is 1 / (1 + z**2 / 10)."""
+    table = judge_table([row([1, 2], [1, 2])] * 10)
+    assert table["pairwise_interval"] == pytest.approx([1 / (1 + 1.959964**2 / 10), 1.0])
+    assert table["intervals"]["ties"] == pytest.approx([0.0, 1 - 1 / (1 + 1.959964**2 / 10)])
 
 
 def test_lists_of_different_length_are_refused():

@@ -5,8 +5,10 @@ import math
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from srlm_fast.judge import collect_scores, make_pairs, mean_score
+from srlm_fast.judge import PairConfig, collect_scores, make_pairs, mean_score
 from srlm_fast.records import Candidate, Judgement, Prompt
 
 PROMPT = Prompt("p", "What is rain?", "file")
@@ -21,8 +23,8 @@ def pairs_of(*scores: list, texts: str = "abcdefgh", **options):
     return make_pairs([PROMPT], rows, {("p", i): s for i, s in enumerate(scores)}, **options)
 
 
-def picked(*scores: list, **options) -> tuple[int, int] | str:
-    made = pairs_of(*scores, **options)
+def picked(*scores: list, texts: str | list[str] = "abcdefgh", **config) -> tuple[int, int] | str:
+    made = pairs_of(*scores, texts=texts, config=PairConfig(**config))
     if made.pairs:
         return made.pairs[0]["chosen_index"], made.pairs[0]["rejected_index"]
     return made.reasons["p"]
@@ -81,7 +83,86 @@ def test_every_drop_has_a_reason(scores, texts, reason):
 def test_margin_and_minimum_of_valid_scores():
     assert picked([4], [3], min_margin=1.0) == (0, 1)
     assert picked([4], [3], min_margin=1.5) == "margin"
-    assert picked([5, None, None], [4, 4, 4], [2, 2, None], min_valid=2) == (1, 2)
+    assert picked([5, None, None], [4, 4, 4], [2, 2, None], min_judgements=2) == (1, 2)
+
+
+def test_a_margin_of_thirds_is_not_lost_to_rounding():
+    assert (4 + 4 + 5) / 3 - (3 + 3 + 4) / 3 < 1  # in floats
+    assert picked([4, 4, 5], [3, 3, 4], min_margin=1.0) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "means", "rho", "wanted"),
+    [
+        # Range 0..5, rho 0.2: bands [4, 5] and [0, 1].
+        ([90, 40, 10, 20, 70], [5, 4, 3, 0, 1], 0.2, (1, 4)),
+        ([90, 40, 10, 20, 70], [5, 4, 3, 0, 1], 0.0, (0, 3)),
+        # 3.9 and 1.1 are outside, however short or long.
+        ([90, 1, 10, 20, 99], [5, 3.9, 3, 0, 1.1], 0.2, (0, 3)),
+        # Equal lengths: the better mean above, the worse below.
+        ([30, 30, 30, 30], [4, 5, 1, 0], 0.2, (1, 3)),
+        # rho 0.5: both bands hold the middle one; shortest, it is chosen and not rejected too.
+        ([30, 10, 30], [4, 2, 0], 0.5, (1, 2)),
+        # Longest, it is rejected and not chosen too.
+        ([30, 90, 30], [4, 2, 0], 0.5, (0, 1)),
+        # rho 0.8: the shortest of the top scores 1; what scores above it cannot be rejected.
+        ([50, 99, 10, 20], [5, 4, 1, 0], 0.8, (2, 3)),
+        # Two in both bands with one mean are no pair of each other.
+        ([50, 10, 99, 20], [4, 2, 2, 0], 0.5, (1, 3)),
+    ],
+)
+def test_length_control(lengths, means, rho, wanted):
+    texts = [chr(97 + i) * length for i, length in enumerate(lengths)]
+    assert picked(*[[m] for m in means], texts=texts, length_control=rho) == wanted
+
+
+def test_margin_counts_for_the_pair_that_length_control_took():
+    texts = ["a" * 9, "b", "c"]
+    assert picked([5], [4], [2], texts=texts, length_control=0.4, min_margin=2.5) == "margin"
+    assert picked([5], [4], [2], texts=texts, min_margin=2.5) == (0, 2)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 9), st.lists(st.integers(0, 5), min_size=1, max_size=3)),
+        min_size=2,
+        max_size=8,
+    ),
+    st.floats(0, 0.99),
+)
+def test_length_control_by_brute_force(answers, rho):
+    texts = [chr(97 + i) * length for i, (length, _) in enumerate(answers)]
+    means = [sum(scores) / len(scores) for _, scores in answers]
+    high, low = max(means), min(means)
+    found = picked(*[scores for _, scores in answers], texts=texts, length_control=rho)
+    if high - low < 1e-9:
+        assert found == "tie"
+        return
+    chosen, rejected = found
+    band = rho * (high - low) + 1e-8
+    assert means[chosen] > means[rejected]
+    assert high - means[chosen] <= band and means[rejected] - low <= band
+    inner = rho * (high - low) - 1e-8
+    if rho:
+        above = [i for i, m in enumerate(means) if high - m <= inner and m > low]
+        assert all(len(texts[chosen]) <= len(texts[i]) for i in above)
+        below = [i for i, m in enumerate(means) if m - low <= inner and m < means[chosen]]
+        assert all(len(texts[rejected]) >= len(texts[i]) for i in below)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"min_margin": -1},
+        {"min_margin": math.nan},
+        {"length_control": 1.0},
+        {"length_control": -0.1},
+        {"min_judgements": 0},
+    ],
+)
+def test_a_value_out_of_range_is_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        PairConfig(**wrong)
 
 
 def test_pairs_and_drops_add_up_to_the_prompts():

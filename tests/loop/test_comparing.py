@@ -53,7 +53,7 @@ def compared(sampler, folder, run=True):
 
 def dense_choice(model, first, second):
     """P("1") of the two and their mass, by a plain forward."""
-    special = model.tokenizer.all_special_tokens
+    special = chat.reserved_strings(model.tokenizer)
     text = DEFAULT_PAIR_PROMPT.render(PROMPT.text, first, second, special)
     lead = model.tokenizer(DEFAULT_PAIR_PROMPT.prefix, add_special_tokens=False)["input_ids"]
     ids = chat.encode(model.tokenizer, text) + lead

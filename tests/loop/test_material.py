@@ -85,3 +85,17 @@ def test_rounds_deal_different_prompts_until_the_deck_is_used_up():
     third = round_prompts(prompts, 2, 5, seed=3)
     assert len({p.prompt_id for p in third}) == 5
     assert round_prompts(prompts, 1, 5, seed=3) == second
+
+
+@pytest.mark.parametrize("model", ["m", "tiny"])
+def test_a_rubric_of_ones_own(tmp_path, model):
+    prompts = write(tmp_path / "p", [{"prompt": f"Question {i}?"} for i in range(9)])
+    base = configs.tiny() if model == "tiny" else configs.Config(model=model)
+    config = configs.put(base, "prompts_file", prompts)
+    path = tmp_path / "r.jinja"
+    path.write_text("{% set high = 3 %}Q {{ prompt }} A {{ response }}")
+    config = configs.put(config, "rubric_file", str(path))
+    assert gather(config).rubric.high == 3
+    path.write_text("Q {{ prompt }} A {{ answer }}")
+    with pytest.raises(InputError, match=f"--rubric {path} line 1: answer is not known"):
+        gather(config)

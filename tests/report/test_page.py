@@ -87,6 +87,29 @@ def test_hostile_options_and_names_are_escaped(make_run):
     assert not {"b", "i", "u"} & set(tags)
 
 
+def test_the_control_the_interval_and_the_built_seed_are_shown(make_run):
+    folder = make_run(2)
+    assert "taken for the better" not in render(folder) and "to flatten" not in render(folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    first = summary["models"][0]
+    first["judge"] |= {
+        "pairwise_interval": [0.71, 0.82],
+        "length_only": {"pairwise_accuracy": 0.523, "ties": 0.017},
+    }
+    first["eft"] = {
+        **{"prompts": 36, "answers": 144, "judgements": 288, "unread": 3, "agreeing": 20},
+        **{"agreed": 80, "flattened": 7, "kept": 73},
+        "dropped": {"unranked": 0, "unread": 1, "disagreeing": 15},
+        "before": {"2": 40, "5": 33},
+        "after": {"2": 33},
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+    page = render(folder)
+    assert "(71.0 % to 82.0 %)" in page and page.count("taken for the better") == 1
+    assert "52.3 %" in page and "1.7 %" in page
+    assert "unread 1, disagreeing 15" in page and "2: 40 → 33, 5: 33 → 0" in page
+
+
 def test_examples_show_scores_and_roles(make_run):
     folder = make_run(12)
     examples = data_of(render(folder))["rounds"]["M3"]

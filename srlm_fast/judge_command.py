@@ -1,0 +1,231 @@
+"""`python -m srlm_fast.judge --model NAME_OR_FOLDER --data FILE`: how well a model judges.
+
+Its judgements of answers whose order is known, and the figures that come of them, beside those of a
+"judge" that counts characters. Exit status as `srlm_fast.run` has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from srlm_fast.options import OPTIONS, Option, text, whole
+from srlm_fast.records import InputError, read_jsonl, write_json_atomic
+from srlm_fast.run import (
+    DONE,
+    UNUSABLE,
+    Parser,
+    complain,
+    end_of,
+    resource_message,
+    stop_on_interrupt,
+    unknown_message,
+)
+from srlm_fast.run_folder import read_json
+
+if TYPE_CHECKING:
+    from srlm_fast.config import Config
+    from srlm_fast.loop.alone import Judged
+    from srlm_fast.report.display import Display
+
+TAKEN = (
+    *("--model", "--judge", "--judge-samples", "--judge-temperature", "--judge-max-tokens"),
+    *("--rubric", "--seed", "--device", "--dtype"),
+)
+OWN = (
+    Option(
+        "--data",
+        "data",
+        text("the name of a file"),
+        "FILE",
+        "JSONL: ranked answers (`prompt`, `responses`, `scores`) or pairs as RewardBench has them "
+        "(`prompt`, `chosen`, `rejected`, `subset`)",
+    ),
+    Option("--limit", "limit", whole(1), "N", "rows of the file, drawn by the seed (default: all)"),
+    Option("--out", "out", text("the name of a file"), "FILE", "where the figures go, as JSON"),
+    Option(
+        "--rows",
+        "rows",
+        text("the name of a file"),
+        "FILE",
+        "where judgements go as they finish; the same command goes on from there",
+    ),
+)
+DESCRIPTION = "Measures how well a model judges answers whose order is known."
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        prog="python -m srlm_fast.judge",
+        description=DESCRIPTION,
+        allow_abbrev=False,
+        usage="%(prog)s --model NAME_OR_FOLDER --data FILE [options]",
+    )
+    parser.set_defaults(**{option.key: None for option in OPTIONS})
+    for option in (*(o for o in OPTIONS if o.name in TAKEN), *OWN):
+        parser.add_argument(option.name, metavar=option.metavar, help=option.help)
+    return parser
+
+
+def read_options(argv: Sequence[str]) -> argparse.Namespace:
+    """The options as values, None where not given. Raises InputError naming the option."""
+    parser = make_parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise InputError(unknown_message(unknown[0], parser))
+    for option in (*OPTIONS, *OWN):
+        given = getattr(arguments, option.key, None)
+        if given is not None:
+            setattr(arguments, option.key, option.parse(given))
+    if arguments.data is None:
+        raise InputError("--data: not given, wanted a JSONL file of answers whose order is known")
+    for name in ("out", "rows"):
+        check_file(f"--{name}", getattr(arguments, name))
+    return arguments
+
+
+def check_file(option: str, path: str | None) -> None:
+    """Raise InputError unless `path` can be a file to write."""
+    if path is not None and Path(path).is_dir():
+        raise InputError(f"{option} {path}: found a folder, wanted a file to write")
+    if path is not None and not Path(path).absolute().parent.is_dir():
+        raise InputError(f"{option} {path}: its folder is not there, wanted a file to write")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status. Every mistake ends as one line on stderr."""
+    return end_of(lambda: command(sys.argv[1:] if argv is None else argv))
+
+
+def command(argv: Sequence[str]) -> int:
+    arguments = read_options(argv)
+    # From here on torch is needed, which takes seconds to import.
+    from srlm_fast.config import from_options
+    from srlm_fast.data import read_ranked
+    from srlm_fast.model import ModelError
+    from srlm_fast.report.display import Display
+    from srlm_fast.report.judge_text import judge_text
+
+    config = from_options(arguments)
+    rows = drawn([dict(row) for row in read_ranked(arguments.data)], arguments.limit, config.seed)
+    display = Display(sys.stdout)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(arguments.rows or Path(scratch) / "rows.jsonl")
+            hold_rows(path, settings(config, arguments))
+            figures = measure(config, rows, path, display)
+    except ModelError as error:
+        raise InputError(str(error)) from error
+    except InputError:
+        raise
+    except Exception as error:
+        message = resource_message(error, Path(arguments.rows or "."))
+        if message is None:
+            raise
+        return complain(message, UNUSABLE)
+    finally:
+        display.close()
+    if arguments.out is not None:
+        write_json_atomic(Path(arguments.out), figures)
+    display.note(judge_text(figures))
+    return DONE
+
+
+def drawn(rows: list[dict[str, Any]], limit: int | None, seed: int) -> list[dict[str, Any]]:
+    """At most `limit` rows, drawn by the seed, in the order of the file."""
+    if limit is None or limit >= len(rows):
+        return rows
+    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), limit))]
+
+
+def settings(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the judgements of a file of rows depend on, by the option that sets it."""
+    from srlm_fast.config import fingerprint, named
+
+    inputs = {named(f"inputs.{name}"): digest[:16] for name, digest in config.inputs.items()}
+    sampling = config.judge.sampling
+    return {
+        "--model": config.model,
+        "--data (the file's content)": fingerprint("--data", arguments.data)[:16],
+        "--limit": arguments.limit,
+        "--judge": config.judge.mode,
+        "--judge-samples": sampling.n,
+        "--judge-temperature": sampling.temperature,
+        "--judge-max-tokens": sampling.max_tokens,
+        "--seed": config.seed,
+        "--device": config.device,
+        "--dtype": config.dtype,
+        "--rubric": config.rubric_file,
+        **inputs,
+    }
+
+
+def hold_rows(path: Path, wanted: dict[str, Any]) -> None:
+    """Note beside a file of rows what made them; refuse one that something else has made."""
+    note = path.with_name(f"{path.name}.settings.json")
+    found = read_json(note)
+    if read_jsonl(path) and found != wanted:
+        differing = [name for name in wanted if found.get(name) != wanted[name]]
+        name = (differing or sorted(found.keys() - wanted.keys()))[0]
+        raise InputError(
+            f"--rows {path}: holds judgements made with {name} {found.get(name)}, found "
+            f"{wanted.get(name)}; wanted the same options, or another file"
+        )
+    write_json_atomic(note, wanted)
+
+
+def measure(
+    config: Config, rows: list[dict[str, Any]], path: Path, display: Display
+) -> dict[str, Any]:
+    """Judge the rows and return the figures."""
+    from srlm_fast.loop.alone import judge_alone
+
+    with stop_on_interrupt(display) as stop:
+        judged = judge_alone(config, rows, path, display, stop)
+    return {
+        "model": config.model,
+        "judge": config.judge.mode,
+        "judge_samples": judged.samples,
+        "rubric": judged.rubric.provenance,
+        "seed": config.seed,
+        **figures_of(judged),
+    }
+
+
+def figures_of(judged: Judged) -> dict[str, Any]:
+    """The judge table of all rows, that of each subset, and RewardBench's sections."""
+    from srlm_fast.eval import judge_table, section_scores
+
+    high = judged.rubric.high
+    table = judge_table(judged.rows, high)
+    names = sorted({row["subset"] for row in judged.rows} - {""})
+    subsets = {
+        name: judge_table([row for row in judged.rows if row["subset"] == name], high)
+        for name in names
+    }
+    return {
+        **table,
+        "judgements": judged.statuses,
+        "too_long": judged.too_long,
+        "subsets": subsets,
+        "sections": section_scores(accuracies(subsets)),
+        "sections_length_only": section_scores(
+            accuracies({name: made["length_only"] for name, made in subsets.items()})
+        ),
+    }
+
+
+def accuracies(tables: Mapping[str, dict[str, Any]]) -> dict[str, tuple[float | None, int]]:
+    return {
+        name: (table["pairwise_accuracy"], table["n"]["pairwise_accuracy"])
+        for name, table in tables.items()
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

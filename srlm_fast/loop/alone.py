@@ -1,0 +1,90 @@
+"""The judge measured alone: a model, ranked answers, and nothing else of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from srlm_fast.config import TINY, Config
+from srlm_fast.judge import DEFAULT_RUBRIC, Rubric
+from srlm_fast.model import load_model
+from srlm_fast.records import Prompt
+from srlm_fast.run_folder import CONFIG_FILE, read_json
+from srlm_fast.sampler import Progress, Sampler
+
+from .answers import AnswerStage
+from .loop import Screen
+from .material import rubric_of
+from .measuring import judge_given, judged_rows, status_counts
+from .readers import make_reader
+from .state import derive_seed
+
+
+@dataclass(frozen=True)
+class Judged:
+    """rows: the ranked rows with the judge's mean scores as "judged". samples: judgements of each
+    answer. statuses: judgements by what could be read. too_long: rows left out, wholly or in part,
+    because they are longer than the model's context.
+    """
+
+    rows: list[dict[str, Any]]
+    rubric: Rubric
+    samples: int
+    statuses: dict[str, int]
+    too_long: int
+
+
+def judge_alone(
+    config: Config,
+    rows: list[dict[str, Any]],
+    judgements: Path,
+    display: Screen,
+    stop: Callable[[], bool] = lambda: False,
+) -> Judged:
+    """Let the model of `config` judge ranked rows, as a run measures its own models with the same
+    seed; goes on from the judgements that the file holds. Raises InputError, ModelError, and
+    KeyboardInterrupt at the next safe point after `stop()` is true.
+    """
+    rubric = rubric_of(config, default_rubric(config.model))
+    model = load_model(config.model, config.device, config.dtype)
+    seed = derive_seed(config.seed, "measure", "judge")
+    sampling = dataclasses.replace(config.judge.sampling, seed=seed)
+    reader = make_reader(model, rubric, config.judge.mode, sampling)
+    show = partial(show_judging, display, stop)
+    stage = judge_given(Sampler(model), rubric, reader, rows, judgements, show)
+    return Judged(
+        judged_rows(rows, stage.judgements),
+        rubric,
+        reader.n,
+        status_counts(stage.judgements),
+        len(set(stage.too_long)),
+    )
+
+
+def default_rubric(model: str) -> Rubric:
+    """The rubric that a model was taught: the tiny world's for its M0 and for what a run made of
+    it.
+    """
+    from srlm_fast.tiny.rubric import RUBRIC
+
+    folder = Path(model)
+    run = read_json(folder.parent.parent / CONFIG_FILE).get("run") if folder.is_dir() else None
+    of_tiny = isinstance(run, dict) and run.get("model") == TINY
+    return RUBRIC if model == TINY or of_tiny else DEFAULT_RUBRIC
+
+
+def show_judging(
+    display: Screen, stop: Callable[[], bool], stage: AnswerStage, prompts: list[Prompt]
+) -> None:
+    with display.stage("judging", len(prompts), "requests") as shown:
+
+        def progress(p: Progress) -> None:
+            if stop():
+                raise KeyboardInterrupt
+            shown.update(p.requests_done, p.requests_total, tokens=p.generated_tokens)
+
+        stage.run(prompts, progress)
