@@ -79,6 +79,17 @@ def test_losses_are_the_kernels_and_gamma_is_simpos():
         tree("--gamma", "0.5")
 
 
+def test_pairwise_gives_labels_that_robust_cannot_take():
+    """It inverts flips of certain labels; of a probability it may leave 0..1."""
+    for loss in LOSSES:
+        given = ("--reward", "pairwise", "--loss", loss)
+        if loss == "robust":
+            with pytest.raises(InputError, match="--loss: found 'robust' with --reward pairwise"):
+                tree(*given)
+        else:
+            assert tree(*given, "--judge", "direct").judge.mode == "direct"
+
+
 def test_values_of_python_callers_are_checked_too():
     arguments = read_options([])
     arguments.candidates = 1

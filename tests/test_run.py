@@ -125,7 +125,10 @@ MISTAKES = {
     "negative rounds": (["--iterations", "-1"], "--iterations: found -1"),
     "negative seed": (["--seed", "-3"], "--seed: found -3"),
     "seed of words": (["--seed", "x"], "--seed: found 'x'"),
-    "unknown judge": (["--judge", "guess"], "--judge: found 'guess', wanted sampled or expected"),
+    "unknown judge": (
+        ["--judge", "guess"],
+        "--judge: found 'guess', wanted sampled, expected or direct",
+    ),
     "unknown reward": (["--reward", "mine"], "--reward: found 'mine', wanted self, frozen"),
     "unknown recipe": (["--recipe", "papr"], "--recipe: found 'papr'"),
     "unknown dtype": (["--dtype", "int3"], "--dtype: found 'int3', wanted float32, bfloat16"),
