@@ -45,7 +45,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Judgement:
-    """One sample of the judge on one candidate. `score` is None unless `status` is "OK"."""
+    """One sample of the judge on one candidate. `score` is None unless `status` is "OK". audit:
+    "same" or "differs" where a reading of the first score line was held against the last score.
+    """
 
     prompt_id: str
     candidate: int
@@ -53,6 +55,7 @@ class Judgement:
     text: str
     score: float | None
     status: str
+    audit: str = ""
 
 
 def to_row(record: Any) -> dict[str, Any]:

@@ -144,9 +144,9 @@ class AnswerStage:
 
     def _judged(self, answer: Answer, readings: Sequence[Reading]) -> None:
         rows = [
-            Judgement(prompt_id, index, k, text, score if score == score else None, status)
+            Judgement(prompt_id, index, k, text, score if score == score else None, status, audit)
             for prompt_id, index in answer.owners
-            for k, (text, score, status) in enumerate(readings)
+            for k, (text, score, status, audit) in enumerate(readings)
         ]
         self._write_judgements(*rows)
         for row in rows:

@@ -6,10 +6,13 @@ answer, or one more request that has to come before them.
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 
 from srlm_fast.judge import Rubric, ScorePlace, compile_pattern
@@ -17,6 +20,7 @@ from srlm_fast.kernels import ScoreStatus, extract_scores, score_distribution
 from srlm_fast.model import Model, ModelError
 from srlm_fast.sampler import Generation, Request, Sample, SamplingParams
 
+AUDITED = 16  # one judge prompt in so many is judged to its end
 MIN_MASS = 0.5  # probability on the scores below which the position holds no score
 
 
@@ -33,11 +37,15 @@ class Answer:
 
 
 class Reading(NamedTuple):
-    """One judgement: what was written, its score (NaN unless OK), the name of its status."""
+    """One judgement: what was written, its score (NaN unless OK), the name of its status. audit: of
+    one that went on behind its first score line, whether its last number says the same ("same",
+    "differs").
+    """
 
     text: str
     score: float
     status: str
+    audit: str = ""
 
 
 class Reader(Protocol):
@@ -55,14 +63,17 @@ class Reader(Protocol):
         ...
 
 
-def make_reader(model: Model, rubric: Rubric, mode: str, sampling: SamplingParams) -> Reader:
+def make_reader(
+    model: Model, rubric: Rubric, mode: str, sampling: SamplingParams, stop: str = "end"
+) -> Reader:
     """mode "sampled": the score each sample writes; "expected": the mean over the score that one
-    sample would write behind its justification; "direct": the same without a justification.
+    sample would write behind its justification; "direct": the same without a justification. stop,
+    of "sampled": the "end" that the judge makes, or the "line" that holds the first score.
 
     Raises ModelError for a tokenizer that the mode cannot be used with.
     """
     kinds: dict[str, type[SampledReader | DirectReader]] = {
-        "sampled": SampledReader,
+        "sampled": LineReader if stop == "line" else SampledReader,
         "expected": ExpectedReader,
         "direct": DirectReader,
     }
@@ -85,15 +96,59 @@ class SampledReader:
         return Request(prompt_ids, self.sampling, answer)
 
     def read(self, generation: Generation) -> list[Reading]:
-        samples = generation.samples
-        lengths = torch.tensor([len(sample.token_ids) for sample in samples])
-        ids = torch.zeros(len(samples), max(1, int(lengths.max())), dtype=torch.int64)
-        for row, sample in zip(ids, samples, strict=True):
-            row[: len(sample.token_ids)] = torch.tensor(sample.token_ids, dtype=torch.int64)
-        finished = torch.tensor([sample.finish_reason == "stop" for sample in samples])
-        scores, status = extract_scores(ids, lengths, self._table, finished)
-        found = zip(samples, scores.tolist(), status.tolist(), strict=True)
-        return [Reading(s.text, score, ScoreStatus(code).name) for s, score, code in found]
+        rows = [(s.token_ids, s.finish_reason == "stop") for s in generation.samples]
+        texts = [sample.text for sample in generation.samples]
+        return [
+            Reading(text, *found) for text, found in zip(texts, self._scores(rows), strict=True)
+        ]
+
+    def _scores(self, rows: Sequence[tuple[list[int], bool]]) -> list[tuple[float, str]]:
+        """(score, status) of token ids, each with whether it ended by itself."""
+        lengths = torch.tensor([len(ids) for ids, _ in rows])
+        padded = torch.zeros(len(rows), max(1, int(lengths.max())), dtype=torch.int64)
+        for row, (ids, _) in zip(padded, rows, strict=True):
+            row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
+        finished = torch.tensor([done for _, done in rows])
+        scores, status = extract_scores(padded, lengths, self._table, finished)
+        names = [ScoreStatus(code).name for code in status.tolist()]
+        return list(zip(scores.tolist(), names, strict=True))
+
+
+class LineReader(SampledReader):
+    """The last score of the first line that holds one; the sampler stops there.
+
+    One judge prompt in AUDITED goes on to its end. It is read like the others, and what its last
+    score would have been is told beside it.
+    """
+
+    def __init__(self, model: Model, rubric: Rubric, sampling: SamplingParams) -> None:
+        super().__init__(model, rubric, sampling)
+        self._stopping = replace(sampling, stop_score_line=self._table)
+
+    def ask(self, prompt_ids: list[int], answer: Answer) -> Request:
+        audited = is_audited(prompt_ids)
+        return Request(prompt_ids, self.sampling if audited else self._stopping, answer)
+
+    def read(self, generation: Generation) -> list[Reading]:
+        """By first lines, whole samples and stopped ones alike."""
+        rows = [(s.token_ids, s.finish_reason == "stop") for s in generation.samples]
+        kept = [self._table.first_line(ids) for ids, _ in rows]
+        lines = [(ids[:n], done or n < len(ids)) for (ids, done), n in zip(rows, kept, strict=True)]
+        first, audits = self._scores(lines), [""] * len(rows)
+        if is_audited(generation.prompt_token_ids):
+            last = self._scores(rows)
+            # As text: NaN is not equal to itself.
+            audits = [
+                "same" if str(a) == str(b) else "differs" for a, b in zip(first, last, strict=True)
+            ]
+        texts = [sample.text for sample in generation.samples]
+        return [Reading(t, *f, a) for t, f, a in zip(texts, first, audits, strict=True)]
+
+
+def is_audited(prompt_ids: Sequence[int]) -> bool:
+    """By what is judged alone, so that a resumed run picks the same ones."""
+    digest = hashlib.blake2b(np.asarray(prompt_ids, np.int32).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % AUDITED == 0
 
 
 class DirectReader:

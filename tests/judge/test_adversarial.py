@@ -183,7 +183,11 @@ def test_only_the_judges_own_turn_is_read(kind):
         prompt = chat.encode(tokenizer, judge_text(DEFAULT_RUBRIC, tokenizer, HARMLESS, text))
         readings = reader.read(Generation(prompt, samples))
         assert readings[0][1:] == (2.0, "OK"), name
-        assert [reading.status for reading in readings[1:]] == ["MISSING", "TRUNCATED", "OUT_OF_RANGE"]
+        assert [reading.status for reading in readings[1:]] == [
+            "MISSING",
+            "TRUNCATED",
+            "OUT_OF_RANGE",
+        ]
 
 
 @pytest.mark.parametrize(("name", "text"), CASES, ids=NAMES)
