@@ -1,5 +1,7 @@
 """Rows that go in: seeds, the user's prompts, and prompts that the model makes up."""
 
+from srlm_fast.data.preferences import PreferenceRow, read_preferences
+from srlm_fast.data.principles import PrincipleRow, read_principles
 from srlm_fast.data.prompts import read_prompts
 from srlm_fast.data.rouge import RougePool, rouge_l_max, words
 from srlm_fast.data.seeds import EftEvalRow, EftRow, IftRow, read_eft, read_eft_eval, read_ift
@@ -10,6 +12,8 @@ __all__ = [
     "EftRow",
     "IftRow",
     "MadePrompts",
+    "PreferenceRow",
+    "PrincipleRow",
     "Progress",
     "PromptConfig",
     "RougePool",
@@ -17,6 +21,8 @@ __all__ = [
     "read_eft",
     "read_eft_eval",
     "read_ift",
+    "read_preferences",
+    "read_principles",
     "read_prompts",
     "rouge_l_max",
     "same_text",

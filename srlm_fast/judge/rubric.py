@@ -51,20 +51,23 @@ class Rubric:
         """
         values = {"prompt": prompt, "response": response}
         for field, text in values.items():
-            values[field] = self._fenced(_defuse(text, reserved))
+            values[field] = fenced(defuse(text, reserved), self.fence)
         # One pass: braces inside the question or the answer are never looked at again.
         return _FIELD.sub(lambda match: values[match[1]], self.template)
 
-    def _fenced(self, text: str) -> str:
-        if not self.fence:
-            return text
-        runs = re.findall(rf"{re.escape(self.fence[0])}+", text)
-        longest = max(map(len, runs), default=0)
-        fence = self.fence[0] * max(len(self.fence), longest + 1)
-        return f"{fence}\n{text}\n{fence}"
+
+def fenced(text: str, fence: str) -> str:
+    """`text` between two lines of `fence`, made longer than any run of its character inside."""
+    if not fence:
+        return text
+    runs = re.findall(rf"{re.escape(fence[0])}+", text)
+    longest = max(map(len, runs), default=0)
+    line = fence[0] * max(len(fence), longest + 1)
+    return f"{line}\n{text}\n{line}"
 
 
-def _defuse(text: str, reserved: Iterable[str]) -> str:
+def defuse(text: str, reserved: Iterable[str]) -> str:
+    """`text` with a space behind the first character of each `reserved` string in it."""
     strings = [re.escape(string) for string in reserved if len(string) > 1]
     if not strings:
         return text

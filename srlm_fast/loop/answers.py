@@ -106,7 +106,7 @@ class AnswerStage:
             self._judged(generation, self.reader)
             return ()
         self.tokens.answers += generated
-        found = [_candidate(generation.tag, k, s) for k, s in enumerate(generation.samples)]
+        found = [make_candidate(generation.tag, k, s) for k, s in enumerate(generation.samples)]
         self._write_candidates(*found)
         self.candidates[generation.tag.prompt_id] = found
         return self._judge(found)
@@ -158,7 +158,7 @@ def judge_text(rubric: Rubric, tokenizer: Any, prompt: str, response: str) -> st
     return rubric.render(prompt, response, tokenizer.all_special_tokens)
 
 
-def _candidate(prompt: Prompt, index: int, sample: Sample) -> Candidate:
+def make_candidate(prompt: Prompt, index: int, sample: Sample) -> Candidate:
     return Candidate(
         prompt.prompt_id,
         index,

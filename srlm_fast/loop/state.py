@@ -106,6 +106,7 @@ class ModelFolder:
         self.prompts = self.path / "prompts.jsonl"
         self.candidates = self.path / "candidates.jsonl"
         self.judgements = self.path / "judgements.jsonl"
+        self.revisions = self.path / "revisions.jsonl"
         self.pairs = self.path / "pairs.jsonl"
         self.sft = self.path / "sft.jsonl"
         self.evaluation = self.path / "evaluation.jsonl"

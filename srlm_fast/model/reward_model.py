@@ -40,6 +40,8 @@ Messages = Sequence[Mapping[str, str]]  # {"role", "content"}, the last one the 
 class RewardModel(Protocol):
     """What `load_reward_model` gives."""
 
+    tokenizer: Any
+
     def scores(self, conversations: Sequence[Messages]) -> list[float | None]:
         """One score each, None for a conversation longer than the model's context. How the rows
         are run together depends on `conversations` alone."""
@@ -84,7 +86,7 @@ class DecoderReward:
     def __init__(self, model: Model) -> None:
         if model.config.num_labels != 1:
             raise ModelError(f"the model has {model.config.num_labels} labels; wanted one")
-        self.model = model
+        self.model, self.tokenizer = model, model.tokenizer
 
     def scores(self, conversations: Sequence[Messages]) -> list[float | None]:
         rows = [conversation_ids(self.model, messages) for messages in conversations]

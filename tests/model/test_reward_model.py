@@ -138,7 +138,9 @@ def test_padding_at_the_end_is_not_scored_as_in_transformers(tmp_path):
     ours = load_reward_model(folder)
     rows = [tokenizer(f"{prompt}<|end|>{answer}<|end|>")["input_ids"] for prompt, answer in TEXTS]
     assert rows[0][-1] == DECODERS["llama"].pad_token_id
-    assert_close(ours.scores(CONVERSATIONS), their_decoder_scores(folder, rows), rtol=1e-4, atol=1e-4)
+    assert_close(
+        ours.scores(CONVERSATIONS), their_decoder_scores(folder, rows), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -170,9 +172,7 @@ def test_a_score_head_on_a_decoder_shares_its_tensors(tmp_path):
     model = load_model("tiny")
     made = with_score_head(model, seed=3)
     assert made.layers is model.layers and made.lm_head is None
-    assert made.score.weight.std().item() == pytest.approx(
-        model.config.hidden_size**-0.5, rel=0.3
-    )
+    assert made.score.weight.std().item() == pytest.approx(model.config.hidden_size**-0.5, rel=0.3)
     made.save(tmp_path / "m")
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "m")
     assert theirs.config.num_labels == 1
