@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -12,15 +13,16 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from srlm_fast import records
-from srlm_fast.judge import DEFAULT_PRINCIPLES
+from srlm_fast.judge import DEFAULT_PRINCIPLES, Principle
 from srlm_fast.loop import best_of_n, reward_model, run, state
+from srlm_fast.loop.revisions import RevisionStage
 from srlm_fast.loop.reward_model import conversation, score_answers, split_preferences
 from srlm_fast.model import load_model, load_reward_model, with_score_head
 from srlm_fast.records import Candidate, InputError, Prompt, read_jsonl
 from srlm_fast.report.page import render
 from srlm_fast.run import main
 from srlm_fast.run_folder import write_config
-from srlm_fast.sampler import SamplingParams
+from srlm_fast.sampler import Generation, Sample, Sampler, SamplingParams
 from srlm_fast.tiny.rubric import RUBRIC
 from tests.loop.test_resume import Killed, break_at
 from tests.loop.worlds import Silent, same, share_first_model, small_config, small_run
@@ -148,6 +150,9 @@ def test_a_reward_model_learns_from_pairs_and_is_used(first, pairs_file, tmp_pat
     reserved = trained.tokenizer.all_special_tokens
     again = trained.scores([conversation(prompt["text"], candidate["text"], reserved)])[0]
     assert judged[candidate["prompt_id"], candidate["index"]] == pytest.approx(again, abs=1e-4)
+    # The answers are M1's, as they are under any reward: its training is undone.
+    small(first, tmp_path / "random", reward="random")
+    assert rows_of(out, "candidates") == rows_of(tmp_path / "random", "candidates")
     # M1 answered and is the reference: what trained the reward model has left no trace in it.
     m1 = (first / "m1" / "model" / "model.safetensors").read_bytes()
     assert (out / "m1" / "model" / "model.safetensors").read_bytes() == m1
@@ -174,24 +179,19 @@ def test_broken_off_by_rows_and_by_stages_it_ends_the_same(
     small(first, tmp_path / "whole", **changes)
     out, tries = tmp_path / "run", 0
     share_first_model(first, out)
-    for owner, name, count in (
-        (state.RunState, "finish", 1),
-        (state.RunState, "finish", 2),
-        (records.RowWriter, "write", 9),
-        (records.RowWriter, "write", 17),
-        (records.RowWriter, "write", 25),
-        (records.RowWriter, "write", 12),
-    ):
+    stages = 2 if kind == "model" else 1  # behind them answers are sampled
+    breaks = [(state.RunState, "finish", 1)] * stages
+    breaks += [(records.RowWriter, "write", count) for count in (9, 14, 13, 8, 5, 3, 2, 1)]
+    for owner, name, count in breaks:
         with monkeypatch.context() as patch:
             break_at(patch, owner, name, count)
             try:
                 finish(out, **changes)
             except Killed:
                 tries += 1
-        for path in out.glob("m2/[crj]*.jsonl"):  # a torn last line too
-            if not (out / "summary.json").exists() and "judgements" in path.name:
-                path.write_bytes(path.read_bytes() + b'{"prompt_id": "torn')
-    assert tries >= 4
+        for path in out.glob("m2/[cjr]*.jsonl"):  # candidates, judgements, revisions
+            path.write_bytes(path.read_bytes() + b'{"prompt_id": "torn')
+    assert tries >= 7
     finish(out, **changes)
     same(contents(tmp_path / "whole"), contents(out))
 
@@ -253,6 +253,35 @@ def test_what_has_no_score_says_why_and_equal_answers_are_scored_once(tmp_path):
     assert (again, len(fake.asked)) == (rows, 4)
 
 
+class Company(Fake):
+    """Its scores depend on what is scored with them, as rounding does."""
+
+    def scores(self, conversations):
+        return [float(len(conversations) + len(m[-1]["content"])) for m in conversations]
+
+
+def test_scores_that_are_made_again_have_the_company_they_had(tmp_path):
+    prompts = [Prompt(f"p{n}", f"q{n}", "file") for n in range(40)]
+    groups = {
+        p.prompt_id: [
+            dataclasses.replace(c, prompt_id=p.prompt_id) for c in candidates("a", "bb", "a")
+        ]
+        for p in prompts
+    }
+    path = tmp_path / "judgements.jsonl"
+
+    def score():
+        return score_answers(Company(), prompts, groups, path, lambda done: None)
+
+    whole = score()
+    text = path.read_bytes()
+    for keep in (0, 1, 47, 48, 49, 95, 100, 119):
+        lines = text.splitlines(keepends=True)
+        path.write_bytes(b"".join(lines[:keep]) + lines[keep][:9])
+        assert score() == whole
+        assert path.read_bytes() == text
+
+
 def test_preferences_are_split_by_prompt_and_keep_off_what_is_measured():
     rows = [{"prompt": f"Q{n // 2}", "chosen": [], "rejected": []} for n in range(60)]
     train, held_out = split_preferences(rows, ["q0"], seed=1)
@@ -297,6 +326,80 @@ def test_a_constitution_gives_revision_over_original(first, tmp_path):
             dropped[row["reason"]] = dropped.get(row["reason"], 0) + 1
     found = {name: count for name, count in summary["rounds"][0]["dropped"].items() if count}
     assert found == dropped
+
+
+def test_chains_that_are_not_whole_are_made_again(first, tmp_path):
+    model = load_model(first / "m1" / "model")
+    prompts = [
+        Prompt(row["prompt"], row["prompt"], "seed")
+        for row in read_jsonl(first / "m1" / "sft.jsonl")[:8]
+    ]
+    files = (tmp_path / "candidates.jsonl", tmp_path / "revisions.jsonl")
+    params = SamplingParams(temperature=1.0, max_tokens=24, seed=1)
+
+    def rows():
+        RevisionStage(Sampler(model), params, params, DEFAULT_PRINCIPLES, 1, *files).run(prompts)
+        return [sorted(map(records.dump_row, read_jsonl(path))) for path in files]
+
+    whole = rows()
+    assert len(whole[1]) == 8
+    texts = [path.read_bytes().splitlines(keepends=True) for path in files]
+    for cut in ((0, 1), (1, 0), (3, 2), (2, 3), (0, 8), (len(texts[0]), 0)):
+        for path, lines, count in zip(files, texts, cut, strict=True):
+            path.write_bytes(b"".join(lines[: len(lines) - count]) + lines[-1][:9])
+        assert rows() == whole, cut
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "reason"),
+    [
+        ("A new answer.", "stop", None),
+        ("\n", "stop", "empty"),
+        ("A new ans", "length", "cut"),
+        (" The first.\n", "stop", "identical"),
+    ],
+)
+def test_why_a_revision_makes_no_pair(text, finish, reason, tmp_path):
+    """The sampler is a script: answer, critique, revision."""
+    said = iter([("The first.", "stop"), ("It is { short }.", "length"), (text, finish)])
+    asked = []
+
+    class Script:
+        model, num_pages, page_tokens = load_model("tiny"), 100, 16
+
+        def run(self, requests, finished, progress):
+            queue = list(requests)
+            while queue:
+                request = queue.pop(0)
+                asked.append(self.model.tokenizer.decode(request.prompt_token_ids))
+                words, end = next(said)
+                sample = Sample([5, 6], words, -1.0, None, end)
+                queue += finished(Generation([1], [sample], request.tag))
+
+    files = (tmp_path / "candidates.jsonl", tmp_path / "revisions.jsonl")
+    params = SamplingParams(max_tokens=8)
+    principle = Principle("Is it kind?", "Make it kinder.")
+    stage = RevisionStage(Script(), params, params, [principle], 1, *files)
+    stage.run([Prompt("p", "Say { it }.", "file")])
+    assert [read_jsonl(files[1])[0][name] for name in ("reason", "candidates")] == [reason, 2]
+    assert [row["text"] for row in read_jsonl(files[0])] == ["The first.", text]
+    for part in ("Say { it }.", "The first.", "Is it kind?"):
+        assert part in asked[1], part
+    for part in ("Say { it }.", "The first.", "It is { short }.", "Make it kinder."):
+        assert part in asked[2], part
+    assert stage.figures()["tokens"] == {"answers": 4, "judgements": 2}
+
+
+def test_a_prompt_whose_requests_do_not_fit_says_so(tmp_path):
+    model = load_model("tiny")
+    files = (tmp_path / "candidates.jsonl", tmp_path / "revisions.jsonl")
+    params = SamplingParams(max_tokens=model.config.max_position_embeddings - 20)
+    stage = RevisionStage(Sampler(model), params, params, DEFAULT_PRINCIPLES, 1, *files)
+    stage.run([Prompt("p", "word " * 40, "file")])
+    assert read_jsonl(files[1]) == [
+        {"prompt_id": "p", "candidates": 0, "critiques": [], "reason": "too_long"}
+    ]
+    assert stage.figures()["too_long"] == 1
 
 
 def test_own_principles_are_asked_and_mistakes_in_them_are_told_first(first, tmp_path):
