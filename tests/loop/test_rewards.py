@@ -350,6 +350,28 @@ def test_chains_that_are_not_whole_are_made_again(first, tmp_path):
         assert rows() == whole, cut
 
 
+class Script:
+    """A sampler that says what it is told to, one text after the other, and keeps the requests."""
+
+    num_pages, page_tokens = 100, 16
+
+    def __init__(self, *said):
+        self.model, self.said, self.requests = load_model("tiny"), iter(said), []
+
+    def run(self, requests, finished, progress):
+        queue = list(requests)
+        while queue:
+            request = queue.pop(0)
+            self.requests.append(request)
+            text, finish = next(self.said)
+            sample = Sample([5, 6], text, -1.0, None, finish)
+            queue += finished(Generation(list(request.prompt_token_ids), [sample], request.tag))
+
+    @property
+    def asked(self):
+        return [self.model.tokenizer.decode(r.prompt_token_ids) for r in self.requests]
+
+
 @pytest.mark.parametrize(
     ("text", "finish", "reason"),
     [
@@ -360,34 +382,35 @@ def test_chains_that_are_not_whole_are_made_again(first, tmp_path):
     ],
 )
 def test_why_a_revision_makes_no_pair(text, finish, reason, tmp_path):
-    """The sampler is a script: answer, critique, revision."""
-    said = iter([("The first.", "stop"), ("It is { short }.", "length"), (text, finish)])
-    asked = []
-
-    class Script:
-        model, num_pages, page_tokens = load_model("tiny"), 100, 16
-
-        def run(self, requests, finished, progress):
-            queue = list(requests)
-            while queue:
-                request = queue.pop(0)
-                asked.append(self.model.tokenizer.decode(request.prompt_token_ids))
-                words, end = next(said)
-                sample = Sample([5, 6], words, -1.0, None, end)
-                queue += finished(Generation([1], [sample], request.tag))
-
+    script = Script(("The first.", "stop"), ("It is { short }.", "length"), (text, finish))
     files = (tmp_path / "candidates.jsonl", tmp_path / "revisions.jsonl")
     params = SamplingParams(max_tokens=8)
     principle = Principle("Is it kind?", "Make it kinder.")
-    stage = RevisionStage(Script(), params, params, [principle], 1, *files)
+    stage = RevisionStage(script, params, params, [principle], 1, *files)
     stage.run([Prompt("p", "Say { it }.", "file")])
     assert [read_jsonl(files[1])[0][name] for name in ("reason", "candidates")] == [reason, 2]
     assert [row["text"] for row in read_jsonl(files[0])] == ["The first.", text]
     for part in ("Say { it }.", "The first.", "Is it kind?"):
-        assert part in asked[1], part
+        assert part in script.asked[1], part
     for part in ("Say { it }.", "The first.", "It is { short }.", "Make it kinder."):
-        assert part in asked[2], part
+        assert part in script.asked[2], part
     assert stage.figures()["tokens"] == {"answers": 4, "judgements": 2}
+
+
+def test_each_step_is_drawn_with_a_seed_of_its_own(tmp_path):
+    """Equal requests of two steps, or of two rounds, must not be answered the same."""
+    seeds = []
+    for seed in (1, 2):
+        said = ["answer", "critique", "better", "critique", "best"]
+        script = Script(*((text, "stop") for text in said))
+        files = (tmp_path / f"c{seed}.jsonl", tmp_path / f"r{seed}.jsonl")
+        answers, critiques = (SamplingParams(max_tokens=8, seed=s) for s in (seed, 10 * seed))
+        stage = RevisionStage(script, answers, critiques, DEFAULT_PRINCIPLES, 2, *files)
+        stage.run([Prompt("p", "Say it.", "file")])
+        assert [len(stage.candidates["p"]), stage.chains["p"].reason] == [3, None]
+        assert "better" in script.asked[3] and "better" in script.asked[4]
+        seeds += [request.params.seed for request in script.requests]
+    assert len(set(seeds)) == 10
 
 
 def test_a_prompt_whose_requests_do_not_fit_says_so(tmp_path):
