@@ -60,7 +60,7 @@ def best_of_n(
     """
     if n < 1:
         raise ValueError(f"n: {n}, wanted at least 1")
-    asked = [Prompt(str(i), text, "user") for i, text in enumerate(prompts)]
+    asked = [Prompt(str(i), text, "file") for i, text in enumerate(prompts)]
     own = sampler or Sampler(model)
     reader = None if reward_model else make_reader(model, rubric, judge, judge_params)
     with tempfile.TemporaryDirectory() as folder:

@@ -120,7 +120,15 @@ def reward_pairs(model: Model, rows: Sequence[PreferenceRow]) -> list[RewardPair
 
     def ids(messages: Sequence[Message]) -> list[int]:
         safe = [{"role": m["role"], "content": defuse(m["content"], reserved)} for m in messages]
-        return conversation_ids(model, safe)
+        try:
+            return conversation_ids(model, safe)
+        except Exception as error:  # jinja raises many kinds
+            reason = str(error).strip().split("\n")[0]
+            roles = ", ".join(m["role"] for m in messages)
+            raise InputError(
+                f"--reward-pairs: found a conversation of {roles} that the chat template cannot "
+                f"render ({reason})"
+            ) from None
 
     pairs = [RewardPair(ids(row["chosen"]), ids(row["rejected"])) for row in rows]
     longest = model.config.max_position_embeddings

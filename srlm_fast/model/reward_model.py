@@ -28,9 +28,11 @@ from .load import (
     load_folder,
     read_config,
     read_hf,
+    read_tokenizer,
     resolve_device,
     resolve_dtype,
 )
+from .weights import weight_files
 
 MAX_TOKENS = 8192  # run at once; a longer conversation runs alone
 ARCHITECTURE = "ForSequenceClassification"
@@ -67,7 +69,9 @@ def load_reward_model(
 
 
 def check_reward_folder(folder: Path) -> dict[str, Any]:
-    """The folder's `config.json`. Raises ModelError unless it is a classifier of one label."""
+    """The folder's `config.json`. Raises ModelError unless it is a classifier of one label, and for
+    a decoder without weights, without a tokenizer or with a chat template that cannot be used.
+    """
     hf = read_hf(folder)
     found = [str(name) for name in hf.get("architectures") or []]
     if not any(name.endswith(ARCHITECTURE) for name in found):
@@ -77,7 +81,20 @@ def check_reward_folder(folder: Path) -> dict[str, Any]:
     labels = len(hf["id2label"]) if "id2label" in hf else hf.get("num_labels", 2)
     if labels != 1:
         raise ModelError(f"{folder}: config.json has {labels} labels; wanted one, the reward")
+    if hf.get("model_type") in FAMILIES:
+        weight_files(folder)
+        check_template(read_tokenizer(folder), folder)
     return hf
+
+
+def check_template(tokenizer: Any, folder: Path) -> None:
+    """Refuse a chat template that cannot render a question with its answer."""
+    turns = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello."}]
+    try:
+        chat.encode_messages(tokenizer, turns)
+    except Exception as error:  # jinja raises many kinds
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"{folder}: the chat template cannot be used ({reason})") from None
 
 
 class DecoderReward:
@@ -126,6 +143,8 @@ class ClassifierReward:
             raise ModelError(f"{folder}: the reward model cannot be read ({reason})") from None
         if self.tokenizer.pad_token is None:
             raise ModelError(f"{folder}: the tokenizer has no padding token; wanted one")
+        if self.tokenizer.chat_template:
+            check_template(self.tokenizer, folder)
         self.model = loaded.to(place).eval()
         positions = getattr(loaded.config, "max_position_embeddings", None) or 2**31
         self.longest = min(self.tokenizer.model_max_length, positions)

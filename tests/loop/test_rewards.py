@@ -181,7 +181,7 @@ def test_broken_off_by_rows_and_by_stages_it_ends_the_same(
     share_first_model(first, out)
     stages = 2 if kind == "model" else 1  # behind them answers are sampled
     breaks = [(state.RunState, "finish", 1)] * stages
-    breaks += [(records.RowWriter, "write", count) for count in (9, 14, 13, 8, 5, 3, 2, 1)]
+    breaks += [(records.RowWriter, "write", count) for count in (9, 14, 13, 5, 2)]
     for owner, name, count in breaks:
         with monkeypatch.context() as patch:
             break_at(patch, owner, name, count)
@@ -191,7 +191,7 @@ def test_broken_off_by_rows_and_by_stages_it_ends_the_same(
                 tries += 1
         for path in out.glob("m2/[cjr]*.jsonl"):  # candidates, judgements, revisions
             path.write_bytes(path.read_bytes() + b'{"prompt_id": "torn')
-    assert tries >= 7
+    assert tries >= 5
     finish(out, **changes)
     same(contents(tmp_path / "whole"), contents(out))
 
@@ -293,6 +293,22 @@ def test_preferences_are_split_by_prompt_and_keep_off_what_is_measured():
     assert split_preferences(rows[:2], [], seed=1) == (rows[:2], [])
     with pytest.raises(InputError, match="--reward-pairs: found 2 pairs"):
         split_preferences(rows[:2], ["Q0"], seed=1)
+
+
+def test_turns_that_the_template_refuses_are_named():
+    model = with_score_head(load_model("tiny"), 1)
+    model.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system turns') }}"
+        "{% endif %}{{ m.content }}{% endfor %}"
+    )
+    turns = [{"role": role, "content": "x"} for role in ("system", "user", "assistant")]
+    row = {"prompt": "x", "chosen": turns, "rejected": turns}
+    with pytest.raises(InputError, match="of system, user, assistant that .*No system turns"):
+        reward_model.reward_pairs(model, [row])
+    long = [turns[1], {"role": "assistant", "content": "a " * 5000}]
+    short = {"prompt": "x", "chosen": turns[1:], "rejected": turns[1:]}
+    kept = reward_model.reward_pairs(model, [short, short | {"rejected": long}])
+    assert len(kept) == 1
 
 
 # ----------------------------------------------------------------------------------- constitution

@@ -193,6 +193,10 @@ def test_folders_that_are_no_reward_model_are_refused(tmp_path):
     (folder / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(ModelError, match="cannot be read"):
         load_reward_model(folder)
+    refusing = byte_tokenizer()
+    refusing.chat_template = "{{ raise_exception('no answers here') }}"
+    with pytest.raises(ModelError, match="chat template cannot be used .no answers here"):
+        load_reward_model(decoder_folder(DECODERS["llama"], tmp_path / "refusing", refusing))
     folder = decoder_folder(DECODERS["llama"], tmp_path / "wrong")
     hf = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(hf | {"vocab_size": 300}))
