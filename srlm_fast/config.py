@@ -24,10 +24,19 @@ from srlm_fast.records import InputError
 from srlm_fast.run_folder import CONFIG_FILE, read_json
 from srlm_fast.sampler import SamplingParams
 from srlm_fast.tiny.settings import SETTINGS
-from srlm_fast.train import DpoConfig, SftConfig
+from srlm_fast.train import DpoConfig, RewardConfig, SftConfig
 
 TINY = "tiny"
-FILES = ("prompts_file", "ift_file", "eft_file", "eval_prompts_file", "rubric_file")
+FILES = (
+    "prompts_file",
+    "ift_file",
+    "eft_file",
+    "eval_prompts_file",
+    "reward_pairs_file",
+    "constitution_file",
+    "rubric_file",
+)
+FOLDERS = ("model", "reward_model")
 # Tokens run at once in training. Activations are kept for backward, some megabytes a token for a
 # model of billions, so a small piece decides whether such a model fits; its rows still fill a GPU.
 MICRO_BATCH = 2048
@@ -77,6 +86,10 @@ class Config:
     eft_file: str | None = None
     eval_prompts_file: str | None = None
     rubric_file: str | None = None
+    reward_model: str | None = None
+    reward_pairs_file: str | None = None
+    constitution_file: str | None = None  # None: the built-in principles
+    revisions: int = 1  # of an answer under --reward constitution
     num_ift: int | None = None  # rows taken of each seed; None takes all
     num_eft: int | None = None
     num_prompts: int = 1024
@@ -93,6 +106,9 @@ class Config:
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     pairs: PairConfig = field(default_factory=PairConfig)
     dpo: DpoConfig = field(default_factory=lambda: DpoConfig(micro_batch_tokens=MICRO_BATCH))
+    reward_training: RewardConfig = field(
+        default_factory=lambda: RewardConfig(micro_batch_tokens=MICRO_BATCH)
+    )
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     inputs: dict[str, str] = field(default_factory=dict)  # SHA-256 of each file's content
     out: str = ""
@@ -189,6 +205,9 @@ def tiny() -> Config:
             epochs=own.dpo_epochs,
             batch_pairs=own.dpo_batch_pairs,
         ),
+        reward_training=RewardConfig(
+            learning_rate=own.dpo_learning_rate, batch_pairs=own.dpo_batch_pairs
+        ),
         evaluation=EvaluationConfig(num_prompts=own.num_held_out, samples=own.num_eval_samples),
     )
 
@@ -206,9 +225,10 @@ def from_options(arguments: Namespace) -> Config:
             config = put_option(config, option, value)
     for name in FILES:
         config = put(config, name, absolute(getattr(config, name)))
-    folder = Path(config.model).expanduser()
-    if folder.is_dir():
-        config = dataclasses.replace(config, model=str(folder.absolute()))
+    for name in FOLDERS:
+        given = getattr(config, name)
+        if given is not None and Path(given).expanduser().is_dir():
+            config = put(config, name, absolute(given))
     config = dataclasses.replace(config, inputs=fingerprints(config))
     check(config)
     return config
@@ -242,11 +262,15 @@ def fingerprints(config: Config) -> dict[str, str]:
     """What the given files hold, so that a run is not gone on with after a file has changed."""
     given = {name: getattr(config, name) for name in FILES if getattr(config, name) is not None}
     found = {name: fingerprint(option_at(name), path) for name, path in given.items()}
-    model = Path(config.model)
-    return found | ({"model": model_fingerprint(model)} if model.is_dir() else {})
+    folders = {name: Path(getattr(config, name) or "") for name in FOLDERS}
+    return found | {
+        name: model_fingerprint(option_at(name), folder)
+        for name, folder in folders.items()
+        if folder.name and folder.is_dir()
+    }
 
 
-def model_fingerprint(folder: Path) -> str:
+def model_fingerprint(option: str, folder: Path) -> str:
     """SHA-256 over the configuration and, of each file of weights, its size and both ends."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")):
@@ -258,7 +282,7 @@ def model_fingerprint(folder: Path) -> str:
                 file.seek(max(0, size - ENDS_BYTES))
                 digest.update(file.read(ENDS_BYTES))
         except OSError as error:
-            raise InputError(f"--model {path}: {error.strerror}, wanted a readable file") from None
+            raise InputError(f"{option} {path}: {error.strerror}, wanted a readable file") from None
     return digest.hexdigest()
 
 
@@ -291,6 +315,7 @@ def check(config: Config) -> None:
             "--loss: found 'robust' with --reward pairwise, wanted sigmoid, hinge, ipo or simpo: "
             "robust takes every label for certain but flipped, pairwise gives its probability"
         )
+    check_reward_options(config)
     if config.candidates.temperature == 0:
         raise InputError(
             "--temperature: found 0, wanted a number above 0: greedy answers to one prompt are all "
@@ -301,6 +326,28 @@ def check(config: Config) -> None:
         raise InputError(
             f"--min-judgements: found {config.pairs.min_judgements}, wanted at most the {samples} "
             "that an answer gets (--judge-samples; --judge expected takes one)"
+        )
+
+
+def check_reward_options(config: Config) -> None:
+    """Options of one reward are refused with another; `model` has exactly one of its two."""
+    owners = {
+        "reward_model": "model",
+        "reward_pairs_file": "model",
+        "constitution_file": "constitution",
+    }
+    for name, owner in owners.items():
+        if getattr(config, name) is not None and config.reward != owner:
+            raise InputError(
+                f"{option_at(name)}: found with --reward {config.reward}, wanted --reward {owner}"
+            )
+    if config.reward != "model":
+        return
+    given = [name for name in ("reward_model", "reward_pairs_file") if getattr(config, name)]
+    if len(given) != 1:
+        raise InputError(
+            f"--reward model: found {'both' if given else 'none'} of --reward-model and "
+            "--reward-pairs, wanted exactly one"
         )
 
 

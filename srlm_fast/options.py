@@ -15,7 +15,10 @@ from typing import Any
 
 from srlm_fast.records import InputError
 
-REWARDS = ("self", "frozen", "pairwise", "random", "gold")
+REWARDS = (
+    *("self", "frozen", "model", "pairwise", "constitution", "best-of-n"),
+    *("random", "gold"),
+)
 RECIPES = ("default", "paper")
 JUDGES = ("sampled", "expected", "direct")
 LOSSES = ("sigmoid", "robust", "hinge", "ipo", "simpo")
@@ -211,8 +214,40 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "reward",
             one_of(*REWARDS),
             "WHO",
-            "self; frozen: always M1; pairwise: the live model compares answers two by two; "
-            "random: a control; gold: the tiny world's own scorer",
+            "self; frozen: always M1; model: a reward model; pairwise: the live model compares "
+            "answers two by two; constitution: a revision over its original; best-of-n: judged as "
+            "self, the best answer is taught by SFT; random: a control; gold: the tiny world's "
+            "own scorer",
+        ),
+        Option(
+            "--reward-model",
+            "reward_model",
+            text("a folder or a hub id"),
+            "NAME_OR_FOLDER",
+            "of --reward model: a Hugging Face sequence classifier with one label",
+        ),
+        Option(
+            "--reward-pairs",
+            "reward_pairs_file",
+            _FILE,
+            "FILE",
+            "of --reward model: JSONL with `prompt`, `chosen`, `rejected`, texts or message lists; "
+            "one is trained on them from M1",
+        ),
+        Option(
+            "--constitution",
+            "constitution_file",
+            _FILE,
+            "FILE",
+            "of --reward constitution: JSONL with the requests `critique` and `revision`, one "
+            "principle a line, instead of the built-in ones",
+        ),
+        Option(
+            "--revisions",
+            "revisions",
+            _AT_LEAST_1,
+            "N",
+            "of --reward constitution: critiques and revisions in a row",
         ),
     ),
     "pairs": (
@@ -248,6 +283,20 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "first learning rate of supervised training",
         ),
         Option("--sft-epochs", "sft.epochs", _AT_LEAST_1, "N", "passes over the seeds"),
+        Option(
+            "--reward-lr",
+            "reward_training.learning_rate",
+            real(0.0, above=True),
+            "LR",
+            "first learning rate of the reward model of --reward-pairs",
+        ),
+        Option(
+            "--reward-epochs",
+            "reward_training.epochs",
+            _AT_LEAST_1,
+            "N",
+            "passes over --reward-pairs",
+        ),
         Option(
             "--lr", "dpo.learning_rate", real(0.0, above=True), "LR", "first learning rate of DPO"
         ),

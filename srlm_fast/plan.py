@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srlm_fast.config import TINY, Config
-from srlm_fast.model import PRESETS, ModelConfig, find_folder, read_config, resolve_device
+from srlm_fast.model import (
+    PRESETS,
+    ModelConfig,
+    ModelError,
+    find_folder,
+    read_config,
+    resolve_device,
+)
+from srlm_fast.model.weights import weight_files
 from srlm_fast.options import nearest
 from srlm_fast.records import InputError
 
@@ -78,6 +86,7 @@ class Memory:
     activations: float
     kv_token: float
     available: float
+    reward_model: float = 0.0  # beside the weights while it scores; nothing else is there then
 
     @property
     def training(self) -> float:
@@ -90,7 +99,8 @@ class Memory:
 
     @property
     def fits(self) -> bool:
-        return self.training <= 0.95 * self.available and self.kv_room > 0
+        most = max(self.training, self.weights + self.reward_model)
+        return most <= 0.95 * self.available and self.kv_room > 0
 
 
 @dataclass(frozen=True)
@@ -144,6 +154,8 @@ def memory_lines(memory: Memory, config: Config) -> list[str]:
             f"training only: {tokens_at_once(config):,} tokens at once",
         ),
     ]
+    if memory.reward_model:
+        rows.append(("reward model", memory.reward_model, "weights, while it scores"))
     table = [f"  {name:<12}{size(value):>10}  {note}" for name, value, note in rows]
     verdict = "fits" if memory.fits else "DOES NOT FIT"
     return [
@@ -213,7 +225,21 @@ def memory_of(model: ModelConfig, config: Config, devices: Devices, dtype: str) 
         activations=tokens_at_once(config) * activation_bytes(model, width) / devices.number,
         kv_token=kv_token / devices.number,
         available=devices.card.memory_bytes,
+        reward_model=reward_bytes(model, config, width) / devices.number,
     )
+
+
+def reward_bytes(model: ModelConfig, config: Config, width: int) -> float:
+    """Of the reward model's weights: its files' on this machine, or as many as the trained one has.
+    One that is neither here nor trained by the run counts as none."""
+    if config.reward_model is None:
+        return float(model.num_parameters() * width) if config.reward_pairs_file else 0.0
+    try:
+        folder = local_folder(config.reward_model)
+        files = weight_files(folder) if folder else []
+    except ModelError:  # told when the run looks for it
+        return 0.0
+    return float(sum(file.stat().st_size for file in files))
 
 
 def tokens_at_once(config: Config) -> int:

@@ -176,3 +176,20 @@ def test_a_folder_that_fits_passes_and_one_that_does_not_is_not_called_missing(
 
 def test_the_host_has_memory():
     assert 1e8 < plan.host_bytes() < 1e15
+
+
+def test_a_reward_model_stands_beside_the_weights_while_it_scores(tmp_path: Path):
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 3000)
+    devices = Devices(1, H100)
+    config = dataclasses.replace(LLAMA_8B, reward="model", reward_model=str(tmp_path))
+    assert memory(config, devices).reward_model == 3000
+    assert memory(LLAMA_8B, devices).reward_model == 0
+    trained = dataclasses.replace(LLAMA_8B, reward="model", reward_pairs_file="p.jsonl")
+    found = memory(trained, devices)
+    assert found.reward_model == found.weights
+    assert "reward model" in "\n".join(plan.memory_lines(found, trained))
+    room = dataclasses.replace(found, available=found.training / 0.94)
+    assert room.fits
+    assert not dataclasses.replace(room, reward_model=found.training).fits
+    missing = dataclasses.replace(config, reward_model=str(tmp_path / "none"))
+    assert memory(missing, devices).reward_model == 0

@@ -1,5 +1,7 @@
 """Rows that go in: seeds, the user's prompts, and prompts that the model makes up."""
 
+from srlm_fast.data.preferences import PreferenceRow, read_preferences
+from srlm_fast.data.principles import PrincipleRow, read_principles
 from srlm_fast.data.prompts import read_prompts
 from srlm_fast.data.ranked import RankedRow, read_ranked
 from srlm_fast.data.rouge import RougePool, rouge_l_max, words
@@ -19,6 +21,8 @@ __all__ = [
     "EftRow",
     "IftRow",
     "MadePrompts",
+    "PreferenceRow",
+    "PrincipleRow",
     "Progress",
     "PromptConfig",
     "RankedRow",
@@ -28,6 +32,8 @@ __all__ = [
     "read_eft_eval",
     "read_eft_or_ranked",
     "read_ift",
+    "read_preferences",
+    "read_principles",
     "read_prompts",
     "read_ranked",
     "rouge_l_max",

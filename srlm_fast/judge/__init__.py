@@ -1,5 +1,13 @@
 """The judge: what it is asked, how its score is read, and the pairs that come of it."""
 
+from srlm_fast.judge.best import best_rows, rank
+from srlm_fast.judge.constitution import (
+    DEFAULT_PRINCIPLES,
+    Principle,
+    RevisedReward,
+    critique_text,
+    revision_text,
+)
 from srlm_fast.judge.eft import EftCounts, EftSet, Ranked, build_eft
 from srlm_fast.judge.pairs import PairConfig, PairSet, collect_scores, make_pairs, mean_score
 from srlm_fast.judge.pairwise import (
@@ -32,6 +40,7 @@ __all__ = [
     "CHOICES",
     "DEFAULT_PAIR_PROMPT",
     "DEFAULT_PATTERN",
+    "DEFAULT_PRINCIPLES",
     "DEFAULT_RUBRIC",
     "Choice",
     "Comparison",
@@ -43,22 +52,29 @@ __all__ = [
     "PairPrompt",
     "PairSet",
     "PairwiseReward",
+    "Principle",
     "RandomReward",
     "Ranked",
+    "RevisedReward",
     "Reward",
     "Rubric",
     "ScorePlace",
     "ScoreStatus",
     "ScoreTable",
     "ScorerReward",
+    "best_rows",
     "build_eft",
     "collect_scores",
     "compare",
     "compile_pattern",
+    "critique_text",
+    "defuse",
     "make_pairs",
     "mean_score",
     "parse_score",
+    "rank",
     "read_rubric",
+    "revision_text",
     "score_candidates",
     "text_pairs",
     "with_labels",

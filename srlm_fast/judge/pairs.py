@@ -57,7 +57,7 @@ class PairSet:
     def dropped(self) -> dict[str, int]:
         """Prompts dropped for each reason; with the pairs they add up to all prompts."""
         counts = Counter(self.reasons.values())
-        return {reason: counts[reason] for reason in REASONS}
+        return {reason: counts[reason] for reason in (*REASONS, *sorted(counts.keys() - REASONS))}
 
     @property
     def ties(self) -> int:

@@ -102,7 +102,7 @@ class AnswerStage:
             self.tokens.judgements += generated or 1
             return self._read(generation)
         self.tokens.answers += generated
-        found = [_candidate(generation.tag, k, s) for k, s in enumerate(generation.samples)]
+        found = [make_candidate(generation.tag, k, s) for k, s in enumerate(generation.samples)]
         self._write_candidates(*found)
         self.candidates[generation.tag.prompt_id] = found
         return self._judge(found)
@@ -160,7 +160,7 @@ def judge_text(rubric: Rubric, tokenizer: Any, prompt: str, response: str) -> st
     return rubric.render(prompt, response, chat.reserved_strings(tokenizer))
 
 
-def _candidate(prompt: Prompt, index: int, sample: Sample) -> Candidate:
+def make_candidate(prompt: Prompt, index: int, sample: Sample) -> Candidate:
     return Candidate(
         prompt.prompt_id,
         index,

@@ -7,7 +7,7 @@ from typing import Any
 
 from srlm_fast.judge import Rubric
 from srlm_fast.model import Model, chat
-from srlm_fast.records import Candidate, RowWriter, read_jsonl, write_jsonl
+from srlm_fast.records import Candidate, InputError, RowWriter, read_jsonl, write_jsonl
 from srlm_fast.train import SftRow, TokenPair, pair_logps
 
 from .answers import judge_text
@@ -67,6 +67,22 @@ def token_pair(
     chosen, rejected = group[row["chosen_index"]], group[row["rejected_index"]]
     responses = response_ids(model, chosen), response_ids(model, rejected)
     return TokenPair(prompt_ids, *responses, label=row.get("label", 1.0))
+
+
+def best_sft_rows(
+    model: Model, rows: Sequence[dict[str, Any]], candidates: dict[str, list[Candidate]]
+) -> list[SftRow]:
+    """The best answers of a round (`judge.best_rows`) as tokens, those that were sampled. Raises
+    InputError for a row that names no candidate."""
+    found = []
+    for row in rows:
+        try:
+            best = candidates[row["prompt_id"]][row["index"]]
+            prompt_ids = chat.encode(model.tokenizer, row["prompt"])
+        except (KeyError, IndexError, TypeError) as error:
+            raise InputError(f"sft.jsonl: found a row without {error}, wanted the best") from None
+        found.append(SftRow(prompt_ids, response_ids(model, best)))
+    return found
 
 
 def response_ids(model: Model, candidate: Candidate) -> list[int]:

@@ -20,22 +20,29 @@ from typing import Any, NoReturn, Protocol
 import torch
 
 from srlm_fast.config import Config
-from srlm_fast.data import make_prompts
+from srlm_fast.data import make_prompts, read_preferences, read_principles
 from srlm_fast.data.selfmade import Progress as PromptProgress
 from srlm_fast.eval import collapse_figures, judge_table
 from srlm_fast.judge import (
+    DEFAULT_PRINCIPLES,
     Comparison,
     JudgedReward,
+    PairSet,
     PairwiseReward,
+    Principle,
     RandomReward,
+    RevisedReward,
     Reward,
     ScorerReward,
+    best_rows,
     make_pairs,
     mean_score,
     score_candidates,
     with_labels,
 )
-from srlm_fast.model import Model, load_model
+from srlm_fast.model import Model, load_model, load_reward_model, with_score_head
+from srlm_fast.model.load import find_folder
+from srlm_fast.model.reward_model import check_reward_folder
 from srlm_fast.records import (
     Candidate,
     InputError,
@@ -47,12 +54,20 @@ from srlm_fast.records import (
     write_jsonl,
 )
 from srlm_fast.sampler import Progress, Sampler, SamplingParams
-from srlm_fast.train import CheckpointError, StepReport, TrainReport, train_dpo, train_sft
+from srlm_fast.train import (
+    CheckpointError,
+    StepReport,
+    TrainReport,
+    pair_accuracy,
+    train_dpo,
+    train_reward_model,
+    train_sft,
+)
 
 from .answers import AnswerStage, load_candidates, read_records
 from .comparing import CompareStage
 from .eft_building import EftBuilding
-from .learning import fitting, sft_rows, token_pair, write_reference
+from .learning import best_sft_rows, fitting, sft_rows, token_pair, write_reference
 from .material import Material, gather, round_prompts
 from .measuring import (
     evaluation_figures,
@@ -62,6 +77,15 @@ from .measuring import (
     score_by_program,
 )
 from .readers import Reader, make_reader
+from .revisions import RevisionStage, load_chains
+from .reward_model import (
+    FOLDER,
+    accuracy_note,
+    free_memory,
+    reward_pairs,
+    score_answers,
+    split_preferences,
+)
 from .state import ModelFolder, RunState, derive_seed, read_object, weights_hash
 from .summary import SUMMARY_FILE, summarize
 
@@ -103,6 +127,7 @@ class Run:
         self.config, self.display, self.stop = config, display, stop
         self.out = Path(config.out)
         self.material: Material = gather(config)
+        self.check_reward()
         self.state = RunState(self.out)
         self.folders = [ModelFolder(self.out, t) for t in range(1, config.iterations + 2)]
 
@@ -120,6 +145,21 @@ class Run:
             return summary
         finally:
             self.state.close()
+
+    def check_reward(self) -> None:
+        """Read what the reward needs, so that a mistake in it is told before anything is done."""
+        if self.config.reward_model:
+            check_reward_folder(find_folder(self.config.reward_model))
+        if self.config.reward_pairs_file:
+            self.preferences = split_preferences(
+                read_preferences(self.config.reward_pairs_file),
+                self.material.measured_on,
+                self.seed("preferences"),
+            )
+        given = self.config.constitution_file
+        self.principles = (
+            [Principle(**row) for row in read_principles(given)] if given else DEFAULT_PRINCIPLES
+        )
 
     def load(self) -> None:
         """Load the last model that is finished, or the one the run starts from, and make its
@@ -140,6 +180,33 @@ class Run:
             self.material = dataclasses.replace(self.material, eft=eft)
         self.stage(folder, "train", self.teach if self.material.has_seeds else self.adopt)
         self.stage(folder, "measure", self.measure)
+        if self.config.reward_pairs_file:
+            self.stage(folder, "reward_model", self.teach_reward)
+
+    def teach_reward(self, folder: ModelFolder) -> dict[str, Any]:
+        """A reward model from M1's weights, in M1's own tensors; M1 is put back afterwards."""
+        model = with_score_head(self.model, self.seed("score head"))
+        pairs, held_out = (reward_pairs(model, rows) for rows in self.preferences)
+        if not pairs:
+            raise InputError(
+                f"--reward-pairs: found {len(self.preferences[0])} pairs to train on, all longer "
+                f"than the model's context of {model.config.max_position_embeddings} tokens"
+            )
+        checkpoint = folder.path / "reward_checkpoint.pt"
+        report = self.steps(
+            folder.stage("reward_model"),
+            "reward model",
+            checkpoint,
+            lambda **keep: train_reward_model(
+                model, pairs, self.config.reward_training, seed=self.seed("reward"), **keep
+            ),
+        )
+        figures = {"pairs": len(pairs), "held_out": pair_accuracy(model, held_out)}
+        model.save(self.out / FOLDER)
+        checkpoint.unlink(missing_ok=True)
+        self.model.load_weights(folder.model)
+        self.display.note(accuracy_note(figures))
+        return figures | _training_figures(report, self.out / FOLDER)
 
     def adopt(self, folder: ModelFolder) -> dict[str, Any]:
         self.display.note("no --ift and no --eft: the given model is taken as M1")
@@ -179,7 +246,10 @@ class Run:
     def round(self, before: ModelFolder, after: ModelFolder) -> None:
         """M_t -> M_t+1."""
         self.stage(after, "prompts", self.prompts)
-        self.stage(after, "answers", self.answers)
+        revised = self.config.reward == "constitution"
+        self.stage(after, "answers", self.revise if revised else self.answers)
+        if self.config.reward == "model":
+            self.stage(after, "reward", self.score)
         self.stage(after, "pairs", self.pairs)
         self.stage(after, "train", self.learn)
         self.stage(after, "measure", self.measure)
@@ -271,7 +341,7 @@ class Run:
         prompts = [Prompt(**row) for row in rows]
         first = self.folders[0]
         swap = self.config.reward == "frozen" and folder.number > 2
-        judged = self.config.reward in ("self", "frozen")
+        judged = self.config.reward in ("self", "frozen", "best-of-n")
         stage = self.answer_stage(folder, self.reader(folder) if judged and not swap else None)
         start = time.perf_counter()
         self.show_answers(f"{folder.name} answers", stage, prompts)
@@ -282,11 +352,7 @@ class Run:
                 self.show_answers(f"{folder.name} frozen judge", stage, prompts)
             too_long |= set(stage.too_long)
             tokens.judgements = stage.tokens.judgements
-        if too_long:
-            self.display.note(
-                f"{folder.name}: {len(too_long)} of {len(prompts)} prompts are left out, wholly or "
-                "in part: longer than the model's context with their answers"
-            )
+        self.note_too_long(folder, len(too_long), len(prompts))
         return {
             "candidates": sum(len(group) for group in stage.candidates.values()),
             "judgements": sum(len(group) for group in stage.judgements.values()),
@@ -295,6 +361,58 @@ class Run:
             "tokens": dataclasses.asdict(tokens),
             "seconds_here": time.perf_counter() - start,
         }
+
+    def note_too_long(self, folder: ModelFolder, too_long: int, prompts: int) -> None:
+        if too_long:
+            self.display.note(
+                f"{folder.name}: {too_long} of {prompts} prompts are left out, wholly or in part: "
+                "longer than the model's context with their answers"
+            )
+
+    def revise(self, folder: ModelFolder) -> dict[str, Any]:
+        """An answer to each prompt, its critiques and its revisions, in place of candidates."""
+        rows = self.rows_of(folder, folder.prompts, "prompts", "prompts")
+        answers, judge = self.config.candidates, self.config.judge.sampling
+        stage = RevisionStage(
+            self.sampler,
+            dataclasses.replace(answers, seed=self.seed(folder.name, "candidates")),
+            dataclasses.replace(judge, seed=self.seed(folder.name, "critiques")),
+            self.principles,
+            self.config.revisions,
+            folder.candidates,
+            folder.revisions,
+        )
+        start = time.perf_counter()
+        with self.display.stage(f"{folder.name} revisions", len(rows), "requests") as shown:
+
+            def progress(p: Progress) -> None:
+                self.check_stop()
+                shown.update(p.requests_done, p.requests_total, tokens=p.generated_tokens)
+
+            stage.run([Prompt(**row) for row in rows], progress)
+        figures = stage.figures()
+        self.note_too_long(folder, figures["too_long"], len(rows))
+        return figures | {"seconds_here": time.perf_counter() - start}
+
+    def score(self, folder: ModelFolder) -> dict[str, Any]:
+        """The reward model's score of each candidate. It is in memory for this stage alone."""
+        prompts = [Prompt(**row) for row in read_jsonl(folder.prompts)]
+        groups = self.sampled(folder)
+        self.sampler.release()
+        trained = self.out / FOLDER if self.config.reward_pairs_file else None
+        source = trained or str(self.config.reward_model)
+        model = load_reward_model(source, self.config.device, self.config.dtype)
+        total = sum(len(group) for group in groups.values())
+        with self.display.stage(f"{folder.name} reward", total, "answers") as shown:
+
+            def progress(done: int) -> None:
+                shown.update(done)
+                self.check_stop()
+
+            rows = score_answers(model, prompts, groups, folder.judgements, progress)
+        del model
+        free_memory(self.model.device)
+        return {"judgements": len(rows), "unparsed": sum(row.score is None for row in rows)}
 
     def answer_stage(self, folder: ModelFolder, reader: Reader | None) -> AnswerStage:
         params = dataclasses.replace(
@@ -351,9 +469,12 @@ class Run:
             sampling=_sampling_row(self.config.candidates),
             config=self.config.pairs,
         )
+        best = self.config.reward == "best-of-n"
+        found = self.with_chain_reasons(folder, found)
         if self.config.reward == "pairwise":
             found = with_labels(found, read_records(folder.comparisons, Comparison))
-        if not found.pairs:
+        top = best_rows(prompts, candidates, scores) if best else []
+        if not found.pairs and not top:
             statuses = Counter(row["status"].lower() for row in read_jsonl(self.verdicts(folder)))
             raise StoppedError(
                 f"{folder.name}: the round gave no pair to learn from (prompts: "
@@ -363,6 +484,9 @@ class Run:
             "model_hash": weights_hash(self.folders[folder.number - 2].model),
             "rubric": self.material.rubric.provenance,
         }
+        if best:
+            write_jsonl(folder.sft, top)
+            origin["objective"] = "sft"  # these pairs are for the reader; no DPO is done with them
         rows = [row | origin for row in found.pairs]
         pairs = [token_pair(self.model, row, groups) for row in rows]
         self.sampler.release()
@@ -379,7 +503,15 @@ class Run:
             "ties": found.ties,
             "collapse": collapse_figures(candidates),
             "judge_on_own": self.judge_on_own(prompts, groups, scores),
-        }
+        } | ({"sft_rows": len(top), "unread": len(prompts) - len(top)} if best else {})
+
+    def with_chain_reasons(self, folder: ModelFolder, found: PairSet) -> PairSet:
+        """Under a constitution the reason for which a prompt's chain of revisions ended."""
+        if self.config.reward != "constitution":
+            return found
+        own = {chain.prompt_id: chain.reason for chain in load_chains(folder.revisions)}
+        reasons = {key: own.get(key) or reason for key, reason in found.reasons.items()}
+        return dataclasses.replace(found, reasons=reasons)
 
     def judge_on_own(
         self,
@@ -408,7 +540,9 @@ class Run:
     def sampled(self, folder: ModelFolder) -> dict[str, list[Candidate]]:
         """The candidates of the finished answer stage, all of them."""
         self.rows_of(folder, folder.candidates, "answers", "candidates")
-        return load_candidates(folder.candidates, self.config.candidates.n)
+        revised = self.config.reward == "constitution"
+        number = self.config.revisions + 1 if revised else self.config.candidates.n
+        return load_candidates(folder.candidates, number)
 
     def rows_of(
         self, folder: ModelFolder, path: Path, stage: str, figure: str
@@ -431,13 +565,21 @@ class Run:
             program = self.material.score_bits
             assert program is not None
             return ScorerReward(lambda prompt, response: program(prompt, response)[0])
-        self.rows_of(folder, self.verdicts(folder), "answers", "judgements")
+        if self.config.reward == "constitution":
+            self.rows_of(folder, folder.revisions, "answers", "chains")
+            chains = load_chains(folder.revisions)
+            return RevisedReward({c.prompt_id: len(c.critiques) for c in chains if not c.reason})
+        stage = "reward" if self.config.reward == "model" else "answers"
+        self.rows_of(folder, self.verdicts(folder), stage, "judgements")
         if self.config.reward == "pairwise":
             return PairwiseReward(candidates, read_records(folder.comparisons, Comparison))
         return JudgedReward(read_records(folder.judgements, Judgement))
 
     def learn(self, folder: ModelFolder) -> dict[str, Any]:
-        """DPO on the round's own pairs; the reference is the round's start."""
+        """DPO on the round's own pairs; the reference is the round's start. Best of n is taught by
+        SFT."""
+        if self.config.reward == "best-of-n":
+            return self.learn_best(folder)
         rows = self.rows_of(folder, folder.pairs, "pairs", "pairs")
         candidates = self.sampled(folder)
         try:
@@ -457,33 +599,42 @@ class Run:
             ),
         )
 
+    def learn_best(self, folder: ModelFolder) -> dict[str, Any]:
+        top = self.rows_of(folder, folder.sft, "pairs", "sft_rows")
+        rows = best_sft_rows(self.model, top, self.sampled(folder))
+        seed = self.seed(folder.name, "sft")
+        return self.train(
+            folder,
+            "SFT",
+            lambda **keep: train_sft(self.model, rows, self.config.sft, seed=seed, **keep),
+        )
+
     def train(
         self, folder: ModelFolder, kind: str, work: Callable[..., TrainReport]
     ) -> dict[str, Any]:
-        """Train with the KV pool's memory given back, then save the model and drop the
-        checkpoint.
-        """
+        """Train, then save the model and drop the checkpoint."""
+        title = f"{folder.name} {kind}"
+        report = self.steps(folder.stage("train"), title, folder.checkpoint, work)
+        self.model.save(folder.model)
+        folder.checkpoint.unlink(missing_ok=True)
+        self.sampler.acquire()
+        return _training_figures(report, folder.model)
+
+    def steps(
+        self, stage: str, title: str, checkpoint: Path, work: Callable[..., TrainReport]
+    ) -> TrainReport:
+        """Train with the KV pool's memory given back."""
         self.sampler.release()
-        stage = folder.stage("train")
-        with self.display.stage(f"{folder.name} {kind}", None, "steps") as shown:
+        with self.display.stage(title, None, "steps") as shown:
 
             def on_step(step: StepReport) -> None:
                 self.state.measure({"stage": stage, **step.to_row()})
                 shown.update(step.step + 1, step.num_steps, loss=step.loss)
 
             try:
-                report = work(checkpoint=folder.checkpoint, on_step=on_step, stop=self.stop)
+                return work(checkpoint=checkpoint, on_step=on_step, stop=self.stop)
             except CheckpointError as error:
                 raise InputError(f"{error}; delete it to train this stage from its start") from None
-        self.model.save(folder.model)
-        folder.checkpoint.unlink(missing_ok=True)
-        self.sampler.acquire()
-        return {
-            "model_hash": weights_hash(folder.model),
-            "steps": len(report.losses),
-            "skipped_steps": report.skipped_steps,
-            "peak_bytes": report.peak_bytes,
-        }
 
     def measure(self, folder: ModelFolder) -> dict[str, Any]:
         """The held-out score of a model, and how well it judges."""
@@ -567,6 +718,15 @@ def _request_ids(model: Model, text: str) -> list[int]:
 
 def _sampling_row(params: SamplingParams) -> dict[str, Any]:
     return {name: getattr(params, name) for name in ("n", "temperature", "top_p", "max_tokens")}
+
+
+def _training_figures(report: TrainReport, folder: Path) -> dict[str, Any]:
+    return {
+        "model_hash": weights_hash(folder),
+        "steps": len(report.losses),
+        "skipped_steps": report.skipped_steps,
+        "peak_bytes": report.peak_bytes,
+    }
 
 
 def _reasons(counts: Mapping[str, int]) -> str:

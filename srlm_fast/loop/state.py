@@ -107,6 +107,7 @@ class ModelFolder:
         self.candidates = self.path / "candidates.jsonl"
         self.judgements = self.path / "judgements.jsonl"
         self.comparisons = self.path / "comparisons.jsonl"
+        self.revisions = self.path / "revisions.jsonl"
         self.pairs = self.path / "pairs.jsonl"
         self.sft = self.path / "sft.jsonl"
         self.evaluation = self.path / "evaluation.jsonl"

@@ -16,6 +16,7 @@ SUMMARY_FILE = "summary.json"
 
 def summarize(config: Config, state: RunState, folders: Sequence[ModelFolder]) -> dict[str, Any]:
     """The summary of a finished run."""
+    trained_reward = state.figures.get(folders[0].stage("reward_model"))
     return {
         "finished": True,
         "model": config.model,
@@ -24,7 +25,7 @@ def summarize(config: Config, state: RunState, folders: Sequence[ModelFolder]) -
         "models": [_model(state, folder) for folder in folders],
         "rounds": [_round(state, folder) for folder in folders[1:]],
         "seconds": sum(state.seconds.values()),
-    }
+    } | ({"reward_model": trained_reward} if trained_reward else {})
 
 
 def _model(state: RunState, folder: ModelFolder) -> dict[str, Any]:
@@ -57,7 +58,10 @@ def _round(state: RunState, folder: ModelFolder) -> dict[str, Any]:
     prompts, answers, pairs, train = (
         state.figures[folder.stage(name)] for name in ("prompts", "answers", "pairs", "train")
     )
-    return {
+    # A reward model scores in a stage of its own.
+    answers = answers | state.figures.get(folder.stage("reward"), {})
+    own = {name: pairs[name] for name in ("sft_rows", "unread") if name in pairs}
+    return own | {
         "name": folder.name,
         "prompts": prompts["prompts"],
         "rejected_prompts": prompts.get("rejected", {}),
@@ -83,7 +87,7 @@ def _seconds(state: RunState, folder: ModelFolder, answers: dict[str, Any]) -> d
     """
     spent = {
         name: state.seconds.get(folder.stage(name), 0.0)
-        for name in ("prompts", "answers", "pairs", "train")
+        for name in ("prompts", "answers", "reward", "pairs", "train")
     }
     tokens = answers["tokens"]
     all_tokens = tokens["answers"] + tokens["judgements"]
@@ -91,7 +95,7 @@ def _seconds(state: RunState, folder: ModelFolder, answers: dict[str, Any]) -> d
     return {
         "prompts": spent["prompts"],
         "sample": spent["answers"] * share,
-        "judge": spent["answers"] * (1 - share),
+        "judge": spent["answers"] * (1 - share) + spent["reward"],
         "train": spent["pairs"] + spent["train"],
     }
 

@@ -7,6 +7,7 @@ from .decoder import Model, empty_model, random_model
 from .fp8 import Fp8Linear, quantise_linears, random_fp8_model
 from .load import find_folder, load_model, read_config, resolve_device, resolve_dtype
 from .presets import PRESETS, Preset
+from .reward_model import RewardModel, load_reward_model, reward_scores, with_score_head
 
 __all__ = [
     "PRESETS",
@@ -17,14 +18,18 @@ __all__ = [
     "ModelError",
     "PackedContext",
     "Preset",
+    "RewardModel",
     "chat",
     "empty_model",
     "find_folder",
     "load_model",
+    "load_reward_model",
     "quantise_linears",
     "random_fp8_model",
     "random_model",
     "read_config",
     "resolve_device",
     "resolve_dtype",
+    "reward_scores",
+    "with_score_head",
 ]

@@ -4,6 +4,7 @@ none.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -37,7 +38,15 @@ def encode(tokenizer: Any, prompt: str) -> list[int]:
     """Token ids of `render`; the begin token comes from the template, or from the tokenizer where
     the template has none.
     """
-    text = render(tokenizer, prompt)
+    return _ids(tokenizer, render(tokenizer, prompt))
+
+
+def encode_messages(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Token ids of a whole conversation, its last answer closed as the template closes one."""
+    return _ids(tokenizer, tokenizer.apply_chat_template(list(messages), tokenize=False))
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
     begin = tokenizer.bos_token
     add = bool(begin) and not text.startswith(begin)
     return tokenizer(text, add_special_tokens=add)["input_ids"]

@@ -46,6 +46,7 @@ class ModelConfig:
     max_position_embeddings: int = 2048
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    num_labels: int = 0  # scores of a classification head, which stands in the place of the LM head
     hf: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -108,8 +109,9 @@ class ModelConfig:
         layer += self.head_dim * (self.num_heads + 2 * self.num_kv_heads) * self.qkv_bias
         layer += self.hidden_size * self.o_bias + 2 * self.head_dim * self.qk_norm
         layer += (2 * self.intermediate_size + self.hidden_size) * self.mlp_bias
-        head = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        return self.num_layers * layer + head + self.hidden_size
+        lm_head = not self.tie_word_embeddings and not self.num_labels
+        head_rows = self.vocab_size * (1 + lm_head) + self.num_labels
+        return self.num_layers * layer + (head_rows + 1) * self.hidden_size
 
     def replace(self, **changes: Any) -> ModelConfig:
         return dataclasses.replace(self, **changes)

@@ -120,8 +120,13 @@ class Model(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = (
             None
-            if config.tie_word_embeddings
+            if config.tie_word_embeddings or config.num_labels
             else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
+        self.score = (
+            nn.Linear(config.hidden_size, config.num_labels, bias=False)
+            if config.num_labels
+            else None
         )
         self.rope_frequencies: Tensor
         self.register_buffer("rope_frequencies", torch.empty(0), persistent=False)

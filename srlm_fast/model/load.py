@@ -37,7 +37,17 @@ def load_model(
     ModelError in one line.
     """
     folder = find_folder(folder_or_name)
-    config = read_config(folder)
+    return load_folder(folder, read_config(folder), device, dtype, split)
+
+
+def load_folder(
+    folder: Path,
+    config: ModelConfig,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    split: Callable[[Model], None] | None = None,
+) -> Model:
+    """`load_model` for a folder whose configuration has been read."""
     weight_files(folder)
     tokenizer = read_tokenizer(folder)
     check_tokenizer(tokenizer, config, folder)
@@ -91,14 +101,20 @@ def _hub_folder(hub_id: str) -> Path:
 def read_config(folder: Path) -> ModelConfig:
     """The configuration of a model folder. Raises ModelError."""
     path = folder / "config.json"
+    config = ModelConfig.from_hf(read_hf(folder), str(path))
+    rope_frequencies(config)  # refuses a scaling that lacks a value
+    return config
+
+
+def read_hf(folder: Path) -> dict[str, Any]:
+    """The dictionary in a folder's `config.json`. Raises ModelError."""
+    path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder}: wanted a model folder; it has no config.json")
     hf = _read_json(path, None)
     if not isinstance(hf, dict):
         raise ModelError(f"{path}: wanted a JSON object")
-    config = ModelConfig.from_hf(hf, str(path))
-    rope_frequencies(config)  # refuses a scaling that lacks a value
-    return config
+    return hf
 
 
 def read_tokenizer(folder: Path) -> Any:

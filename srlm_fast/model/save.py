@@ -59,7 +59,13 @@ def _config(model: Model) -> dict[str, Any]:
     hf.pop("torch_dtype", None)
     hf.pop("quantization_config", None)
     name = str(model.dtype).removeprefix("torch.")
-    return hf | {"architectures": [FAMILIES[model.config.family]], "dtype": name}
+    architecture, labels = FAMILIES[model.config.family], model.config.num_labels
+    if labels:
+        architecture = architecture.replace("CausalLM", "SequenceClassification")
+        names = [f"LABEL_{i}" for i in range(labels)]
+        hf |= {"id2label": {str(i): name for i, name in enumerate(names)}}
+        hf |= {"label2id": {name: i for i, name in enumerate(names)}}
+    return hf | {"architectures": [architecture], "dtype": name}
 
 
 def _shards(model: Model, max_shard_bytes: int) -> list[dict[str, Place]]:

@@ -43,7 +43,9 @@ def places(config: ModelConfig) -> dict[str, Place]:
     for i in range(c.num_layers):
         found |= _layer_places(c, f"model.layers.{i}.", f"layers.{i}.")
     found["model.norm.weight"] = _whole("norm.weight", c.hidden_size)
-    if not c.tie_word_embeddings:
+    if c.num_labels:
+        found["score.weight"] = _whole("score.weight", c.num_labels, c.hidden_size)
+    elif not c.tie_word_embeddings:
         found["lm_head.weight"] = _whole("lm_head.weight", c.vocab_size, c.hidden_size)
     return found
 

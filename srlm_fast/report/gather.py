@@ -180,15 +180,17 @@ def mean_scores(path: Path) -> dict[tuple[str, int], float]:
 
 
 def bins(values: list[float]) -> list[tuple[float, int]]:
-    """Counts in equal bins over 0 to 5, or over 0 to the next power of ten above that."""
+    """Counts in equal bins over 0 to 5, or to 5 times the next power of two above that; where there
+    are scores below 0, as reward models give them, over as much on that side."""
     if not values:
         return []
     high = 5.0
-    while max(values) > high:
+    while max(map(abs, values)) > high:
         high *= 2
-    width = high / SCORE_BINS
-    counts = Counter(min(max(int(value / width), 0), SCORE_BINS - 1) for value in values)
-    return [(index * width, counts[index]) for index in range(SCORE_BINS)]
+    low = -high if min(values) < 0 else 0.0
+    width = (high - low) / SCORE_BINS
+    counts = Counter(min(int((value - low) / width), SCORE_BINS - 1) for value in values)
+    return [(low + index * width, counts[index]) for index in range(SCORE_BINS)]
 
 
 def read_curves(path: Path) -> list[Curve]:

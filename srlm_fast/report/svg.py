@@ -88,8 +88,8 @@ def histogram(bins: Sequence[tuple[float, int]]) -> Markup | None:
 
 
 def x_ticks(bins: Sequence[tuple[float, int]], step: float, x: Callable[[float], float]) -> Markup:
-    high = bins[-1][0] + step
-    edges = [high * part / 5 for part in range(6)]
+    low, high = bins[0][0], bins[-1][0] + step
+    edges = [low + (high - low) * part / 5 for part in range(6)]
     return Markup("").join(
         Markup('<text class="tick" text-anchor="middle" x="{:.1f}" y="{}">{:g}</text>').format(
             x(edge), HEIGHT - 10, edge

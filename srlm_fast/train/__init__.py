@@ -1,15 +1,18 @@
 """The trainer: packed tokens in, the same weight tensors changed in place, a report out."""
 
 from .checkpoint import CheckpointError
-from .config import DpoConfig, SftConfig, TrainConfig
+from .config import DpoConfig, RewardConfig, SftConfig, TrainConfig
 from .dpo import TokenPair, pair_logps, train_dpo
 from .report import StepReport, TrainReport
+from .reward import RewardPair, pair_accuracy, train_reward_model
 from .sft import SftRow, train_sft
 from .trainer import TrainingInterrupted
 
 __all__ = [
     "CheckpointError",
     "DpoConfig",
+    "RewardConfig",
+    "RewardPair",
     "SftConfig",
     "SftRow",
     "StepReport",
@@ -17,7 +20,9 @@ __all__ = [
     "TrainConfig",
     "TrainReport",
     "TrainingInterrupted",
+    "pair_accuracy",
     "pair_logps",
     "train_dpo",
+    "train_reward_model",
     "train_sft",
 ]

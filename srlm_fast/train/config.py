@@ -97,3 +97,15 @@ class DpoConfig(TrainConfig):
             "batch_pairs": (self.batch_pairs >= 1, "1 or more"),
         }
         self._refuse(ranges)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig(TrainConfig):
+    """Training of a reward model; the learning rate is that of arXiv 2203.02155, appendix C.2."""
+
+    learning_rate: float = 9e-6
+    batch_pairs: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._refuse({"batch_pairs": (self.batch_pairs >= 1, "1 or more")})

@@ -13,7 +13,8 @@ import torch
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimizer step. The last four are None for SFT; means over the step's pairs for DPO."""
+    """One optimizer step. The last four are means over the step's pairs for DPO and
+    None for SFT; a reward model has the first two of them."""
 
     step: int  # from 0
     num_steps: int
@@ -40,7 +41,7 @@ class TrainReport:
     """Lists hold one value per step, those of a resumed training from its very first step on."""
 
     losses: list[float] = field(default_factory=list)
-    margins: list[float] = field(default_factory=list)  # DPO only, like the three below it
+    margins: list[float] = field(default_factory=list)  # none for SFT, like the three below it
     accuracies: list[float] = field(default_factory=list)
     chosen_logratios: list[float] = field(default_factory=list)
     rejected_logratios: list[float] = field(default_factory=list)

@@ -177,3 +177,13 @@ def test_the_command_remakes_the_page_and_names_what_is_no_run(make_run, tmp_pat
     assert "config.json" in capsys.readouterr().err
     with pytest.raises(InputError):
         render(tmp_path / "none")
+
+
+def test_scores_below_zero_have_bins_of_their_own():
+    from srlm_fast.report.gather import bins
+
+    found = bins([-6.5, -0.5, 0.5, 7.0])
+    assert (found[0][0], found[-1][0]) == (-10.0, 9.0)
+    assert [(edge, count) for edge, count in found if count] == [(-7, 1), (-1, 1), (0, 1), (7, 1)]
+    assert bins([0.0, 5.0])[0] == (0.0, 1)
+    assert bins([0.0, 5.0])[-1] == (4.75, 1)

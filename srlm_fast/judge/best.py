@@ -1,0 +1,47 @@
+"""Best of n: the one answer to a prompt that is scored highest."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from srlm_fast.judge.pairs import CandidateKey, Samples, mean_score, valid_scores
+from srlm_fast.records import Candidate, Prompt
+
+
+def rank(samples: Sequence[Samples]) -> list[int]:
+    """Indices of the answers with a score that could be read, the best first: by mean, then by the
+    lowest variance of the judge (unknown for a single score, so last), then by index.
+    """
+
+    def order(index: int) -> tuple[float, float, int]:
+        valid = valid_scores(samples[index])
+        spread = statistics.pvariance(valid) if len(valid) > 1 else math.inf
+        return -math.fsum(valid) / len(valid), spread, index
+
+    return sorted((i for i, scores in enumerate(samples) if valid_scores(scores)), key=order)
+
+
+def best_rows(
+    prompts: Sequence[Prompt],
+    candidates: Iterable[Candidate],
+    scores: Mapping[CandidateKey, Samples],
+) -> list[dict[str, Any]]:
+    """For each prompt its best answer, in the order of the prompts: prompt_id, prompt, response,
+    index (of the candidate), score. A prompt without a score that could be read has no row.
+    """
+    groups: dict[str, list[Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        groups[candidate.prompt_id].append(candidate)
+    rows = []
+    for prompt in prompts:
+        group = sorted(groups[prompt.prompt_id], key=lambda c: c.index)
+        samples = [scores.get((c.prompt_id, c.index), ()) for c in group]
+        for i in rank(samples)[:1]:
+            found = {"response": group[i].text, "index": group[i].index}
+            asked = {"prompt_id": prompt.prompt_id, "prompt": prompt.text}
+            rows.append(asked | found | {"score": mean_score(samples[i])})
+    return rows

@@ -1,0 +1,149 @@
+"""`--reward model`: one trained on the user's pairs, and the stage in which it scores."""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from srlm_fast.data import PreferenceRow, same_text
+from srlm_fast.data.preferences import Message
+from srlm_fast.judge.fence import defused
+from srlm_fast.model import Model, RewardModel, chat
+from srlm_fast.model.reward_model import Messages, conversation_ids
+from srlm_fast.records import Candidate, InputError, Judgement, Prompt, RowWriter, write_jsonl
+from srlm_fast.train import RewardPair
+
+from .answers import load_judgements
+
+FOLDER = "reward_model"  # in the run folder: the one that the run has trained
+HELD_OUT_SHARE = 0.1
+PROMPTS_AT_ONCE = 16  # whose answers are scored together and written together
+TOO_LONG, NOT_FINITE = "TOO_LONG", "NOT_FINITE"
+
+
+def score_answers(
+    reward_model: RewardModel,
+    prompts: Sequence[Prompt],
+    groups: Mapping[str, Sequence[Candidate]],
+    path: Path,
+    progress: Callable[[int], None],
+) -> list[Judgement]:
+    """One row per candidate in `path`: its score, or None and why. Goes on behind what is there.
+
+    Rows are written in whole groups of prompts, and a row without its group is scored again: sums
+    are rounded in the same company as in an unbroken run.
+    """
+    answered = [p for p in prompts if groups.get(p.prompt_id)]
+    chunks = [answered[i : i + PROMPTS_AT_ONCE] for i in range(0, len(answered), PROMPTS_AT_ONCE)]
+    known = load_judgements(path, 1)
+    rows: list[Judgement] = []
+    while chunks:
+        keys = [(c.prompt_id, c.index) for p in chunks[0] for c in groups[p.prompt_id]]
+        if not all(key in known for key in keys):
+            break
+        rows += [known[key][0] for key in keys]
+        chunks.pop(0)
+    write_jsonl(path, rows)
+    with RowWriter(path) as writer:
+        for chunk in chunks:
+            scored = _score(reward_model, chunk, groups)
+            writer.write(*scored)
+            rows += scored
+            progress(len(rows))
+    return rows
+
+
+def _score(
+    reward_model: RewardModel, prompts: Sequence[Prompt], groups: Mapping[str, Sequence[Candidate]]
+) -> list[Judgement]:
+    """The rows of some prompts. Equal answers to one prompt are scored once."""
+    candidates = [(p, c) for p in prompts for c in groups[p.prompt_id]]
+    texts = list(dict.fromkeys((p.text, c.text) for p, c in candidates))
+    reserved = chat.reserved_strings(reward_model.tokenizer)
+    scores = reward_model.scores([conversation(*text, reserved) for text in texts])
+    found = dict(zip(texts, scores, strict=True))
+    return [_row(c, found[p.text, c.text]) for p, c in candidates]
+
+
+def _row(candidate: Candidate, score: float | None) -> Judgement:
+    status = "OK"
+    if score is None or not math.isfinite(score):
+        status = TOO_LONG if score is None else NOT_FINITE
+    value = score if status == "OK" else None
+    return Judgement(candidate.prompt_id, candidate.index, 0, "", value, status)
+
+
+def conversation(prompt: str, answer: str, reserved: Sequence[str]) -> Messages:
+    """A question and its answer; neither can spell a special token of the reward model."""
+    return [
+        {"role": "user", "content": defused(prompt, reserved)},
+        {"role": "assistant", "content": defused(answer, reserved)},
+    ]
+
+
+def split_preferences(
+    rows: Sequence[PreferenceRow], measured_on: Sequence[str], seed: int
+) -> tuple[list[PreferenceRow], list[PreferenceRow]]:
+    """(rows to train on, rows to measure on): those of a tenth of the prompts, at least one of two.
+
+    Prompts that the run's models are measured on take no part. Raises InputError where no row is
+    left to train on.
+    """
+    left = {same_text(text) for text in measured_on}
+    by_prompt: dict[str, list[PreferenceRow]] = {}
+    for row in rows:
+        key = same_text(row["prompt"])
+        if key not in left:
+            by_prompt.setdefault(key, []).append(row)
+    if not by_prompt:
+        raise InputError(
+            f"--reward-pairs: found {len(rows)} pairs of different answers, all to prompts that "
+            "the models are measured on, wanted pairs of other prompts"
+        )
+    count = max(1, round(len(by_prompt) * HELD_OUT_SHARE)) if len(by_prompt) > 1 else 0
+    held = set(random.Random(seed).sample(sorted(by_prompt), count))
+    apart: tuple[list[PreferenceRow], list[PreferenceRow]] = ([], [])
+    for key, group in by_prompt.items():
+        apart[key in held].extend(group)
+    return apart
+
+
+def reward_pairs(model: Model, rows: Sequence[PreferenceRow]) -> list[RewardPair]:
+    """Rows as tokens, without those of which one side is longer than the model's context."""
+    reserved = chat.reserved_strings(model.tokenizer)
+
+    def ids(messages: Sequence[Message]) -> list[int]:
+        safe = [{"role": m["role"], "content": defused(m["content"], reserved)} for m in messages]
+        try:
+            return conversation_ids(model, safe)
+        except Exception as error:  # jinja raises many kinds
+            reason = str(error).strip().split("\n")[0]
+            roles = ", ".join(m["role"] for m in messages)
+            raise InputError(
+                f"--reward-pairs: found a conversation of {roles} that the chat template cannot "
+                f"render ({reason})"
+            ) from None
+
+    pairs = [RewardPair(ids(row["chosen"]), ids(row["rejected"])) for row in rows]
+    longest = model.config.max_position_embeddings
+    return [p for p in pairs if max(len(p.chosen_ids), len(p.rejected_ids)) <= longest]
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what no tensor holds any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def accuracy_note(figures: Mapping[str, Any]) -> str:
+    """The trained reward model in a line."""
+    held = figures["held_out"]
+    share = "unknown" if held["accuracy"] is None else f"{held['accuracy']:.1%}"
+    return f"reward model: {share} of {held['n']} held-out pairs ordered as in --reward-pairs"
