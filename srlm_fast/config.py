@@ -49,13 +49,15 @@ NOT_COMPARED = ("out",)
 @dataclass(frozen=True)
 class JudgeConfig:
     """mode: "sampled" reads the written score; "expected" is the mean over the score's digits
-    behind one justification, "direct" behind none.
+    behind one justification, "direct" behind none. stop: a sampled judgement goes on to its "end",
+    or to the end of the first "line" that holds a score.
     """
 
     mode: str = "sampled"
     sampling: SamplingParams = field(
         default_factory=lambda: SamplingParams(n=3, temperature=0.7, top_p=0.9, max_tokens=256)
     )
+    stop: str = "end"
 
 
 @dataclass(frozen=True)
@@ -316,6 +318,11 @@ def check(config: Config) -> None:
             "robust takes every label for certain but flipped, pairwise gives its probability"
         )
     check_reward_options(config)
+    if config.judge.stop == "line" and config.judge.mode != "sampled":
+        raise InputError(
+            f"--judge-stop: found 'line' with --judge {config.judge.mode}, wanted --judge sampled: "
+            "the others write no score line"
+        )
     if config.candidates.temperature == 0:
         raise InputError(
             "--temperature: found 0, wanted a number above 0: greedy answers to one prompt are all "

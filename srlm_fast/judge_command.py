@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 TAKEN = (
     *("--model", "--judge", "--judge-samples", "--judge-temperature", "--judge-max-tokens"),
-    *("--rubric", "--seed", "--device", "--dtype"),
+    *("--judge-stop", "--rubric", "--seed", "--device", "--dtype"),
 )
 OWN = (
     Option(
@@ -154,6 +154,7 @@ def settings(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
         "--data (the file's content)": fingerprint("--data", arguments.data)[:16],
         "--limit": arguments.limit,
         "--judge": config.judge.mode,
+        "--judge-stop": config.judge.stop,
         "--judge-samples": sampling.n,
         "--judge-temperature": sampling.temperature,
         "--judge-max-tokens": sampling.max_tokens,

@@ -20,6 +20,7 @@ REWARDS = (
     *("random", "gold"),
 )
 RECIPES = ("default", "paper")
+JUDGE_STOPS = ("end", "line")
 JUDGES = ("sampled", "expected", "direct")
 LOSSES = ("sigmoid", "robust", "hinge", "ipo", "simpo")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -184,6 +185,13 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "HOW",
             "sampled: the score that is written; expected: the mean over the score's digits behind "
             "one justification; direct: the same without one",
+        ),
+        Option(
+            "--judge-stop",
+            "judge.stop",
+            one_of(*JUDGE_STOPS),
+            "WHERE",
+            "of --judge sampled: end, where the judge ends; line, the first line with a score",
         ),
         Option(
             "--judge-samples",

@@ -53,7 +53,7 @@ def judge_alone(
     model = load_model(config.model, config.device, config.dtype)
     seed = derive_seed(config.seed, "measure", "judge")
     sampling = dataclasses.replace(config.judge.sampling, seed=seed)
-    reader = make_reader(model, rubric, config.judge.mode, sampling)
+    reader = make_reader(model, rubric, config.judge.mode, sampling, config.judge.stop)
     show = partial(show_judging, display, stop)
     stage = judge_given(Sampler(model), rubric, reader, rows, judgements, show)
     return Judged(

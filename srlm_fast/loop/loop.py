@@ -70,6 +70,7 @@ from .eft_building import EftBuilding
 from .learning import best_sft_rows, fitting, sft_rows, token_pair, write_reference
 from .material import Material, gather, round_prompts
 from .measuring import (
+    audit_counts,
     evaluation_figures,
     judge_figures,
     judge_given,
@@ -357,6 +358,7 @@ class Run:
             "candidates": sum(len(group) for group in stage.candidates.values()),
             "judgements": sum(len(group) for group in stage.judgements.values()),
             "unparsed": sum(j.score is None for group in stage.judgements.values() for j in group),
+            **audit_counts(stage.judgements),
             "too_long": len(too_long),
             "tokens": dataclasses.asdict(tokens),
             "seconds_here": time.perf_counter() - start,
@@ -432,7 +434,8 @@ class Run:
     def reader(self, folder: ModelFolder | None = None) -> Reader:
         name = "measure" if folder is None else folder.name
         sampling = dataclasses.replace(self.config.judge.sampling, seed=self.seed(name, "judge"))
-        return make_reader(self.model, self.material.rubric, self.config.judge.mode, sampling)
+        judge, rubric = self.config.judge, self.material.rubric
+        return make_reader(self.model, rubric, judge.mode, sampling, judge.stop)
 
     def show_answers(self, name: str, stage: AnswerStage, prompts: Sequence[Prompt]) -> None:
         """Run an answer stage on screen, counted in requests: one per prompt and one per judged

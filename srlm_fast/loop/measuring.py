@@ -130,6 +130,15 @@ def judge_figures(
     }
 
 
+def audit_counts(judgements: Mapping[Any, list[Any]]) -> dict[str, int]:
+    """How many judgements were read both by their first score line and to their end, and how many
+    of them differed; nothing where all were read one way.
+    """
+    audits = [getattr(row, "audit", "") for group in judgements.values() for row in group]
+    audited = [audit for audit in audits if audit]
+    return {"audited": len(audited), "differ": audited.count("differs")} if audited else {}
+
+
 def status_counts(judgements: Mapping[tuple[str, int], list[Judgement]]) -> dict[str, int]:
     """Judgements by status, in small letters: "ok" and why others have no score."""
     found = Counter(j.status.lower() for group in judgements.values() for j in group)

@@ -60,7 +60,8 @@ def _round(state: RunState, folder: ModelFolder) -> dict[str, Any]:
     )
     # A reward model scores in a stage of its own.
     answers = answers | state.figures.get(folder.stage("reward"), {})
-    own = {name: pairs[name] for name in ("sft_rows", "unread") if name in pairs}
+    some = [(pairs, "sft_rows"), (pairs, "unread"), (answers, "audited"), (answers, "differ")]
+    own = {name: figures[name] for figures, name in some if name in figures}
     return own | {
         "name": folder.name,
         "prompts": prompts["prompts"],

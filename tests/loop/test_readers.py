@@ -14,7 +14,7 @@ from srlm_fast.loop.answers import AnswerStage
 from srlm_fast.loop.readers import Answer, make_reader
 from srlm_fast.model import ModelError, PackedContext, chat, load_model
 from srlm_fast.records import Candidate, Prompt, read_jsonl
-from srlm_fast.sampler import Request, Sampler, SamplingParams
+from srlm_fast.sampler import Generation, Request, Sample, Sampler, SamplingParams
 from srlm_fast.tiny.rubric import RUBRIC
 from tests.loop.worlds import small_run
 
@@ -131,3 +131,44 @@ def test_a_rubric_whose_numbers_are_no_tokens_is_refused(model, mode):
 def test_nan_is_null_in_the_rows():
     (reading,) = readers.unread("text", readers.ScoreStatus.MISSING)
     assert math.isnan(reading.score) and reading.status == "MISSING"
+
+
+def written(model, text, reason="stop"):
+    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return Sample(ids, text, 0.0, None, reason)
+
+
+def test_a_judge_is_stopped_at_its_first_score_line_and_now_and_then_is_not(model):
+    """What is read does not depend on whether the sample went on; the other reading is told."""
+    reader = make_reader(model, RUBRIC, "sampled", SAMPLING, stop="line")
+    texts = ["Fine.\nScore: 4\nScore: 2", "Score: 3\nas I said.\nScore: 3", "Score: 1", "none\n"]
+    samples = [written(model, text) for text in texts]
+    samples.append(written(model, "Score: 5\nand so on", "length"))
+    cut = [written(model, "Fine.\nScore: 4\n"), written(model, "Score: 3\n"), *samples[2:4]]
+    cut.append(written(model, "Score: 5\n"))
+    prompts = [[k] for k in range(200)]
+    audited = [ids for ids in prompts if readers.is_audited(ids)]
+    other = next(ids for ids in prompts if not readers.is_audited(ids))
+    assert 3 < len(audited) < 30
+    whole = reader.read(Generation(audited[0], samples))
+    stopped = reader.read(Generation(other, cut))
+    statuses = ["OK", "OK", "OK", "MISSING", "OK"]
+    assert [r.status for r in whole] == [r.status for r in stopped] == statuses
+    scores = [4, 3, 1, None, 5]
+    for readings in (whole, stopped):
+        assert [None if math.isnan(r.score) else r.score for r in readings] == scores
+    assert [r.audit for r in whole] == ["differs", "same", "same", "same", "same"]
+    assert [r.audit for r in stopped] == [""] * 5
+    assert reader.ask(audited[0], Answer("", "", ())).params.stop_score_line is None
+    assert reader.ask(other, Answer("", "", ())).params.stop_score_line is not None
+
+
+def test_a_run_tells_how_often_the_two_readings_differ(tmp_path):
+    summary = small_run(tmp_path / "run", iterations=1, **{"judge.stop": "line"})
+    rows = read_jsonl(tmp_path / "run" / "m2" / "judgements.jsonl")
+    audits = [row["audit"] for row in rows if row["audit"]]
+    made = summary["rounds"][0]
+    assert 0 < made["audited"] == len(audits) < len(rows)
+    assert made["differ"] == audits.count("differs")
+    plain = small_run(tmp_path / "plain", iterations=1)
+    assert "audited" not in plain["rounds"][0]
