@@ -208,7 +208,9 @@ def tiny() -> Config:
             batch_pairs=own.dpo_batch_pairs,
         ),
         reward_training=RewardConfig(
-            learning_rate=own.dpo_learning_rate, batch_pairs=own.dpo_batch_pairs
+            learning_rate=own.sft_learning_rate,
+            epochs=own.sft_epochs,
+            batch_pairs=own.dpo_batch_pairs,
         ),
         evaluation=EvaluationConfig(num_prompts=own.num_held_out, samples=own.num_eval_samples),
     )
@@ -342,9 +344,10 @@ def check_reward_options(config: Config) -> None:
         "reward_model": "model",
         "reward_pairs_file": "model",
         "constitution_file": "constitution",
+        "revisions": "constitution",
     }
     for name, owner in owners.items():
-        if getattr(config, name) is not None and config.reward != owner:
+        if getattr(config, name) != getattr(Config, name) and config.reward != owner:
             raise InputError(
                 f"{option_at(name)}: found with --reward {config.reward}, wanted --reward {owner}"
             )

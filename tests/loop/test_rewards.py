@@ -539,6 +539,10 @@ def test_best_of_n_at_inference_by_a_reward_model(first):
             "--reward-pairs: found with --reward frozen, wanted --reward model",
         ),
         (["--constitution", "P"], "--constitution: found with --reward self"),
+        (
+            ["--revisions", "2"],
+            "--revisions: found with --reward self, wanted --reward constitution",
+        ),
         (["--reward", "model", "--reward-model", "./nowhere"], "nowhere: no such folder"),
         (["--reward", "model", "--reward-model", "C"], "wanted a ...ForSequenceClassification"),
         (["--reward", "model", "--reward-pairs", "missing.jsonl"], "--reward-pairs"),
