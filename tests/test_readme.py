@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from srlm_fast import config as configs
-from srlm_fast import run
+from srlm_fast import judge_command, run
 from srlm_fast.config import Config
 from srlm_fast.model import load_model
 from srlm_fast.options import GROUPS, Option
@@ -90,6 +90,17 @@ def test_every_command_parses(line: str):
     read_options(words[3:])
 
 
+@pytest.mark.parametrize("line", [line for line in commands() if "srlm_fast.judge" in line])
+def test_the_judge_line_measures(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(line)
+    assert words[:3] == [".venv/bin/python", "-m", "srlm_fast.judge"]
+    load_model("tiny").save(tmp_path / "path" / "to" / "model")
+    row = {"prompt": "Name a fruit.", "responses": ["apple", "I do not know."], "scores": [5, 1]}
+    (tmp_path / "ranked.jsonl").write_text(json.dumps(row) + "\n")
+    assert judge_command.main([*words[3:], "--judge-max-tokens", "8"]) == run.DONE
+
+
 def test_the_plans_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     plans = [shlex.split(line)[3:] for line in commands() if "--plan" in line]
@@ -142,10 +153,21 @@ def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]):
     assert len(capsys.readouterr().out.splitlines()) >= 4
 
 
+def test_the_score_example_reads_scores():
+    model = load_model("tiny")
+    rows = model.tokenizer(["Good. Score: 4", "Bad. Score: 10"])["input_ids"]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    names: dict[str, Any] = {"model": model, "token_ids": ids, "lengths": lengths}
+    exec(compile(fenced("python")[1], str(README), "exec"), names)
+    assert names["scores"].nan_to_num(-1).tolist() == [4, -1]
+
+
 def test_the_dpo_step_learns():
     """On a backbone of one embedding: the margin of its own pairs rises."""
     names: dict[str, Any] = {}
-    exec(compile(fenced("python")[1], str(README), "exec"), names)
+    exec(compile(fenced("python")[2], str(README), "exec"), names)
     torch.manual_seed(0)
     backbone, head = torch.nn.Embedding(50, 8), torch.nn.Parameter(torch.randn(50, 8))
     optimizer = torch.optim.SGD([*backbone.parameters(), head], lr=1.0)
