@@ -31,6 +31,7 @@ PATTERNS = [
     (r"(?m)^Score: (\d)$", 0, 5),
     (r"(?:Score|分数)[:：]\s*(\d)", 0, 5),
     (r"Score: (\d+) points?", 0, 5),
+    (r"(?m)Score: \[(\d)\]$", 0, 5),
     (r"(?im)^(?:final )?score\s*[:=]\s*(\d)\s*$", 0, 5),
     (r"(?<![a-z])Score\W{1,3}(\d)", 0, 5),
     (r"\bScore\b:? ?(\d)\.", 0, 5),
@@ -146,6 +147,40 @@ def test_utf8_is_decoded_as_python_decodes_it(data, draw):
         found += symbols
     found += [decoder.replacement] if node != Decoder.IDLE else []
     assert found == [ord(char) % 128 for char in data.decode(errors="replace")]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xed\xa0\x80",
+        b"\xed\x9f\xbf",
+        b"\xee\x80\x80",
+        b"\xf4\x90\x80\x80",
+        b"\xf4\x8f\xbf\xbf",
+        b"\xe0\x80\x80",
+        b"\xe0\x9f\xbf",
+        b"\xc0\x80",
+        b"\xf0\x8f\xbf\xbf",
+        b"\xf5\x80",
+        b"\xf1\x80\xe2\x80A",
+    ],
+    ids=bytes.hex,
+)
+def test_surrogates_overlong_forms_and_what_lies_beyond_are_no_characters(data):
+    decoder, node, found = letters(), Decoder.IDLE, []
+    for byte in data:
+        symbols, node = decoder.steps(node)[decoder.column_of[byte]]
+        found += symbols
+    found += [decoder.replacement] if node != Decoder.IDLE else []
+    assert found == [ord(char) % 128 for char in data.decode(errors="replace")]
+
+
+def test_a_match_that_the_next_character_could_break_is_not_certain():
+    for text, cut in [("Score: [4]", None), ("Score: [4]\n", 4), ("Score: [4", None)]:
+        pattern = (r"(?m)Score: \[(\d)\]$", 0, 5)
+        want = parse_pattern(*pattern).read(text, False)
+        got = by_automaton(compile_automaton(*pattern), text.encode(), False, 0)
+        assert got[1] is want[1] and (None if math.isnan(got[0]) else got[0]) == cut, text
 
 
 def test_every_character_is_decoded():

@@ -106,6 +106,10 @@ def test_nothing_behind_the_end_of_the_turn_is_read():
     lengths, cut_off = torch.tensor([len(ids)]), torch.tensor([False])
     scores, status = extract_scores(torch.tensor([ids]), lengths, table, cut_off)
     assert (scores.item(), status.item()) == (2, ScoreStatus.OK)
+    # An end that the judge made itself, whatever the sampler says: nothing is missing by a cut.
+    ids = [*tokenizer.encode("No.", add_special_tokens=False), tokenizer.eos_token_id]
+    _, status = extract_scores(torch.tensor([ids]), torch.tensor([len(ids)]), table, cut_off)
+    assert status.item() == ScoreStatus.MISSING
 
 
 def test_the_prompt_and_the_candidate_have_no_say():

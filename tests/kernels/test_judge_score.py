@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from srlm_fast.judge import ScoreStatus, compile_pattern
 from srlm_fast.kernels import jit, judge_score
@@ -126,7 +127,7 @@ def test_chunks_that_start_from_a_wrong_guess(kernel_device, monkeypatch):
     assert status.tolist() == [ScoreStatus.OK, ScoreStatus.MISSING]
 
 
-def test_strides_and_no_rows(kernel_device):
+def test_strides_and_no_rows(kernel_device, monkeypatch):
     table = table_of("byte_level")
     ids, lengths, finished = random_rows(table, 9, 4, 20)
     want = wanted(ids, lengths, table, finished)
@@ -134,6 +135,11 @@ def test_strides_and_no_rows(kernel_device):
     arguments = (lengths.to(kernel_device), table, finished.to(kernel_device))
     assert same(extract_scores(wide[..., 0], *arguments), want)
     assert same(extract_scores(wide[..., 0].T.contiguous().T, *arguments), want)
+    rows = torch.full((4, 33), 7, device=kernel_device)
+    rows[:, 5:25] = ids.to(kernel_device)
+    for chunked_from in (0, 10**9):
+        monkeypatch.setattr(judge_score, "CHUNKED_FROM", chunked_from)
+        assert same(extract_scores(rows[:, 5:25], *arguments), want)
     empty = torch.zeros(0, 5, dtype=torch.int64, device=kernel_device)
     scores, status = extract_scores(empty, empty[:, 0], table)
     assert scores.shape == status.shape == (0,) and scores.dtype == torch.float32
@@ -188,4 +194,14 @@ def test_the_first_line_with_a_number():
         ("no score\nat all\n", "no score\nat all\n"),
     ]:
         ids = tokenizer.encode(text).ids
+        assert tokenizer.decode(ids[: table.first_line(ids)]) == kept
+
+
+def test_a_line_may_end_in_the_token_of_its_number():
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level())
+    tokenizer.add_tokens([" 4\n", "\n 4"])
+    table = compile_pattern(tokenizer)
+    for text, kept in [("Score: 4\nx\n", "Score: 4\n"), ("Score:\n 4 x\ny", "Score:\n 4 x\n")]:
+        ids = tokenizer(text)["input_ids"]
+        assert {" 4\n", "\n 4"} & {tokenizer.decode([i]) for i in ids}
         assert tokenizer.decode(ids[: table.first_line(ids)]) == kept
