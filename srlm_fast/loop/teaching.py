@@ -120,10 +120,7 @@ class Teaching:
         model = with_score_head(run.model, run.seed("score head"))
         pairs, held_out = (reward_pairs(model, rows) for rows in preferences)
         if not pairs:
-            raise InputError(
-                f"--reward-pairs: found {len(preferences[0])} pairs to train on, all longer than "
-                f"the model's context of {model.config.max_position_embeddings} tokens"
-            )
+            raise all_too_long(len(preferences[0]), model.config.max_position_embeddings)
         config, seed = run.config.reward_training, run.seed("reward")
         checkpoint = folder.path / "reward_checkpoint.pt"
         report = self.steps(
@@ -171,3 +168,10 @@ def training_figures(report: TrainReport, folder: Path) -> dict[str, Any]:
         "skipped_steps": report.skipped_steps,
         "peak_bytes": report.peak_bytes,
     }
+
+
+def all_too_long(pairs: int, context: int) -> InputError:
+    return InputError(
+        f"--reward-pairs: found {pairs} pairs to train on, all longer than the model's context of "
+        f"{context} tokens"
+    )
