@@ -3,6 +3,7 @@ on after a stop. `best_of_n` is the judge at inference.
 """
 
 from .best import BestOfN, best_of_n
-from .loop import StoppedError, run
+from .loop import run
+from .stopping import StoppedError
 
 __all__ = ["BestOfN", "StoppedError", "best_of_n", "run"]

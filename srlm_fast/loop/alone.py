@@ -17,10 +17,10 @@ from srlm_fast.run_folder import CONFIG_FILE, read_json
 from srlm_fast.sampler import Progress, Sampler
 
 from .answers import AnswerStage
-from .loop import Screen
+from .judging import judge_given, judged_rows, status_counts
 from .material import rubric_of
-from .measuring import judge_given, judged_rows, status_counts
 from .readers import make_reader
+from .screen import Screen
 from .state import derive_seed
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from srlm_fast.judge import Ranked, build_eft
+from srlm_fast.judge import EftSet, Ranked, build_eft
 from srlm_fast.model.load import find_folder
 from srlm_fast.records import Judgement, Prompt, write_jsonl
 
 from .answers import read_records
-from .measuring import judge_given, ranked_id, status_counts
+from .judging import judge_given, ranked_id, status_counts
 from .readers import Reader, make_reader
+from .round_answers import show_answers
 from .state import ModelFolder
+from .stopping import StoppedError, reasons
 
 if TYPE_CHECKING:
     from .loop import Run
@@ -58,7 +60,7 @@ class EftBuilding:
         if self.taught is None:
             run.display.note("no --ift: the given model itself judges the ranked answers of --eft")
         else:
-            run.stage(self.taught, "train", partial(run.teach, eft=[]))
+            run.stage(self.taught, "train", partial(run.teaching.seeds, eft=[]))
         run.stage(self.folder, "eft_judge", self.judge)
         run.stage(self.folder, "eft", self.select)
         if run.model.weights_version != version:
@@ -79,7 +81,7 @@ class EftBuilding:
             self.reader(),
             run.material.ranked,
             self.judgements,
-            partial(run.show_answers, name),
+            partial(show_answers, run, name),
         )
         return {
             "judgements": sum(len(group) for group in stage.judgements.values()),
@@ -102,7 +104,7 @@ class EftBuilding:
         judgements = read_records(self.judgements, Judgement)
         found = build_eft(ranked, judgements, run.seed("eft", "flatten"), run.config.num_eft)
         if not found.rows:
-            run.stop_for_lack_of_eft(found.figures())
+            self.stop_for_lack_of_rows(found)
         write_jsonl(self.rows, found.rows)
         counts = found.counts
         run.display.note(
@@ -111,3 +113,11 @@ class EftBuilding:
             "left out"
         )
         return found.figures()
+
+    def stop_for_lack_of_rows(self, found: EftSet) -> NoReturn:
+        statuses = self.run.state.figures[self.folder.stage("eft_judge")]["statuses"]
+        raise StoppedError(
+            f"{self.folder.name}: no judgement of --eft's ranked answers agrees with people's "
+            f"order (prompts: {reasons(found.counts.dropped)}; judgements: {reasons(statuses)}); "
+            "--eft takes rows with a `judgement` too"
+        )

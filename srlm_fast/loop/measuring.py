@@ -2,21 +2,97 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from srlm_fast.eval import judge_table, mean_interval
-from srlm_fast.judge import Rubric, collect_scores, mean_score
+from srlm_fast.eval import collapse_figures, mean_interval
+from srlm_fast.judge import collect_scores, mean_score
 from srlm_fast.records import Candidate, Judgement, Prompt
-from srlm_fast.sampler import Sampler, SamplingParams
 
 from .answers import AnswerStage
+from .judging import judge_figures, judge_given
 from .material import Material
-from .readers import Reader
+from .round_answers import reader, show_answers
+from .state import ModelFolder
+from .stopping import reasons
+from .weights import WeightsOf
+
+if TYPE_CHECKING:
+    from .loop import Run
+
+PURPOSE = "measure"  # of the seeds: all models are measured with the same ones
+
+
+class Measuring:
+    """The stage that measures a model. Held-out answers are scored by the world's program or, where
+    there is none, by M1: one judge for all models, so that their scores can be compared.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def measure(self, folder: ModelFolder) -> dict[str, Any]:
+        by_program = self.run.material.score_bits is not None
+        own = folder.number == 1 and not by_program
+        stage = self.answer(f"{folder.name} held-out", folder, judged=own)
+        judge = self.judge(folder)
+        if not own and not by_program:
+            with WeightsOf(self.run, self.run.folders[0]):
+                stage = self.answer(f"{folder.name} by M1", folder, judged=True)
+        answers = [c for group in stage.candidates.values() for c in group]
+        return {
+            "eval": evaluation_figures(
+                self.scored(folder, stage), "program" if by_program else "M1"
+            ),
+            "judge": judge,
+            "collapse": collapse_figures(answers),
+        }
+
+    def answer(self, title: str, folder: ModelFolder, judged: bool) -> AnswerStage:
+        """The live model's answers to the held-out prompts, those on disk included."""
+        run = self.run
+        params = dataclasses.replace(
+            run.config.candidates,
+            n=run.config.evaluation.samples,
+            seed=run.seed(PURPOSE, "answers"),
+        )
+        judge = reader(run, PURPOSE) if judged else None
+        files = (folder.evaluation, folder.evaluation_judged)
+        stage = AnswerStage(run.sampler, params, run.material.rubric, judge, *files)
+        show_answers(run, title, stage, run.material.held_out)
+        return stage
+
+    def scored(self, folder: ModelFolder, stage: AnswerStage) -> list[Scored]:
+        material = self.run.material
+        if material.score_bits is not None:
+            return score_by_program(material, stage.candidates)
+        scored = score_by_judge(material.held_out, stage.candidates, stage.judgements)
+        if material.held_out and not scored:
+            found = Counter(j.status.lower() for group in stage.judgements.values() for j in group)
+            self.run.display.note(
+                f"{folder.name}: no score, none of M1's judgements held one ({reasons(found)})"
+            )
+        return scored
+
+    def judge(self, folder: ModelFolder) -> dict[str, Any] | None:
+        """Judge answers whose order is known."""
+        run, rows = self.run, self.run.material.eft_eval
+        if not rows:
+            return None
+        stage = judge_given(
+            run.sampler,
+            run.material.rubric,
+            reader(run, PURPOSE),
+            rows,
+            folder.judge_evaluation,
+            partial(show_answers, run, f"{folder.name} as judge"),
+        )
+        return judge_figures(rows, stage.judgements, run.material.rubric.high)
 
 
 @dataclass(frozen=True)
@@ -68,78 +144,3 @@ def evaluation_figures(scored: Sequence[Scored], judged_by: str) -> dict[str, An
     bits = {name: fmean(row.bits[name] for row in scored) for name in scored[0].bits}
     figures = {"score": mean, "n": len(means), "interval": [low, high], "judged_by": judged_by}
     return figures | ({"bits": bits} if bits else {})
-
-
-def ranked_id(row: int) -> str:
-    """The prompt id of a ranked row."""
-    return f"ranked-{row}"
-
-
-def judge_given(
-    sampler: Sampler,
-    rubric: Rubric,
-    reader: Reader,
-    rows: Sequence[Mapping[str, Any]],
-    judgements: Path,
-    show: Callable[[AnswerStage, list[Prompt]], None],
-) -> AnswerStage:
-    """Judge the answers of ranked rows into a file, going on from what it holds.
-
-    rows: "prompt" and "responses"; the answer k of row i is the candidate (ranked_id(i), k). show:
-    runs the stage. Returns the stage with `judgements`, and the rows `too_long` for the model.
-    """
-    prompts = [Prompt(ranked_id(i), row["prompt"], "seed") for i, row in enumerate(rows)]
-    stage = AnswerStage(sampler, SamplingParams(), rubric, reader, None, judgements)
-    stage.candidates = {
-        prompt.prompt_id: [
-            Candidate(prompt.prompt_id, k, text, (), 0.0, "stop")
-            for k, text in enumerate(row["responses"])
-        ]
-        for prompt, row in zip(prompts, rows, strict=True)
-    }
-    show(stage, prompts)
-    return stage
-
-
-def judged_rows(
-    rows: Sequence[Mapping[str, Any]], judgements: Mapping[tuple[str, int], list[Judgement]]
-) -> list[dict[str, Any]]:
-    """Ranked rows with the judge's mean scores beside people's, None where none could be read."""
-    scores = collect_scores(j for group in judgements.values() for j in group)
-    return [
-        {
-            **row,
-            "judged": [
-                mean_score(scores.get((ranked_id(i), k), ())) for k in range(len(row["responses"]))
-            ],
-        }
-        for i, row in enumerate(rows)
-    ]
-
-
-def judge_figures(
-    rows: Sequence[Mapping[str, Any]],
-    judgements: Mapping[tuple[str, int], list[Judgement]],
-    high: float,
-) -> dict[str, Any]:
-    """The paper's judge table on rows whose answers were scored by people (or by the world's
-    program), and what became of the judgements. high: the rubric's upper end.
-    """
-    return judge_table(judged_rows(rows, judgements), high) | {
-        "judgements": status_counts(judgements)
-    }
-
-
-def audit_counts(judgements: Mapping[Any, list[Any]]) -> dict[str, int]:
-    """How many judgements were read both by their first score line and to their end, and how many
-    of them differed; nothing where all were read one way.
-    """
-    audits = [getattr(row, "audit", "") for group in judgements.values() for row in group]
-    audited = [audit for audit in audits if audit]
-    return {"audited": len(audited), "differ": audited.count("differs")} if audited else {}
-
-
-def status_counts(judgements: Mapping[tuple[str, int], list[Judgement]]) -> dict[str, int]:
-    """Judgements by status, in small letters: "ok" and why others have no score."""
-    found = Counter(j.status.lower() for group in judgements.values() for j in group)
-    return dict(sorted(found.items()))

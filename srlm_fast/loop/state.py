@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from srlm_fast.records import InputError, RowWriter, read_jsonl, write_json_atomic
+from srlm_fast.records import InputError, Prompt, RowWriter, read_jsonl, write_json_atomic
 
 STATE_FILE = "state.json"
 METRICS_FILE = "metrics.jsonl"
@@ -116,6 +116,9 @@ class ModelFolder:
 
     def stage(self, name: str) -> str:
         return f"m{self.number}/{name}"
+
+    def read_prompts(self) -> list[Prompt]:
+        return [Prompt(**row) for row in read_jsonl(self.prompts)]
 
 
 def derive_seed(seed: int, *parts: Any) -> int:

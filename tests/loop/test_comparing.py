@@ -14,7 +14,7 @@ from srlm_fast.judge import DEFAULT_PAIR_PROMPT, pairwise
 from srlm_fast.kernels import dpo_loss
 from srlm_fast.loop import StoppedError, run
 from srlm_fast.loop.comparing import CompareStage
-from srlm_fast.loop.learning import token_pair
+from srlm_fast.loop.token_rows import token_pair
 from srlm_fast.model import ModelError, PackedContext, chat, load_model
 from srlm_fast.records import Candidate, InputError, Prompt, read_jsonl
 from srlm_fast.sampler import Sampler, SamplingParams

@@ -16,8 +16,10 @@ from srlm_fast.judge import DEFAULT_PRINCIPLES, Principle
 from srlm_fast.loop import best_of_n, reward_model, run, state
 from srlm_fast.loop.revisions import RevisionStage
 from srlm_fast.loop.reward_model import conversation, score_answers, split_preferences
+from srlm_fast.loop.rewarding import REWARDINGS
 from srlm_fast.model import load_model, load_reward_model, with_score_head
 from srlm_fast.model.load import find_folder
+from srlm_fast.options import REWARDS
 from srlm_fast.records import Candidate, InputError, Prompt, read_jsonl
 from srlm_fast.report.page import render
 from srlm_fast.run import main
@@ -60,6 +62,10 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("reward") / "model"
     with_score_head(load_model("tiny"), 5).save(path)
     return path
+
+
+def test_every_reward_of_the_options_has_its_class():
+    assert set(REWARDINGS) == set(REWARDS)
 
 
 def small(first, out, **changes):

@@ -1,19 +1,16 @@
-"""The two kinds of learning in a run: SFT on the seeds, DPO on the pairs of a round."""
+"""Rows of text as the token rows that SFT and DPO take."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from srlm_fast.judge import Rubric
 from srlm_fast.model import Model, chat
-from srlm_fast.records import Candidate, InputError, RowWriter, read_jsonl, write_jsonl
-from srlm_fast.train import SftRow, TokenPair, pair_logps
+from srlm_fast.records import Candidate, InputError
+from srlm_fast.train import SftRow, TokenPair
 
 from .answers import judge_text
-from .state import ModelFolder
-
-REFERENCE_ROWS = 64  # pairs whose reference log-probs are written at a time
 
 
 def end_ids(model: Model) -> list[int]:
@@ -57,7 +54,7 @@ def fitting(rows: Sequence[SftRow], longest: int) -> list[SftRow]:
 
 
 def token_pair(
-    model: Model, row: dict[str, Any], candidates: dict[str, list[Candidate]]
+    model: Model, row: dict[str, Any], candidates: Mapping[str, Sequence[Candidate]]
 ) -> TokenPair:
     """A pair row as tokens: exactly those that were sampled, and the end token where the answer
     ended. `label` of the row, where it has one, is the probability that chosen is the better one.
@@ -70,7 +67,7 @@ def token_pair(
 
 
 def best_sft_rows(
-    model: Model, rows: Sequence[dict[str, Any]], candidates: dict[str, list[Candidate]]
+    model: Model, rows: Sequence[dict[str, Any]], candidates: Mapping[str, Sequence[Candidate]]
 ) -> list[SftRow]:
     """The best answers of a round (`judge.best_rows`) as tokens, those that were sampled. Raises
     InputError for a row that names no candidate."""
@@ -89,32 +86,3 @@ def response_ids(model: Model, candidate: Candidate) -> list[int]:
     ids = list(candidate.token_ids)
     ended = bool(ids) and ids[-1] in model.eos_token_ids
     return ids if ended or candidate.finish_reason != "stop" else ids + end_ids(model)
-
-
-def write_reference(
-    model: Model,
-    folder: ModelFolder,
-    rows: Sequence[dict[str, Any]],
-    pairs: Sequence[TokenPair],
-    progress: Callable[[int], None],
-) -> None:
-    """Append the pair rows with the log-probs of the round's starting weights; goes on behind those
-    written.
-    """
-    # Whole groups only: log-probs are computed in the same company as in an unbroken run.
-    written = read_jsonl(folder.pairs)
-    done = len(written) - len(written) % REFERENCE_ROWS if len(written) < len(rows) else len(rows)
-    if done < len(written):
-        write_jsonl(folder.pairs, written[:done])
-    with RowWriter(folder.pairs) as writer:
-        for start in range(done, len(rows), REFERENCE_ROWS):
-            part = slice(start, start + REFERENCE_ROWS)
-            chosen, rejected = pair_logps(model, pairs[part])
-            logps = zip(chosen.tolist(), rejected.tolist(), strict=True)
-            writer.write(
-                *(
-                    row | {"ref_logps": {"chosen": c, "rejected": r}}
-                    for row, (c, r) in zip(rows[part], logps, strict=True)
-                )
-            )
-            progress(min(start + REFERENCE_ROWS, len(rows)))

@@ -1,0 +1,152 @@
+"""The pairs of a round, with the log-probs of the weights that sampled their answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from srlm_fast.eval import collapse_figures, judge_table
+from srlm_fast.judge import PairSet, make_pairs, mean_score, score_candidates
+from srlm_fast.model import Model
+from srlm_fast.records import Candidate, Prompt, RowWriter, read_jsonl, write_jsonl
+from srlm_fast.sampler import SamplingParams
+from srlm_fast.train import TokenPair, pair_logps
+
+from .state import ModelFolder, weights_hash
+from .stopping import StoppedError, reasons
+from .token_rows import token_pair
+
+if TYPE_CHECKING:
+    from .loop import Run
+
+REFERENCE_ROWS = 64  # pairs whose reference log-probs are written at a time
+
+Groups = Mapping[str, Sequence[Candidate]]  # prompt_id -> candidates
+Scores = Mapping[tuple[str, int], Sequence[float | None]]  # (prompt_id, candidate) -> samples
+
+
+class Pairing:
+    """The stage that leaves `pairs.jsonl`, and the best answers where they are learnt from."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def pairs(self, folder: ModelFolder) -> dict[str, Any]:
+        """Best against worst of each prompt. Raises StoppedError when there is nothing to learn."""
+        rewarding, prompts = self.run.rewarding, folder.read_prompts()
+        groups = rewarding.sampled(folder)
+        candidates = [c for p in prompts for c in groups.get(p.prompt_id, [])]
+        scores = score_candidates(rewarding.reward(folder, candidates), prompts, candidates)
+        found = rewarding.completed(folder, self.paired(folder, prompts, candidates, scores))
+        best = rewarding.best(prompts, candidates, scores)
+        if not found.pairs and not best:
+            self.stop_for_lack_of_pairs(folder, found)
+        origin, figures = self.origin(folder), {}
+        if best is not None:
+            write_jsonl(folder.sft, best)
+            figures = {"sft_rows": len(best), "unread": len(prompts) - len(best)}
+            origin["objective"] = "sft"  # the pairs are for the reader; no DPO is done with them
+        self.write(folder, [row | origin for row in found.pairs], groups)
+        return {
+            "pairs": len(found.pairs),
+            "dropped": found.dropped,
+            "ties": found.ties,
+            "collapse": collapse_figures(candidates),
+            "judge_on_own": self.judge_on_own(prompts, groups, scores),
+        } | figures
+
+    def paired(
+        self,
+        folder: ModelFolder,
+        prompts: Sequence[Prompt],
+        candidates: Sequence[Candidate],
+        scores: Scores,
+    ) -> PairSet:
+        config = self.run.config
+        return make_pairs(
+            prompts,
+            candidates,
+            scores,
+            round_name=folder.name,
+            seed=config.seed,
+            sampling=sampling_row(config.candidates),
+            config=config.pairs,
+        )
+
+    def stop_for_lack_of_pairs(self, folder: ModelFolder, found: PairSet) -> NoReturn:
+        verdicts = read_jsonl(self.run.rewarding.verdicts(folder))
+        statuses = Counter(row["status"].lower() for row in verdicts)
+        raise StoppedError(
+            f"{folder.name}: the round gave no pair to learn from (prompts: "
+            f"{reasons(found.dropped)}; judgements: {reasons(statuses)})"
+        )
+
+    def origin(self, folder: ModelFolder) -> dict[str, Any]:
+        """What every pair row says of the weights that answered and of the rubric."""
+        before = self.run.folders[folder.number - 2]
+        return {
+            "model_hash": weights_hash(before.model),
+            "rubric": self.run.material.rubric.provenance,
+        }
+
+    def write(self, folder: ModelFolder, rows: list[dict[str, Any]], groups: Groups) -> None:
+        run = self.run
+        pairs = [token_pair(run.model, row, groups) for row in rows]
+        run.sampler.release()
+        with run.counting(f"{folder.name} reference", len(pairs), "pairs") as progress:
+            write_reference(run.model, folder, rows, pairs, progress)
+
+    def judge_on_own(
+        self, prompts: Sequence[Prompt], groups: Groups, scores: Scores
+    ) -> dict[str, Any] | None:
+        """The judge's order of the round's own answers against the world's program, where there
+        is one.
+        """
+        program = self.run.material.score_bits
+        if program is None:
+            return None
+        rows = [
+            {
+                "prompt": p.text,
+                "responses": [c.text for c in group],
+                "scores": [program(p.text, c.text)[0] for c in group],
+                "judged": [mean_score(scores[c.prompt_id, c.index]) for c in group],
+            }
+            for p in prompts
+            if (group := groups.get(p.prompt_id))
+        ]
+        return judge_table(rows, self.run.material.rubric.high)
+
+
+def sampling_row(params: SamplingParams) -> dict[str, Any]:
+    return {name: getattr(params, name) for name in ("n", "temperature", "top_p", "max_tokens")}
+
+
+def write_reference(
+    model: Model,
+    folder: ModelFolder,
+    rows: Sequence[dict[str, Any]],
+    pairs: Sequence[TokenPair],
+    progress: Callable[[int], None],
+) -> None:
+    """Append the pair rows with the log-probs of the round's starting weights; goes on behind those
+    written.
+    """
+    # Whole groups only: log-probs are computed in the same company as in an unbroken run.
+    written = read_jsonl(folder.pairs)
+    done = len(written) - len(written) % REFERENCE_ROWS if len(written) < len(rows) else len(rows)
+    if done < len(written):
+        write_jsonl(folder.pairs, written[:done])
+    with RowWriter(folder.pairs) as writer:
+        for start in range(done, len(rows), REFERENCE_ROWS):
+            part = slice(start, start + REFERENCE_ROWS)
+            chosen, rejected = pair_logps(model, pairs[part])
+            logps = zip(chosen.tolist(), rejected.tolist(), strict=True)
+            writer.write(
+                *(
+                    row | {"ref_logps": {"chosen": c, "rejected": r}}
+                    for row, (c, r) in zip(rows[part], logps, strict=True)
+                )
+            )
+            progress(min(start + REFERENCE_ROWS, len(rows)))

@@ -1,0 +1,106 @@
+"""The prompts of a round: dealt from the user's, or made by the live model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from srlm_fast.data import make_prompts
+from srlm_fast.data.selfmade import MadePrompts, Progress
+from srlm_fast.model import Model
+from srlm_fast.records import Prompt, RowWriter, read_jsonl, write_json_atomic, write_jsonl
+
+from .material import round_prompts
+from .state import ModelFolder, derive_seed, read_object
+from .stopping import StoppedError, reasons
+
+if TYPE_CHECKING:
+    from .loop import Run
+
+
+class Prompting:
+    """The stage that leaves `prompts.jsonl`."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def prompts(self, folder: ModelFolder) -> dict[str, Any]:
+        if self.run.material.prompts:
+            return self.deal(folder)
+        return PromptMaking(self.run, folder).make()
+
+    def deal(self, folder: ModelFolder) -> dict[str, Any]:
+        run, number = self.run, folder.number - 2
+        dealt = round_prompts(
+            run.material.prompts, number, run.config.num_prompts, run.seed("prompts")
+        )
+        write_jsonl(folder.prompts, dealt)
+        return {"prompts": len(dealt)}
+
+
+class PromptMaking:
+    """The live model makes a round's prompts; goes on behind those that are there."""
+
+    def __init__(self, run: Run, folder: ModelFolder) -> None:
+        self.run, self.folder = run, folder
+        self.seed = run.seed(folder.name, "prompts")
+        self.account = folder.path / "prompts_progress.json"
+        self.accepted = folder.read_prompts()
+        self.done, self.tokens = len(self.accepted), 0
+
+    def make(self) -> dict[str, Any]:
+        """The stage's figures. Raises StoppedError when no prompt passes the filters."""
+        run, name = self.run, self.folder.name
+        before = read_object(self.account)
+        progress = Progress(**before) if before else None
+        shown = run.display.stage(f"{name} prompts", run.config.num_prompts, "prompts", self.done)
+        with shown as self.shown, RowWriter(self.folder.prompts) as self.writer:
+            made = self.made(progress)
+        rejects = made.progress.rejects
+        if not made.prompts:
+            raise StoppedError(
+                f"{name}: the model made no prompt that passes the filters ({reasons(rejects)}); "
+                "--prompts takes a file of your own"
+            )
+        return {"prompts": len(made.prompts), "rejected": rejects}
+
+    def made(self, progress: Progress | None) -> MadePrompts:
+        run = self.run
+        earlier = run.folders[: self.folder.number - 1]
+        return make_prompts(
+            self.generate,
+            run.material.demonstrations,
+            run.config.num_prompts,
+            run.config.prompts,
+            self.seed,
+            exclude=run.material.measured_on,
+            pool=[row["text"] for folder in earlier for row in read_jsonl(folder.prompts)],
+            accepted=self.accepted,
+            progress=progress,
+            on_batch=self.on_batch,
+        )
+
+    def generate(self, requests: list[tuple[int, str]]) -> list[str | None]:
+        """What the model writes behind each (request's number, text), None where it was cut off."""
+        self.run.check_stop()
+        params = self.run.config.prompt_sampling
+        ids = [request_ids(self.run.model, text) for _, text in requests]
+        # The same demonstrations drawn twice must not bring the same prompt twice.
+        keyed = [dataclasses.replace(params, seed=derive_seed(self.seed, i)) for i, _ in requests]
+        found = [g.samples[0] for g in self.run.sampler.generate(ids, keyed)]
+        self.tokens += sum(len(sample.token_ids) for sample in found)
+        return [sample.text if sample.finish_reason == "stop" else None for sample in found]
+
+    def on_batch(self, prompts: list[Prompt], progress: Progress) -> None:
+        self.writer.write(*prompts)
+        write_json_atomic(self.account, dataclasses.asdict(progress))
+        self.done += len(prompts)
+        self.shown.update(self.done, tokens=self.tokens)
+
+
+def request_ids(model: Model, text: str) -> list[int]:
+    """A request for new prompts is plain text, not a chat turn; it is cut from the left where it
+    is too long.
+    """
+    ids = model.tokenizer(text)["input_ids"]
+    return ids[-model.config.max_position_embeddings // 2 :]

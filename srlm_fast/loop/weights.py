@@ -1,0 +1,25 @@
+"""One set of weight tensors for every model of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .state import ModelFolder
+
+if TYPE_CHECKING:
+    from .loop import Run
+
+
+class WeightsOf:
+    """Another model's weights in the run's own tensors for a while: no second copy in memory."""
+
+    def __init__(self, run: Run, folder: ModelFolder) -> None:
+        self.run, self.folder = run, folder
+
+    def __enter__(self) -> None:
+        made = [f for f in self.run.folders if f.model.is_dir()]
+        self.back = made[-1]
+        self.run.model.load_weights(self.folder.model)
+
+    def __exit__(self, *exc: object) -> None:
+        self.run.model.load_weights(self.back.model)
