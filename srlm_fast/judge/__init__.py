@@ -68,7 +68,6 @@ __all__ = [
     "compare",
     "compile_pattern",
     "critique_text",
-    "defuse",
     "make_pairs",
     "mean_score",
     "parse_score",

@@ -149,23 +149,14 @@ def test_utf8_is_decoded_as_python_decodes_it(data, draw):
     assert found == [ord(char) % 128 for char in data.decode(errors="replace")]
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"\xed\xa0\x80",
-        b"\xed\x9f\xbf",
-        b"\xee\x80\x80",
-        b"\xf4\x90\x80\x80",
-        b"\xf4\x8f\xbf\xbf",
-        b"\xe0\x80\x80",
-        b"\xe0\x9f\xbf",
-        b"\xc0\x80",
-        b"\xf0\x8f\xbf\xbf",
-        b"\xf5\x80",
-        b"\xf1\x80\xe2\x80A",
-    ],
-    ids=bytes.hex,
-)
+NO_CHARACTERS = [
+    *(b"\xed\xa0\x80", b"\xed\x9f\xbf", b"\xee\x80\x80", b"\xf4\x90\x80\x80", b"\xf4\x8f\xbf\xbf"),
+    *(b"\xe0\x80\x80", b"\xe0\x9f\xbf", b"\xc0\x80", b"\xf0\x8f\xbf\xbf", b"\xf5\x80"),
+    b"\xf1\x80\xe2\x80A",
+]
+
+
+@pytest.mark.parametrize("data", NO_CHARACTERS, ids=bytes.hex)
 def test_surrogates_overlong_forms_and_what_lies_beyond_are_no_characters(data):
     decoder, node, found = letters(), Decoder.IDLE, []
     for byte in data:
