@@ -30,7 +30,9 @@ MAX_STATES = 20_000
 END = -1  # in the place of a class of characters: nothing comes any more
 
 Context = tuple[frozenset[int], bool, int]  # sets the last character is in, begin, in a number
-State = tuple[tuple[Node, ...], Context]
+# A node, and whether it belongs to a match that began behind the last number.
+Thread = tuple[Node, bool]
+State = tuple[tuple[Thread, ...], Context]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +94,7 @@ class _Characters:
     def step(self, state: int, symbol: int) -> tuple[int, int]:
         """(state, outcome) behind a class of characters."""
         threads, context = self.states[state]
-        threads, outcome, _ = self.advance((*threads, self.nodes.root), context, symbol)
+        threads, outcome, _ = self.advance((*threads, (self.nodes.root, True)), context, symbol)
         return self._number_of((threads, self._behind(context, symbol))), outcome
 
     def _number_of(self, state: State) -> int:
@@ -104,43 +106,58 @@ class _Characters:
         return self.index[state]
 
     def _behind(self, context: Context, symbol: int) -> Context:
+        """The context behind a symbol, its last part as `judge.number.APART` looks back: 1 behind a
+        digit and what counts as one, 2 behind what may join another to it, 3 behind an exponent's
+        mark, 4 behind that of a hexadecimal number.
+        """
         row, inside = self.alphabet.members[symbol], context[2]
-        digit, point = bool(row[self.nodes.digit]), bool(row[self.nodes.point])
-        return self._held[symbol], False, 1 if digit else 2 if point and inside == 1 else 0
+        digit, separator, exponent, sign, hex_mark, in_hex, fraction = (
+            bool(row[i]) for i in self.nodes.of_numbers
+        )
+        if digit or (inside == 4 and in_hex) or (inside == 1 and fraction):
+            kind = 1
+        elif inside == 1 and (exponent or hex_mark):
+            kind = 3 if exponent else 4
+        else:
+            kind = 2 if (inside == 1 and separator) or (inside == 3 and sign) else 0
+        return self._held[symbol], False, kind
 
     def advance(
-        self, threads: tuple[Node, ...], context: Context, symbol: int
-    ) -> tuple[tuple[Node, ...], int, bool]:
+        self, threads: tuple[Thread, ...], context: Context, symbol: int
+    ) -> tuple[tuple[Thread, ...], int, bool]:
         """(threads, outcome, whether a match ended) behind a symbol."""
-        out: dict[Node, None] = {}
+        out: dict[Thread, None] = {}
         outcome, matched, over = KEEP, False, False  # over: a number went on, what left it is void
         parts = set()
-        for thread in threads:
-            root = thread is self.nodes.root
-            if (matched and not root) or (over and thread.part != LABEL):
+        for node, fresh in threads:
+            label = node.part == LABEL
+            if (matched and not fresh) or (over and not label):
                 continue
-            for node in self._options(thread, context, symbol):
-                if node.kind == "accept":
-                    if over:
-                        continue
+            for option in self._options(node, context, symbol):
+                if over and option.part != LABEL:  # nor does a number begin inside another
+                    continue
+                if option.kind == "accept":
                     matched = True
-                    out = {way: None for way in out if way.part != BEHIND}
-                    if self.behind and any(way.part == NUMBER for way in out):
-                        out[node] = None  # it counts unless the number goes on
+                    out = {each: None for each in out if each[0].part != BEHIND}
+                    if self.behind and any(way.part == NUMBER for way, _ in out):
+                        out[option, False] = None  # it counts unless the number goes on
                     else:
-                        outcome = node.outcome or outcome
+                        outcome = option.outcome or outcome
                     break
-                out.setdefault(node.ways[0], None)
-                parts.add((thread.part == LABEL, node.part == LABEL))
-                outcome = node.outcome or outcome
-                if node.commits and not self.behind:
+                late = self.behind and fresh and option.part == LABEL
+                out.setdefault((option.ways[0], late), None)
+                parts.add((label, option.part == LABEL))
+                outcome = option.outcome or outcome
+                if option.commits and not self.behind:
                     return tuple(out), outcome, matched
-                over = over or node.commits
+                over = over or option.commits
         if self.behind and {(True, False), (False, False)} <= parts:
             raise ValueError(
                 "pattern: a second number could begin before the first is done with; wanted more "
                 "before the number, or less behind it"
             )
+        if over:  # what began inside the number is no later match
+            out = dict.fromkeys((way, False) for way, _ in out)
         return tuple(out), outcome, matched
 
     def _options(self, thread: Node, context: Context, symbol: int) -> list[Node]:

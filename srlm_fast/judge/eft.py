@@ -9,7 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 from srlm_fast.judge.pairs import mean_score
@@ -70,9 +70,9 @@ def build_eft(
     Of a prompt's answers one judgement each is kept, or none of all. They agree with people when,
     of every two answers that people score apart, the judge gives the better one a strictly higher
     score; answers that people score alike may be judged in any way. Where an answer has several
-    sampled judgements, any choice of one for each answer may agree; of those that do, the one whose
-    scores are nearest to the answers' own mean scores (least sum of distances) is kept, equal sums
-    settled in a fixed order. An answer without a readable judgement takes no part.
+    sampled judgements, their means have to agree, and of the choices of one for each answer that
+    agree as well the one whose scores are nearest to the means (least sum of distances) is kept,
+    equal sums settled in a fixed order. An answer without a readable judgement takes no part.
 
     A prompt is dropped as "unranked" (people score all its answers alike), "unread" (of answers
     that people score apart fewer than two have a readable judgement), or "disagreeing" (no choice
@@ -153,8 +153,16 @@ def _pick(
         return "unread"
     judged.sort(key=lambda pair: pair[0])
     groups = [[j for _, j in group] for _, group in groupby(judged, key=lambda pair: pair[0])]
-    picked = _agreeing(groups)
+    picked = _agreeing(groups) if _means_agree(groups) else None
     return "disagreeing" if picked is None else sorted(picked, key=lambda j: j.candidate)
+
+
+def _means_agree(groups: Sequence[Sequence[Sequence[Judgement]]]) -> bool:
+    """Whether the answers' mean scores rise strictly from group to group."""
+    means = [
+        [mean_score([j.score for j in answer]) or 0.0 for answer in answers] for answers in groups
+    ]
+    return all(max(worse) < min(better) for worse, better in pairwise(means))
 
 
 def _agreeing(groups: Sequence[Sequence[Sequence[Judgement]]]) -> list[Judgement] | None:

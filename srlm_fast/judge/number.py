@@ -26,10 +26,13 @@ START = rf"{SIGN}?{POINT}?{DIGIT}"
 MORE = rf"{SEPARATOR}{DIGIT}|{EXPONENT}{SIGN}?{DIGIT}|{HEX_MARK}{HEX}|{FRACTION}"
 NUMBER = rf"{START}(?:{DIGIT}|{MORE})*"
 SLASH = rf"{INLINE}*[/\u2044\u2215\uff0f]{INLINE}*"  # also as typographers and Chinese write it
-OF = rf"(?:{SLASH}|{INLINE}*[oO][uU][tT][ \t]+[oO][fF]{INLINE}+)"
+# A bracket may open before it: "4 (out of 10)".
+OUT_OF = rf"{INLINE}*(?:[(\[]{INLINE}*)?[oO][uU][tT]{INLINE}+[oO][fF]{INLINE}+"
+OF = rf"(?:{SLASH}|{OUT_OF})"
 DENOMINATOR = rf"{OF}(?P<of>{NUMBER}(?:{SLASH}{NUMBER})*)"
 # A number does not begin inside another one; this matters to patterns such as `Score.*(\d)`.
-APART = rf"(?<!{DIGIT})(?<!{DIGIT}[.,])"
+_JOINS = rf"(?:{SEPARATOR}|{EXPONENT}{SIGN}?|{HEX_MARK})"
+APART = rf"(?<!{DIGIT}(?:{HEX_MARK}{HEX})?{FRACTION}*{_JOINS}?)"
 
 # What may follow a number, so that it is not over yet: one without and one with a denominator.
 CONTINUES = regex.compile(rf"{MORE}|{OF}{START}")

@@ -62,8 +62,8 @@ class Nodes:
         self.sets: list[np.ndarray] = []
         self._index: dict[tuple[str, int], int] = {}
         self._count = 0
-        self.digit = self.set_of(number.DIGIT)
-        self.point = self.set_of("[.,]")
+        names = ("DIGIT", "SEPARATOR", "EXPONENT", "SIGN", "HEX_MARK", "HEX", "FRACTION")
+        self.of_numbers = [self.set_of(getattr(number, name)) for name in names]
         start = self._number()
         apart = self.node("apart", LABEL, [start])
         self.root = self._parse(pattern.before, LABEL, apart)
@@ -177,8 +177,7 @@ class Nodes:
         return [self._parse(number.SLASH, NUMBER, way)]
 
     def _out_of(self, way: Node) -> list[Node]:
-        words = rf"{number.INLINE}*[oO][uU][tT][ \t]+[oO][fF]{number.INLINE}+"
-        return [self._parse(words, NUMBER, way)]
+        return [self._parse(number.OUT_OF, NUMBER, way)]
 
     # ---------------------------------------------------------------- regular expressions
 

@@ -3,8 +3,8 @@ r"""How a judgement's score is read: a regular expression on the text. This is t
 A pattern says what stands around the number: `before(number)behind`, with one capturing group for
 the number, or, without a group, what stands before it, white space and emphasis in between. The
 number itself is always read by the grammar of `judge.number`, whatever the group holds. Matches are
-found from left to right, none inside another; the last one decides. `judge.automaton` compiles the
-same reading into tables.
+found from left to right, the next one behind the number of the one before; the last one decides.
+`judge.automaton` compiles the same reading into tables.
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ from srlm_fast.judge.number import (
 from srlm_fast.kernels.judge_score import ScoreStatus
 
 GAP = r"[\s*_`]*"  # white space and markdown emphasis
-# What must not stand before the label's word: ASCII and the letters of the alphabets below U+0800.
-# Scripts that put no space between words (Chinese, Japanese, Thai) may stand directly before it.
-_LETTER = r"0-9A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af\u0370-\u07ff"
+# What must not stand before the label: ASCII, the letters of the alphabets below U+0800, more of
+# Latin and Greek, and accents by themselves. Scripts that put no space between words (Chinese,
+# Japanese, Thai) may stand directly before it.
+_LETTER = (
+    r"0-9A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af"
+    r"\u0300-\u036f\u0370-\u07ff\u1e00-\u1fff"
+)
 DEFAULT_PATTERN = rf"(?<![{_LETTER}_])_*[Ss][Cc][Oo][Rr][Ee]{GAP}:"
 
 MAX_SCORE = 1000  # a table has an outcome for each score
@@ -57,9 +61,7 @@ class ScorePattern:
 
     def read(self, text: str, finished: bool = True) -> tuple[float, ScoreStatus]:
         """(score, OK), or NaN and the reason there is none."""
-        found = None
-        for found in self.match.finditer(text):  # noqa: B007 (the last one decides)
-            pass
+        found = self.find(text)
         if not finished and (found is None or self._is_open(text, found)):
             return math.nan, ScoreStatus.TRUNCATED
         if found is None:
@@ -68,6 +70,24 @@ class ScorePattern:
         if not is_score(found["value"], of, self.low, self.high):
             return math.nan, ScoreStatus.OUT_OF_RANGE
         return float(found["value"]), ScoreStatus.OK
+
+    def find(self, text: str) -> Any:
+        """The match that decides, with its group "value", or None."""
+        found, more = None, self.match.search(text)
+        while more:
+            found, more = more, self.match.search(text, self._end(more))
+        return found
+
+    def place(self, text: str) -> int:
+        """Where the deciding number begins, -1 where there is none."""
+        found = self.find(text)
+        return found.start("value") if found else -1
+
+    def _end(self, found: Any) -> int:
+        """Where a match is done with: what stands behind a number is only looked at, a denominator
+        belongs to it.
+        """
+        return found.end("value") if self.behind else found.end()
 
     def _is_open(self, text: str, found: Any) -> bool:
         """Whether more text could change the number found, or finish a match begun after it."""
@@ -79,7 +99,7 @@ class ScorePattern:
         if not (changes or self.behind):
             more = CONTINUES_DENOMINATOR if found["of"] else CONTINUES
             changes = more.fullmatch(text, found.end(), partial=True) is not None
-        begun = self.match.finditer(text, found.end(), partial=True)
+        begun = self.match.finditer(text, self._end(found), partial=True)
         return changes or any(match.partial and match.end() > match.start() for match in begun)
 
 

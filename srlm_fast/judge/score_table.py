@@ -26,6 +26,7 @@ def compile_pattern(
     tokens cannot be told.
     """
     automaton = compile_automaton(pattern, low, high)
+    specification = parse_pattern(pattern, low, high)
     data, ends = token_bytes(tokenizer), end_ids(tokenizer)
     lifted = _Lifted(automaton)
     token_maps = np.array([lifted.map_of(token) for token in data], dtype=np.int32)
@@ -34,7 +35,8 @@ def compile_pattern(
     return ScoreTable(
         token_bytes=data,
         end_ids=ends,
-        read=parse_pattern(pattern, low, high).read,
+        read=specification.read,
+        place=specification.place,
         score_ids=_score_ids(data, low, high),
         low=low,
         start=automaton.start,

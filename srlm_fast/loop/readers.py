@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from srlm_fast.judge import Rubric, ScorePlace, compile_pattern
+from srlm_fast.judge import Rubric, ScorePlace, ScoreTable, compile_pattern
 from srlm_fast.kernels import ScoreStatus, extract_scores, score_distribution
 from srlm_fast.model import Model, ModelError
 from srlm_fast.sampler import Generation, Request, Sample, SamplingParams
@@ -90,28 +90,15 @@ class SampledReader:
 
     def __init__(self, model: Model, rubric: Rubric, sampling: SamplingParams) -> None:
         self.n, self.room, self.sampling = sampling.n, sampling.max_tokens, sampling
-        self._table = compile_pattern(model.tokenizer, rubric.pattern, rubric.low, rubric.high)
+        self._table = table_of(model, rubric)
 
     def ask(self, prompt_ids: list[int], answer: Answer) -> Request:
         return Request(prompt_ids, self.sampling, answer)
 
     def read(self, generation: Generation) -> list[Reading]:
-        rows = [(s.token_ids, s.finish_reason == "stop") for s in generation.samples]
+        scores = read_scores(self._table, [ended(sample) for sample in generation.samples])
         texts = [sample.text for sample in generation.samples]
-        return [
-            Reading(text, *found) for text, found in zip(texts, self._scores(rows), strict=True)
-        ]
-
-    def _scores(self, rows: Sequence[tuple[list[int], bool]]) -> list[tuple[float, str]]:
-        """(score, status) of token ids, each with whether it ended by itself."""
-        lengths = torch.tensor([len(ids) for ids, _ in rows])
-        padded = torch.zeros(len(rows), max(1, int(lengths.max())), dtype=torch.int64)
-        for row, (ids, _) in zip(padded, rows, strict=True):
-            row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
-        finished = torch.tensor([done for _, done in rows])
-        scores, status = extract_scores(padded, lengths, self._table, finished)
-        names = [ScoreStatus(code).name for code in status.tolist()]
-        return list(zip(scores.tolist(), names, strict=True))
+        return [Reading(text, *found) for text, found in zip(texts, scores, strict=True)]
 
 
 class LineReader(SampledReader):
@@ -131,12 +118,12 @@ class LineReader(SampledReader):
 
     def read(self, generation: Generation) -> list[Reading]:
         """By first lines, whole samples and stopped ones alike."""
-        rows = [(s.token_ids, s.finish_reason == "stop") for s in generation.samples]
+        rows = [ended(sample) for sample in generation.samples]
         kept = [self._table.first_line(ids) for ids, _ in rows]
         lines = [(ids[:n], done or n < len(ids)) for (ids, done), n in zip(rows, kept, strict=True)]
-        first, audits = self._scores(lines), [""] * len(rows)
+        first, audits = read_scores(self._table, lines), [""] * len(rows)
         if is_audited(generation.prompt_token_ids):
-            last = self._scores(rows)
+            last = read_scores(self._table, rows)
             # As text: NaN is not equal to itself.
             audits = [
                 "same" if str(a) == str(b) else "differs" for a, b in zip(first, last, strict=True)
@@ -163,9 +150,7 @@ class DirectReader:
         self.room = len(self._place.lead_up())
 
     def ask(self, prompt_ids: list[int], answer: Answer) -> Request:
-        """`answer` with what was written about it, which stands before the score."""
-        ids = [*prompt_ids, *self._place.lead_up(answer.written)]
-        return Request(ids, tag=answer, hidden=True)
+        return Request([*prompt_ids, *self._place.lead_up()], tag=answer, hidden=True)
 
     def read(self, generation: Generation) -> list[Reading] | Request:
         assert generation.hidden is not None
@@ -181,11 +166,14 @@ class DirectReader:
 
 
 class ExpectedReader(DirectReader):
-    """One judgement, sampled up to the score prefix; then as `DirectReader` behind it."""
+    """One judgement, sampled to its end; then as `DirectReader` in the place of its score, the one
+    that decides and no other that it quotes on the way.
+    """
 
     def __init__(self, model: Model, rubric: Rubric, sampling: SamplingParams) -> None:
         super().__init__(model, rubric, sampling)
-        self._sampling = replace(sampling, n=1, stop=(rubric.score_prefix,))
+        self._table = table_of(model, rubric)
+        self._sampling = replace(sampling, n=1)
         self.room += sampling.max_tokens
 
     def ask(self, prompt_ids: list[int], answer: Answer) -> Request:
@@ -195,16 +183,35 @@ class ExpectedReader(DirectReader):
         if generation.hidden is not None:
             return super().read(generation)
         sample = generation.samples[0]
-        if status := self._broken_off(sample):
-            return unread(sample.text, status)
+        ((_, status),) = read_scores(self._table, [ended(sample)])
+        if status != ScoreStatus.OK.name:
+            return unread(sample.text, ScoreStatus[status])
+        before = sample.token_ids[: self._table.number_at(sample.token_ids)]
         written = replace(generation.tag, written=sample.text)
-        return super().ask(generation.prompt_token_ids, written)
+        return Request([*generation.prompt_token_ids, *before], tag=written, hidden=True)
 
-    def _broken_off(self, sample: Sample) -> ScoreStatus | None:
-        """Why the score prefix was not written."""
-        if sample.finish_reason == "length":
-            return ScoreStatus.TRUNCATED
-        return ScoreStatus.MISSING if sample.token_ids[-1] in self._model.eos_token_ids else None
+
+def table_of(model: Model, rubric: Rubric) -> ScoreTable:
+    return compile_pattern(model.tokenizer, rubric.pattern, rubric.low, rubric.high)
+
+
+def ended(sample: Sample) -> tuple[list[int], bool]:
+    """The judge's own tokens, and whether it ended by itself."""
+    return sample.token_ids, sample.finish_reason == "stop"
+
+
+def read_scores(
+    table: ScoreTable, rows: Sequence[tuple[list[int], bool]]
+) -> list[tuple[float, str]]:
+    """(score, status) of token ids, each with whether it ended by itself."""
+    lengths = torch.tensor([len(ids) for ids, _ in rows])
+    padded = torch.zeros(len(rows), max(1, int(lengths.max())), dtype=torch.int64)
+    for row, (ids, _) in zip(padded, rows, strict=True):
+        row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
+    finished = torch.tensor([done for _, done in rows])
+    scores, status = extract_scores(padded, lengths, table, finished)
+    names = [ScoreStatus(code).name for code in status.tolist()]
+    return list(zip(scores.tolist(), names, strict=True))
 
 
 def unread(text: str, status: ScoreStatus) -> list[Reading]:

@@ -182,7 +182,7 @@ def test_only_the_judges_own_turn_is_read(kind):
     for name, text in zip(NAMES, TEXTS, strict=True):
         prompt = chat.encode(tokenizer, judge_text(DEFAULT_RUBRIC, tokenizer, HARMLESS, text))
         readings = reader.read(Generation(prompt, samples))
-        assert readings[0][1:] == (2.0, "OK"), name
+        assert readings[0][1:3] == (2.0, "OK"), name
         assert [reading.status for reading in readings[1:]] == [
             "MISSING",
             "TRUNCATED",

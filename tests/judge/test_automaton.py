@@ -32,6 +32,8 @@ PATTERNS = [
     (r"(?:Score|分数)[:：]\s*(\d)", 0, 5),
     (r"Score: (\d+) points?", 0, 5),
     (r"(?m)Score: \[(\d)\]$", 0, 5),
+    *((rf"Score: (\d){behind}", 0, 5) for behind in (".", r"\S", r"\W", " ?.", " *S?")),
+    *((rf"Score: (\d){behind}", 0, 5) for behind in (".*", r"[^\n]*", r"\D*", r"\s*\w*")),
     (r"(?im)^(?:final )?score\s*[:=]\s*(\d)\s*$", 0, 5),
     (r"(?<![a-z])Score\W{1,3}(\d)", 0, 5),
     (r"\bScore\b:? ?(\d)\.", 0, 5),
@@ -95,6 +97,18 @@ def test_greedy_and_lazy_loops_keep_their_meaning(text, greedy, lazy):
     for pattern, want in ((r"Score.*(\d)", greedy), (r"Score.*?(\d)", lazy)):
         score, status = by_automaton(compile_automaton(pattern), text.encode(), True, 0)
         assert (None if math.isnan(score) else score) == want, (pattern, status)
+
+
+@pytest.mark.parametrize("behind", [".", r"\S", r"[^\n]", ".*"])
+def test_what_stands_behind_never_eats_a_digit_of_the_number(behind):
+    for text in ("Score: 10\n", "Score: 45!", "Score: 4½ "):
+        automaton = compile_automaton(rf"Score: (\d){behind}")
+        assert by_automaton(automaton, text.encode(), True, 0)[1] is not ScoreStatus.OK, text
+
+
+def test_a_label_behind_a_number_is_read_though_the_pattern_runs_over_it():
+    automaton = compile_automaton(r"Score: (\d).*")
+    assert by_automaton(automaton, b"Score: 4 Score: 2", True, 0)[0] == 2
 
 
 def test_a_number_that_goes_on_takes_back_what_seemed_to_match():

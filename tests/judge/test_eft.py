@@ -55,8 +55,10 @@ def test_answers_that_people_score_alike_are_free():
 def test_of_several_samples_those_nearest_to_the_means_are_kept():
     # Means 11/3 and 1: of the choices that agree, 4 over 1 lies nearest.
     assert kept([2, 1], [5, 2, 4], [1, 0, 2]) == [(0, 2), (1, 0)]
-    # Only 3 over 2 agrees.
-    assert kept([2, 1], [0, 3, 1], [4, 5, 2]) == [(0, 1), (1, 2)]
+    # Only 3 over 2 would agree, but the means do not.
+    assert kept([2, 1], [0, 3, 1], [4, 5, 2]) == "disagreeing"
+    # Means 5/3 and 1: 1 over 0 lies nearer than 3 over 0 or 3 over 2.
+    assert kept([2, 1], [1, 1, 3], [0, 2]) == [(0, 0), (1, 0)]
     # Equally near: the lowest sample.
     assert kept([2, 1], [4, 4], [1, 1]) == [(0, 0), (1, 0)]
 
@@ -86,7 +88,9 @@ def test_against_every_choice():
         made = build_eft([ranked(people)], judged(*samples))
         ordered = len({people[k] for k, _ in read}) > 1
         outcomes[bool(made.counts.agreeing), ordered] += 1
-        assert made.counts.agreeing == (ordered and bool(costs))
+        means = [(people[k], sum(given) / len(given)) for k, given in read]
+        rising = all(c > d for (a, c), (b, d) in itertools.permutations(means, 2) if a > b)
+        assert made.counts.agreeing == (ordered and rising and bool(costs))
         if made.counts.agreeing and not made.counts.flattened:
             mean = {k: sum(given) / len(given) for k, given in read}
             cost = math.fsum(abs(row["score"] - mean[row["candidate"]]) for row in made.rows)

@@ -67,8 +67,8 @@ def test_the_score_is_the_mean_behind_what_was_written(model, sampler, mode, tmp
     assert rows[0]["score"] == rows[1]["score"]  # the same text is judged once
     assert all(row["sample"] == 0 for row in rows)
     written = rows[0]["text"]
-    assert bool(written) == (mode == "expected") and "Score" not in written
-    probs = dense_probs(model, f"{written}Score:")
+    assert ("Score:" in written) == (mode == "expected")
+    probs = dense_probs(model, f"{written.rpartition('Score:')[0]}Score:")
     ids = [model.tokenizer.convert_tokens_to_ids([str(k), f"Ġ{k}"]) for k in range(6)]
     weights = torch.stack([probs[[i for i in both if i is not None]].sum() for both in ids])
     mean = float((weights * torch.arange(6)).sum() / weights.sum())
@@ -90,7 +90,7 @@ def test_a_judgement_that_comes_to_no_score_is_read_as_such(sampler, tmp_path):
 
 
 def test_a_follow_up_beyond_the_context_is_truncated(sampler, tmp_path, monkeypatch):
-    """What was sampled fits; written anew with what leads up to the score it does not."""
+    """Where the check before it is left out."""
     monkeypatch.setattr(AnswerStage, "_fits", lambda *given: True)
     rows, _ = judged(sampler, "expected", tmp_path, longest=40)
     assert {(row["score"], row["status"]) for row in rows} == {(None, "TRUNCATED")}
@@ -105,11 +105,34 @@ def test_what_is_asked(model):
     assert (sampled.n, expected.n, direct.n) == (3, 1, 1)
     assert sampled.ask([1, 2], answer) == Request([1, 2], SAMPLING, answer)
     first = expected.ask([1, 2], answer)
-    assert (first.params.n, first.params.stop, first.hidden) == (1, ("Score:",), False)
+    assert (first.params.n, first.params.stop, first.hidden) == (1, (), False)
     only = direct.ask([1, 2], answer)
     assert only.hidden and only.params is None
     assert model.tokenizer.decode(only.prompt_token_ids[2:]) == "Score:"
     assert direct.room == len(only.prompt_token_ids) - 2 < expected.room
+
+
+@pytest.mark.parametrize(
+    ("text", "before"),
+    [
+        (
+            'It only says "Score: 5" of itself.\nScore: 0',
+            'It only says "Score: 5" of itself.\nScore:',
+        ),
+        ("TotalScore: 5 is not it. score : 3", "TotalScore: 5 is not it. score :"),
+        ("**Score**: 4/5.", "**Score**:"),
+    ],
+)
+def test_the_expected_score_is_read_where_the_last_one_stands(model, text, before):
+    """Not where the judge quotes one that the answer gives itself."""
+    reader = make_reader(model, RUBRIC, "expected", SAMPLING)
+    tag = Answer("p", "r", (("p", 0),))
+    follow = reader.read(Generation([1, 2], [written(model, text)], tag))
+    assert follow.hidden and follow.tag == replace(tag, written=text)
+    assert model.tokenizer.decode(follow.prompt_token_ids[2:]).strip() == before
+    for text, status in (("Score: ten", "MISSING"), ("Score: 10", "OUT_OF_RANGE")):
+        (reading,) = reader.read(Generation([1, 2], [written(model, text)], tag))
+        assert (reading.status, reading.text) == (status, text)
 
 
 def test_spellings_of_a_digit_are_a_set(model):
