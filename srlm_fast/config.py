@@ -41,7 +41,7 @@ FOLDERS = ("model", "reward_model")
 # model of billions, so a small piece decides whether such a model fits; its rows still fill a GPU.
 MICRO_BATCH = 2048
 ENDS_BYTES = 1 << 20  # read of each end of a file of weights
-JUDGED_REWARDS = ("self", "frozen")  # whose scores a judge writes
+JUDGED = ("self", "frozen", "best-of-n")  # rewards whose scores a judge writes
 # Where a run is written is not what it is.
 NOT_COMPARED = ("out",)
 
@@ -330,11 +330,23 @@ def check(config: Config) -> None:
             "--temperature: found 0, wanted a number above 0: greedy answers to one prompt are all "
             "the same, and equal answers make no pair"
         )
-    samples = config.judge.sampling.n if config.judge.mode == "sampled" else 1
-    if config.reward in JUDGED_REWARDS and config.pairs.min_judgements > samples:
+    check_pair_options(config)
+
+
+def check_pair_options(config: Config) -> None:
+    """Refuse what no pair of this reward could reach."""
+    written = config.judge.sampling.n if config.judge.mode == "sampled" else 1
+    own = {"random": config.judge.sampling.n, "pairwise": config.candidates.n - 1}
+    samples = own.get(config.reward, written if config.reward in JUDGED else 1)
+    if config.pairs.min_judgements > samples:
         raise InputError(
             f"--min-judgements: found {config.pairs.min_judgements}, wanted at most the {samples} "
-            "that an answer gets (--judge-samples; --judge expected takes one)"
+            f"that an answer gets (--reward {config.reward}, --judge {config.judge.mode})"
+        )
+    if config.reward in ("pairwise", "constitution") and config.pairs.min_margin > 1:
+        raise InputError(
+            f"--min-margin: found {config.pairs.min_margin:g}, wanted at most 1: scores under "
+            f"--reward {config.reward} lie between 0 and 1"
         )
 
 

@@ -7,6 +7,7 @@ Its judgements of answers whose order is known, and the figures that come of the
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
 import tempfile
@@ -86,6 +87,7 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
         raise InputError("--data: not given, wanted a JSONL file of answers whose order is known")
     for name in ("out", "rows"):
         check_file(f"--{name}", getattr(arguments, name))
+    check_distinct(arguments)
     return arguments
 
 
@@ -95,6 +97,23 @@ def check_file(option: str, path: str | None) -> None:
         raise InputError(f"{option} {path}: found a folder, wanted a file to write")
     if path is not None and not Path(path).absolute().parent.is_dir():
         raise InputError(f"{option} {path}: its folder is not there, wanted a file to write")
+    if path is not None and Path(path).exists() and not Path(path).is_file():
+        raise InputError(f"{option} {path}: found a device or a pipe, wanted a file to write")
+    if path is not None and not os.access(Path(path).absolute().parent, os.W_OK):
+        raise InputError(f"{option} {path}: its folder cannot be written to, wanted one that can")
+    if path is not None and str(Path(path).absolute()).startswith(("/proc/", "/sys/")):
+        raise InputError(f"{option} {path}: no file can be made there, wanted a folder that can be")
+
+
+def check_distinct(arguments: argparse.Namespace) -> None:
+    """What is written must not be what is read."""
+    named = {f"--{name}": getattr(arguments, name) for name in ("data", "rubric", "rows", "out")}
+    taken: dict[Path, str] = {}
+    for option, path in named.items():
+        if path is not None:
+            first = taken.setdefault(Path(path).absolute().resolve(), option)
+            if first != option:
+                raise InputError(f"{option} {path}: is the file of {first} too, wanted another")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,10 +127,15 @@ def command(argv: Sequence[str]) -> int:
     from srlm_fast.config import from_options
     from srlm_fast.data import read_ranked
     from srlm_fast.model import ModelError
+    from srlm_fast.plan import check_lengths, model_config
     from srlm_fast.report.display import Display
     from srlm_fast.report.judge_text import judge_text
 
     config = from_options(arguments)
+    try:
+        check_lengths(config, model_config(config.model), ("--judge-max-tokens",))
+    except ModelError as error:
+        raise InputError(str(error)) from error
     rows = drawn([dict(row) for row in read_ranked(arguments.data)], arguments.limit, config.seed)
     display = Display(sys.stdout)
     try:
@@ -194,15 +218,16 @@ def measure(
         "judge_samples": judged.samples,
         "rubric": judged.rubric.provenance,
         "seed": config.seed,
-        **figures_of(judged),
+        **figures_of(judged, config.judge.mode),
     }
 
 
-def figures_of(judged: Judged) -> dict[str, Any]:
+def figures_of(judged: Judged, mode: str) -> dict[str, Any]:
     """The judge table of all rows, that of each subset, and RewardBench's sections."""
     from srlm_fast.eval import judge_table, section_scores
+    from srlm_fast.loop.judging import top_score
 
-    high = judged.rubric.high
+    high = top_score(judged.rubric.high, mode)
     table = judge_table(judged.rows, high)
     names = sorted({row["subset"] for row in judged.rows} - {""})
     subsets = {
@@ -213,6 +238,7 @@ def figures_of(judged: Judged) -> dict[str, Any]:
         **table,
         "judgements": judged.statuses,
         "too_long": judged.too_long,
+        **judged.audits,
         "subsets": subsets,
         "sections": section_scores(accuracies(subsets)),
         "sections_length_only": section_scores(

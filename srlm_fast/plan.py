@@ -358,6 +358,7 @@ def check_fits(config: Config) -> None:
     what would fit."""
     devices = here(config)
     model = model_config(config.model)
+    check_lengths(config, model)
     dtype = config.dtype or ("float32" if devices.card.name == "cpu" else "bfloat16")
     memory = memory_of(model, config, devices, dtype)
     if memory.fits:
@@ -369,6 +370,22 @@ def check_fits(config: Config) -> None:
         f"takes {size(memory.training)}, found {size(memory.available)} on {devices.card.name}"
         f"{weights}; {what_fits(devices, config, dtype)}"
     )
+
+
+LENGTHS = ("--max-tokens", "--judge-max-tokens")
+
+
+def check_lengths(config: Config, model: ModelConfig, options: Sequence[str] = LENGTHS) -> None:
+    """Raise InputError for a longest text that leaves no room for what it answers."""
+    longest = model.max_position_embeddings
+    wanted = {"--max-tokens": config.candidates, "--judge-max-tokens": config.judge.sampling}
+    for option in options:
+        params = wanted[option]
+        if params.max_tokens >= longest:
+            raise InputError(
+                f"{option}: found {params.max_tokens}, wanted less than the {longest} tokens of "
+                f"the context of --model {config.model}"
+            )
 
 
 def what_fits(devices: Devices, config: Config, dtype: str) -> str:

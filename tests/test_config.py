@@ -160,6 +160,14 @@ def test_more_judgements_wanted_than_there_are():
     with pytest.raises(InputError, match="--min-judgements: found 2, wanted at most the 1"):
         tree("--min-judgements", "2", "--judge", "expected")
     assert tree("--min-judgements", "4", "--judge-samples", "4").pairs.min_judgements == 4
+    for reward, most in (("best-of-n", 3), ("gold", 1), ("pairwise", 3), ("constitution", 1)):
+        argv = ["--model", "tiny", "--reward", reward, "--min-judgements"]
+        assert tree(*argv, str(most)).pairs.min_judgements == most
+        with pytest.raises(InputError, match=f"wanted at most the {most} that"):
+            tree(*argv, str(most + 1))
+    for reward in ("pairwise", "constitution"):
+        with pytest.raises(InputError, match="--min-margin: found 2, wanted at most 1"):
+            tree("--reward", reward, "--min-margin", "2")
 
 
 def test_a_relative_file_is_the_same_from_elsewhere(

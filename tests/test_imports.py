@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "loop": {"records", "run_folder", "config", *STAGES},
     "run": {"records", "options", "run_folder", "config", "plan", "loop", "report", "model"},
     "judge_command": {
+        "plan",
         *("records", "options", "run_folder", "config", "loop", "run"),
         *("data", "eval", "model", "report"),
     },

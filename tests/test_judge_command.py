@@ -182,6 +182,9 @@ def test_a_rubric_of_ones_own_with_its_range(made, ranked, tmp_path, capsys):
         (["--data", "x", "--prompts", "y"], "--prompts: no such option"),
         (["--data", "x", "--out", "no/such/folder/x.json"], "--out no/such/folder/x.json: its"),
         (["--data", "x", "--rows", "."], "--rows .: found a folder"),
+        (["--data", "x", "--out", "x"], "--out x: is the file of --data too"),
+        (["--data", "x", "--rows", "y", "--out", "./y"], "--out ./y: is the file of --rows too"),
+        (["--data", "x", "--rows", "/dev/full"], "--rows /dev/full: found a device"),
         (["--data", "x", "--judge", "loud"], "--judge: found 'loud'"),
         (["--data", "x", "--rubric", "none.jinja"], "--rubric"),
     ],
@@ -193,6 +196,8 @@ def test_mistakes_are_one_line(complaint, argv, said, tmp_path, monkeypatch):
 
 def test_mistakes_in_what_is_named(complaint, ranked, tmp_path):
     assert "nowhere: no such folder" in complaint("--model", "nowhere", "--data", ranked)
+    said = complaint("--model", "tiny", "--data", ranked, "--judge-max-tokens", "5000")
+    assert "--judge-max-tokens: found 5000, wanted less than the 1024" in said
     broken = tmp_path / "broken.jinja"
     broken.write_text("{{ prompt }}\n{{ respnse }}")
     said = complaint("--model", "tiny", "--data", ranked, "--rubric", str(broken))

@@ -67,8 +67,8 @@ def judge_table(rows: Iterable[Mapping[str, Any]], high: float = 5.0) -> dict[st
     pairwise_accuracy: over pairs that people score apart, the share that the judge orders as they
     do; a tie of the judge counts half. ties: the share of those pairs that the judge ties.
     pairwise_untied: the accuracy over the rest.
-    five_best: of the answers that the judge gives `high`, the share that people score highest of
-    their prompt.
+    five_best: of the answers that the judge gives `high` or more, the share that people score
+    highest of their prompt.
     exact_match: the share of prompts whose whole order, ties included, is the same; those that
     people score all equal are left out. spearman, kendall (tau-b): means over the same prompts; a
     judge that ties all answers of one gets 0 for it.
@@ -89,11 +89,14 @@ def judge_table(rows: Iterable[Mapping[str, Any]], high: float = 5.0) -> dict[st
     table["n"]["five_best"] = sum(count for _, count in tops)
     table["intervals"]["five_best"] = ratio_interval(tops)
     table["prompts"], table["unjudged"] = len(rows), sum(score is None for score in judged)
-    by_length = [[float(len(text)) for text in row["responses"]] for row in rows]
-    table["length_only"] = _figures(
-        [_ranking(row["scores"], lengths) for row, lengths in zip(rows, by_length, strict=True)]
-    )
+    table["length_only"] = _figures([_ranking(row["scores"], _lengths(row)) for row in rows])
     return table
+
+
+def _lengths(row: Mapping[str, Any]) -> list[float | None]:
+    """Lengths of the answers that the judge read, so that both are measured on the same."""
+    pairs = zip(row["responses"], row["judged"], strict=True)
+    return [None if judge is None else float(len(text)) for text, judge in pairs]
 
 
 def _ranking(human: Sequence[float], judge: Sequence[float | None]) -> _Ranking:

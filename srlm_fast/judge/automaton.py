@@ -26,7 +26,7 @@ from srlm_fast.judge.pattern_nodes import (
 from srlm_fast.judge.score import ScorePattern, parse_pattern
 from srlm_fast.judge.utf8 import Decoder
 
-MAX_STATES = 20_000
+MAX_STATES = 4_000
 END = -1  # in the place of a class of characters: nothing comes any more
 
 Context = tuple[frozenset[int], bool, int]  # sets the last character is in, begin, in a number
@@ -79,17 +79,21 @@ class _Characters:
         self.behind = bool(pattern.behind)
         self.states: list[State] = [((), (frozenset(), True, 0))]
         self.index: dict[State, int] = {self.states[0]: 0}
-        asked = self._asked_before(self.nodes.root, set())
+        asked = self._asked_before()
         members = self.alphabet.members
         self._held = [frozenset(asked.intersection(np.flatnonzero(row))) for row in members]
 
-    def _asked_before(self, node: Node, seen: set[Node]) -> set[int]:
+    def _asked_before(self) -> set[int]:
         """The sets that an assertion asks of the character before it."""
-        if node in seen:
-            return set()
-        seen.add(node)
-        own = {node.char} if node.kind in ("before", "edge") else set()
-        return own.union(*(self._asked_before(way, seen) for way in node.ways))
+        seen: set[Node] = set()
+        asked, stack = set(), [self.nodes.root]
+        while stack:
+            node = stack.pop()
+            if node not in seen:
+                seen.add(node)
+                asked |= {node.char} if node.kind in ("before", "edge") else set()
+                stack += node.ways
+        return asked
 
     def step(self, state: int, symbol: int) -> tuple[int, int]:
         """(state, outcome) behind a class of characters."""
@@ -153,8 +157,8 @@ class _Characters:
                 over = over or option.commits
         if self.behind and {(True, False), (False, False)} <= parts:
             raise ValueError(
-                "pattern: a second number could begin before the first is done with; wanted more "
-                "before the number, or less behind it"
+                "pattern: a second number could begin before the first is done with; wanted text "
+                "in front of the number, such as `Score: (\\d+)/10`, or less behind it"
             )
         if over:  # what began inside the number is no later match
             out = dict.fromkeys((way, False) for way, _ in out)

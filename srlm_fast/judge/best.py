@@ -29,9 +29,11 @@ def best_rows(
     prompts: Sequence[Prompt],
     candidates: Iterable[Candidate],
     scores: Mapping[CandidateKey, Samples],
+    min_valid: int = 1,
 ) -> list[dict[str, Any]]:
     """For each prompt its best answer, in the order of the prompts: prompt_id, prompt, response,
-    index (of the candidate), score. A prompt without a score that could be read has no row.
+    index (of the candidate), score. An answer with fewer than `min_valid` scores that could be read
+    takes no part; a prompt of such answers alone has no row.
     """
     groups: dict[str, list[Candidate]] = defaultdict(list)
     for candidate in candidates:
@@ -39,7 +41,8 @@ def best_rows(
     rows = []
     for prompt in prompts:
         group = sorted(groups[prompt.prompt_id], key=lambda c: c.index)
-        samples = [scores.get((c.prompt_id, c.index), ()) for c in group]
+        given = [scores.get((c.prompt_id, c.index), ()) for c in group]
+        samples = [each if len(valid_scores(each)) >= min_valid else () for each in given]
         for i in rank(samples)[:1]:
             found = {"response": group[i].text, "index": group[i].index}
             asked = {"prompt_id": prompt.prompt_id, "prompt": prompt.text}

@@ -190,7 +190,7 @@ class Nodes:
         try:
             parsed = parser.parse(source, plain)
         except parser.error as error:
-            raise self._refusal(f"{source!r} ({error})") from None
+            raise self._refusal(str(error.msg)) from None
         return self._sequence(list(parsed), part, way, flags)
 
     def _refusal(self, what: str) -> ValueError:

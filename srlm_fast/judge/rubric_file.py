@@ -2,7 +2,7 @@ r"""A user's own rubric: a Jinja template that holds the wording and how the sco
 
     {% set pattern %}Grade\s*:{% endset %}   label of the score, a regular expression
     {% set low = 1 %}{% set high = 10 %}     its range
-    {% set score_prefix = "Grade:" %}        what the judge writes before it (`--judge expected`)
+    {% set score_prefix = "Grade:" %}        what the judge writes before it (`expected`, `direct`)
     {% set version = "mine-3" %}
     Grade this answer from 1 to 10. ...
     The question:
@@ -162,5 +162,5 @@ def _check_prefix(rubric: Rubric) -> None:
     if status is not ScoreStatus.OK or score != rubric.low:
         raise _MistakeError(
             f"score_prefix is {rubric.score_prefix!r}, behind which the pattern reads no score; "
-            "--judge expected wanted a score_prefix that the pattern finds"
+            "--judge expected and direct want a score_prefix that the pattern finds"
         )

@@ -130,7 +130,7 @@ def parse_pattern(pattern: str | None = None, low: int = 0, high: int = 5) -> Sc
             regex.compile(part, flags)
         except regex.error:
             raise ValueError(
-                f"pattern: {source!r} has its group inside another, wanted it by itself"
+                f"pattern: {source!r} has its group inside another or refers to it"
             ) from None
     if _has_bare_bar(before) or _has_bare_bar(behind):
         raise ValueError(f"pattern: {source!r} has | beside its group, wanted it inside (?:...)")

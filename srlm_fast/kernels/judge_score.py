@@ -327,6 +327,8 @@ def extract_scores(
     Raises ValueError naming the argument that breaks the contract.
     """
     _check_rows(token_ids, lengths)
+    if not isinstance(table, ScoreTable):
+        raise ValueError(f"table: {type(table).__name__}, wanted one of judge.compile_pattern")
     num_rows, device = len(token_ids), token_ids.device
     done = torch.ones(num_rows, dtype=torch.bool, device=device) if finished is None else finished
     done = torch.as_tensor(done, device=device).to(torch.bool).contiguous()

@@ -17,7 +17,7 @@ from srlm_fast.run_folder import CONFIG_FILE, read_json
 from srlm_fast.sampler import Progress, Sampler
 
 from .answers import AnswerStage
-from .judging import judge_given, judged_rows, status_counts
+from .judging import audit_counts, judge_given, judged_rows, status_counts
 from .material import rubric_of
 from .readers import make_reader
 from .screen import Screen
@@ -28,7 +28,7 @@ from .state import derive_seed
 class Judged:
     """rows: the ranked rows with the judge's mean scores as "judged". samples: judgements of each
     answer. statuses: judgements by what could be read. too_long: rows left out, wholly or in part,
-    because they are longer than the model's context.
+    because they are longer than the model's context. audits: as `judging.audit_counts` has them.
     """
 
     rows: list[dict[str, Any]]
@@ -36,6 +36,7 @@ class Judged:
     samples: int
     statuses: dict[str, int]
     too_long: int
+    audits: dict[str, int]
 
 
 def judge_alone(
@@ -62,6 +63,7 @@ def judge_alone(
         reader.n,
         status_counts(stage.judgements),
         len(set(stage.too_long)),
+        audit_counts(stage.judgements),
     )
 
 

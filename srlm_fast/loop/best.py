@@ -48,18 +48,21 @@ def best_of_n(
 ) -> list[BestOfN]:
     """Draw `n` answers to each prompt and keep the one that is scored highest.
 
-    The judge is the model itself, with `rubric`, `judge_params` and the reading `judge` ("sampled"
-    or "expected"), or a reward model from `load_reward_model`. Prompts are put through the model's
-    chat template. Equal means are settled as in `judge.rank`. The same seed in `params` gives the
-    same answers. sampler: one of this model's to go on with; else one is made and released.
+    The judge is the model itself, with `rubric`, `judge_params` and the reading `judge` ("sampled",
+    "expected" or "direct"), or a reward model from `load_reward_model`. Prompts are put through the
+    model's chat template. Equal means are settled as in `judge.rank`. The same seed in `params`
+    gives the same answers. sampler: one of this model's to go on with; else one is made and
+    released.
 
     The distribution that comes out is at most log n - (n - 1) / n nats away from the model's own
     (KL divergence; the formula is that of arXiv 2009.01325, appendix G.3, and arXiv 2401.01879
     shows that it is an upper bound): 0.64 nats for n = 4, 1.84 for n = 16.
-    Raises ValueError for an n below 1.
+    Raises ValueError for an n below 1, prompts that are one string, and an unknown `judge`.
     """
     if n < 1:
         raise ValueError(f"n: {n}, wanted at least 1")
+    if isinstance(prompts, str):
+        raise ValueError("prompts: a string, wanted a list of them")
     asked = [Prompt(str(i), text, "file") for i, text in enumerate(prompts)]
     own = sampler or Sampler(model)
     reader = None if reward_model else make_reader(model, rubric, judge, judge_params)

@@ -72,8 +72,14 @@ def judge_figures(
     program), and what became of the judgements. high: the rubric's upper end.
     """
     return judge_table(judged_rows(rows, judgements), high) | {
-        "judgements": status_counts(judgements)
+        "judgements": status_counts(judgements),
+        **audit_counts(judgements),
     }
+
+
+def top_score(high: float, mode: str) -> float:
+    """From where on a score counts as the rubric's highest: a mean over digits never is that."""
+    return float(high) if mode == "sampled" else high - 0.5
 
 
 def audit_counts(judgements: Mapping[Any, list[Any]]) -> dict[str, int]:

@@ -28,7 +28,8 @@ from .prompting import Prompting
 from .rewarding import REWARDINGS, Work
 from .screen import Screen
 from .state import ModelFolder, RunState, derive_seed
-from .summary import SUMMARY_FILE, summarize
+from .stopping import StoppedError
+from .summary import SUMMARY_FILE, summarize, summarize_stopped
 from .teaching import Teaching
 
 Stop = Callable[[], bool]
@@ -71,6 +72,10 @@ class Run:
             summary["rubric"] = self.material.rubric.provenance
             write_json_atomic(self.out / SUMMARY_FILE, summary)
             return summary
+        except StoppedError as error:
+            stopped = summarize_stopped(self.config, self.state, self.folders, error)
+            write_json_atomic(self.out / SUMMARY_FILE, stopped)
+            raise
         finally:
             self.state.close()
 

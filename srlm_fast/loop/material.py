@@ -146,7 +146,7 @@ def rubric_of(config: Config, default: Rubric) -> Rubric:
     if config.rubric_file is None:
         return default
     try:
-        return read_rubric(config.rubric_file, expected=config.judge.mode == "expected")
+        return read_rubric(config.rubric_file, expected=config.judge.mode != "sampled")
     except InputError as error:
         raise InputError(f"--rubric {error}") from None
 

@@ -15,7 +15,7 @@ from srlm_fast.judge import collect_scores, mean_score
 from srlm_fast.records import Candidate, Judgement, Prompt
 
 from .answers import AnswerStage
-from .judging import judge_figures, judge_given
+from .judging import judge_figures, judge_given, top_score
 from .material import Material
 from .round_answers import reader, show_answers
 from .state import ModelFolder
@@ -92,7 +92,9 @@ class Measuring:
             folder.judge_evaluation,
             partial(show_answers, run, f"{folder.name} as judge"),
         )
-        return judge_figures(rows, stage.judgements, run.material.rubric.high)
+        return judge_figures(
+            rows, stage.judgements, top_score(run.material.rubric.high, run.config.judge.mode)
+        )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from srlm_fast.records import Candidate, Prompt, RowWriter, read_jsonl, write_js
 from srlm_fast.sampler import SamplingParams
 from srlm_fast.train import TokenPair, pair_logps
 
+from .judging import top_score
 from .state import ModelFolder, weights_hash
 from .stopping import StoppedError, reasons
 from .token_rows import token_pair
@@ -79,7 +80,9 @@ class Pairing:
         statuses = Counter(row["status"].lower() for row in verdicts)
         raise StoppedError(
             f"{folder.name}: the round gave no pair to learn from (prompts: "
-            f"{reasons(found.dropped)}; judgements: {reasons(statuses)})"
+            f"{reasons(found.dropped)}; judgements: {reasons(statuses)})",
+            dropped=found.dropped,
+            judgements=statuses,
         )
 
     def origin(self, folder: ModelFolder) -> dict[str, Any]:
@@ -116,7 +119,9 @@ class Pairing:
             for p in prompts
             if (group := groups.get(p.prompt_id))
         ]
-        return judge_table(rows, self.run.material.rubric.high)
+        return judge_table(
+            rows, top_score(self.run.material.rubric.high, self.run.config.judge.mode)
+        )
 
 
 def sampling_row(params: SamplingParams) -> dict[str, Any]:

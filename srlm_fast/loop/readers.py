@@ -77,6 +77,8 @@ def make_reader(
         "expected": ExpectedReader,
         "direct": DirectReader,
     }
+    if mode not in kinds:
+        raise ValueError(f"mode: {mode!r}, wanted one of {', '.join(kinds)}")
     try:
         return kinds[mode](model, rubric, sampling)
     except ModelError:

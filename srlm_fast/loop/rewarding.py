@@ -163,7 +163,8 @@ class BestOfNRewarding(SelfRewarding):
         candidates: Sequence[Candidate],
         scores: Mapping[tuple[str, int], Sequence[float | None]],
     ) -> list[dict[str, Any]]:
-        return best_rows(prompts, candidates, scores)
+        least = self.run.config.pairs.min_judgements
+        return best_rows(prompts, candidates, scores, least)
 
     def learn(self, folder: ModelFolder) -> Figures:
         return self.run.teaching.best(folder)

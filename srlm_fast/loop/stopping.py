@@ -6,7 +6,11 @@ from collections.abc import Mapping
 
 
 class StoppedError(RuntimeError):
-    """The run stopped by itself; the message says why."""
+    """The run stopped by itself; the message says why, `counts` how often, by reason."""
+
+    def __init__(self, message: str, **counts: Mapping[str, int]) -> None:
+        super().__init__(message)
+        self.counts = {name: dict(found) for name, found in counts.items()}
 
 
 def reasons(counts: Mapping[str, int]) -> str:

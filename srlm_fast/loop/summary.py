@@ -10,8 +10,18 @@ from typing import Any
 from srlm_fast.config import Config
 
 from .state import ModelFolder, RunState
+from .stopping import StoppedError
 
 SUMMARY_FILE = "summary.json"
+
+
+def summarize_stopped(
+    config: Config, state: RunState, folders: Sequence[ModelFolder], error: StoppedError
+) -> dict[str, Any]:
+    """The summary of a run that stopped by itself: what it has, and why there is no more."""
+    whole = [folder for folder in folders if state.finished(folder.stage("measure"))]
+    summary = summarize(config, state, whole) if whole else {"models": [], "rounds": []}
+    return summary | {"finished": False, "stopped": {"reason": str(error), **error.counts}}
 
 
 def summarize(config: Config, state: RunState, folders: Sequence[ModelFolder]) -> dict[str, Any]:

@@ -135,12 +135,17 @@ class ClassifierReward:
         kind = resolve_dtype(dtype, place)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            loaded = AutoModelForSequenceClassification.from_pretrained(
-                folder, local_files_only=True, dtype=kind
+            loaded, found = AutoModelForSequenceClassification.from_pretrained(
+                folder, local_files_only=True, dtype=kind, output_loading_info=True
             )
         except Exception as error:  # the library raises many kinds for a broken folder
             reason = str(error).strip().split("\n")[0]
             raise ModelError(f"{folder}: the reward model cannot be read ({reason})") from None
+        if missing := sorted(found["missing_keys"]):
+            raise ModelError(
+                f"{folder}: tensor {missing[0]} is missing from the weights (of {len(missing)}); "
+                "wanted those of a whole classifier"
+            )
         if self.tokenizer.pad_token is None:
             raise ModelError(f"{folder}: the tokenizer has no padding token; wanted one")
         if self.tokenizer.chat_template:

@@ -76,6 +76,11 @@ def unread(figures: dict[str, Any]) -> list[str]:
     missing = [f"{name.replace('_', ' ')} {n}" for name, n in statuses.items() if name != "ok"]
     lines = [f"judgements: {total}, without a score: {', '.join(missing) or 'none'}"]
     lines += [f"answers without any score: {figures['unjudged']}"] if figures["unjudged"] else []
+    if figures.get("audited"):
+        lines.append(
+            f"stopped at the first score line; of {figures['audited']} judgements that went on "
+            f"{figures['differ']} ended with another score"
+        )
     if figures["too_long"]:
         lines.append(f"rows longer than the model's context: {figures['too_long']}")
     return lines

@@ -89,6 +89,13 @@ def test_reads_bytes_as_the_specification_reads_text(pattern, text, finished, dr
     assert got[1] is want[1] and (got[0] == want[0] or math.isnan(want[0])), (decoded, want, got)
 
 
+def test_counted_repeats_are_no_recursion():
+    automaton = compile_automaton(r"S{1,300}:")
+    assert by_automaton(automaton, b"x" + b"S" * 300 + b": 4", True, 0)[0] == 4
+    with pytest.raises(ValueError, match=r"pattern: more than \d+ states"):
+        compile_automaton(r"(?s)a.{12}Score:")
+
+
 @pytest.mark.parametrize(
     ("text", "greedy", "lazy"),
     [("Score: 4, for 2 flaws", 2, 4), ("Score: 4\n2", 4, 4), ("Score 42", None, None)],

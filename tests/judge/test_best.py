@@ -35,3 +35,6 @@ def test_rows_are_in_the_order_of_prompts_and_unread_prompts_have_none():
         {"prompt_id": "a", "prompt": "Question a", "response": "a1", "index": 1, "score": 3.0},
         {"prompt_id": "c", "prompt": "Question c", "response": "c0", "index": 0, "score": 2.0},
     ]
+    assert best_rows(prompts, candidates, scores, min_valid=2) == [
+        {"prompt_id": "a", "prompt": "Question a", "response": "a1", "index": 1, "score": 3.0},
+    ]

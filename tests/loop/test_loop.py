@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srlm_fast.loop import StoppedError, run
 from srlm_fast.records import read_jsonl
+from srlm_fast.report import write_report
+from srlm_fast.run_folder import write_config
 from tests.loop.worlds import (
     Silent,
     results,
@@ -168,3 +170,12 @@ def test_no_pairs_stops_with_the_reason(finished, tmp_path):
     with pytest.raises(StoppedError, match="no pair to learn from.*not judged"):
         run(config, Silent())
     assert read_jsonl(tmp_path / "run" / "m2" / "candidates.jsonl")
+    # What there is stands in the summary and in the report, and why there is no more.
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [model["name"] for model in summary["models"]] == ["M1"] and not summary["rounds"]
+    assert summary["finished"] is False and "no pair to learn from" in summary["stopped"]["reason"]
+    assert summary["stopped"]["dropped"]["not_judged"] == 20
+    assert set(summary["stopped"]["judgements"]) == {"truncated"}
+    write_config(tmp_path / "run", config.to_json(), {})
+    page = write_report(tmp_path / "run").read_text()
+    assert "The run stopped by itself" in page and "no model has been measured" not in page

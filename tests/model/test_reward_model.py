@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.testing import assert_close
 from transformers import (
@@ -192,6 +193,12 @@ def test_folders_that_are_no_reward_model_are_refused(tmp_path):
     folder = encoder_folder("bert", tmp_path / "torn")
     (folder / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(ModelError, match="cannot be read"):
+        load_reward_model(folder)
+    folder = encoder_folder("bert", tmp_path / "headless")
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "classifier" not in name}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="tensor classifier.bias is missing"):
         load_reward_model(folder)
     refusing = byte_tokenizer()
     refusing.chat_template = "{{ raise_exception('no answers here') }}"
