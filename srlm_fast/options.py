@@ -215,7 +215,8 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "rubric_file",
             _FILE,
             "FILE",
-            "a Jinja template with {{ prompt }} and {{ response }}, instead of the additive rubric",
+            "a Jinja template with {{ prompt }} and {{ response }} that sets its pattern, low and "
+            "high (docs/judging.md), instead of the additive rubric",
         ),
         Option(
             "--reward",

@@ -16,6 +16,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from srlm_fast.judge import DEFAULT_RUBRIC, Rubric, parse_score, read_rubric
+from srlm_fast.kernels import extract_scores
+from srlm_fast.loop import readers
 from srlm_fast.loop.answers import judge_text
 from srlm_fast.loop.readers import make_reader
 from srlm_fast.model import ModelConfig, chat, random_model
@@ -164,7 +166,15 @@ def turn(tokenizer: Any, text: str, reason: str = "stop") -> Sample:
 
 
 @pytest.mark.parametrize("kind", ["llama3", "qwen"])
-def test_only_the_judges_own_turn_is_read(kind):
+def test_only_the_judges_own_turn_is_read(kind, monkeypatch):
+    """What goes into the table is the samples' ids and nothing of the prompt they answer."""
+    read = []
+
+    def watched(ids, lengths, table, finished):
+        read.extend(row[:n] for row, n in zip(ids.tolist(), lengths.tolist(), strict=True))
+        return extract_scores(ids, lengths, table, finished)
+
+    monkeypatch.setattr(readers, "extract_scores", watched)
     tokenizer = tokenizer_of(kind)
     size = len(tokenizer)
     config = ModelConfig(
@@ -181,7 +191,9 @@ def test_only_the_judges_own_turn_is_read(kind):
     ]
     for name, text in zip(NAMES, TEXTS, strict=True):
         prompt = chat.encode(tokenizer, judge_text(DEFAULT_RUBRIC, tokenizer, HARMLESS, text))
+        read.clear()
         readings = reader.read(Generation(prompt, samples))
+        assert read == [sample.token_ids for sample in samples], name
         assert readings[0][1:3] == (2.0, "OK"), name
         assert [reading.status for reading in readings[1:]] == [
             "MISSING",

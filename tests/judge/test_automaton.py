@@ -79,7 +79,7 @@ def by_automaton(automaton, data: bytes, finished: bool, low: int) -> tuple[floa
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(text=phrases, finished=st.booleans(), draw=st.data())
 def test_reads_bytes_as_the_specification_reads_text(pattern, text, finished, draw):
     data = spoilt(text.encode(), draw)
