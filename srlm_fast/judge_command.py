@@ -7,7 +7,6 @@ Its judgements of answers whose order is known, and the figures that come of the
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import sys
 import tempfile
@@ -23,9 +22,9 @@ from srlm_fast.run import (
     Parser,
     complain,
     end_of,
+    parsed,
     resource_message,
     stop_on_interrupt,
-    unknown_message,
 )
 from srlm_fast.run_folder import read_json
 
@@ -75,14 +74,7 @@ def make_parser() -> Parser:
 
 def read_options(argv: Sequence[str]) -> argparse.Namespace:
     """The options as values, None where not given. Raises InputError naming the option."""
-    parser = make_parser()
-    arguments, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise InputError(unknown_message(unknown[0], parser))
-    for option in (*OPTIONS, *OWN):
-        given = getattr(arguments, option.key, None)
-        if given is not None:
-            setattr(arguments, option.key, option.parse(given))
+    arguments = parsed(make_parser(), argv, (*OPTIONS, *OWN))
     if arguments.data is None:
         raise InputError("--data: not given, wanted a JSONL file of answers whose order is known")
     for name in ("out", "rows"):
@@ -93,16 +85,19 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
 
 def check_file(option: str, path: str | None) -> None:
     """Raise InputError unless `path` can be a file to write."""
-    if path is not None and Path(path).is_dir():
+    if path is None:
+        return
+    place = Path(path).absolute()
+    if place.is_dir():
         raise InputError(f"{option} {path}: found a folder, wanted a file to write")
-    if path is not None and not Path(path).absolute().parent.is_dir():
-        raise InputError(f"{option} {path}: its folder is not there, wanted a file to write")
-    if path is not None and Path(path).exists() and not Path(path).is_file():
+    if place.exists() and not place.is_file():
         raise InputError(f"{option} {path}: found a device or a pipe, wanted a file to write")
-    if path is not None and not os.access(Path(path).absolute().parent, os.W_OK):
-        raise InputError(f"{option} {path}: its folder cannot be written to, wanted one that can")
-    if path is not None and str(Path(path).absolute()).startswith(("/proc/", "/sys/")):
-        raise InputError(f"{option} {path}: no file can be made there, wanted a folder that can be")
+    if not place.parent.is_dir():
+        raise InputError(f"{option} {path}: its folder is not there, wanted a file to write")
+    try:
+        tempfile.TemporaryFile(dir=place.parent).close()
+    except OSError as error:
+        raise InputError(f"{option} {path}: {error.strerror}, wanted a file to write") from None
 
 
 def check_distinct(arguments: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from srlm_fast import __version__, run_folder
-from srlm_fast.options import GROUPS, OPTIONS, nearest
+from srlm_fast.options import GROUPS, OPTIONS, Option, nearest
 from srlm_fast.records import InputError
 
 if TYPE_CHECKING:
@@ -80,18 +80,25 @@ def make_parser() -> Parser:
 
 def read_options(argv: Sequence[str]) -> argparse.Namespace:
     """The options as values, None where not given. Raises InputError naming the option."""
-    parser = make_parser()
-    arguments, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise InputError(unknown_message(unknown[0], parser))
-    for option in OPTIONS:
-        given = getattr(arguments, option.key)
-        if given is not None:
-            setattr(arguments, option.key, option.parse(given))
+    arguments = parsed(make_parser(), argv, OPTIONS)
     if arguments.devices and not arguments.plan:
         raise InputError("--devices: found without --plan, wanted both (a run takes --device)")
     if arguments.out is not None and not arguments.out.strip():
         raise InputError("--out: found '', wanted a folder")
+    return arguments
+
+
+def parsed(
+    parser: argparse.ArgumentParser, argv: Sequence[str], options: Sequence[Option]
+) -> argparse.Namespace:
+    """What the parser reads, `options` as their values. Raises InputError naming the option."""
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise InputError(unknown_message(unknown[0], parser))
+    for option in options:
+        given = getattr(arguments, option.key)
+        if given is not None:
+            setattr(arguments, option.key, option.parse(given))
     return arguments
 
 

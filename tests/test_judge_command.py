@@ -184,6 +184,7 @@ def test_a_rubric_of_ones_own_with_its_range(made, ranked, tmp_path, capsys):
         (["--data", "x", "--rows", "."], "--rows .: found a folder"),
         (["--data", "x", "--out", "x"], "--out x: is the file of --data too"),
         (["--data", "x", "--rows", "y", "--out", "./y"], "--out ./y: is the file of --rows too"),
+        (["--data", "x", "--rows", "/proc/x"], "--rows /proc/x: No such file or directory, wanted"),
         (["--data", "x", "--rows", "/dev/full"], "--rows /dev/full: found a device"),
         (["--data", "x", "--judge", "loud"], "--judge: found 'loud'"),
         (["--data", "x", "--rubric", "none.jinja"], "--rubric"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 
 import pytest
 import torch
@@ -22,6 +23,8 @@ from tests.kernels.dtensors import dtensors
 from tests.kernels.guard import guarded, surrounded
 from tests.kernels.three_way import assert_no_worse
 
+# The package has a function of the same name.
+expected_scores_file = import_module("srlm_fast.kernels.expected_scores")
 IDS = {0: (3,), 1: (4, 11), 2: (5,), 3: (6, 12, 13), 4: (7,), 5: (8, 40)}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FIELDS = ("probs", "expected", "variance", "entropy", "mass")
@@ -52,7 +55,7 @@ def make(kind, rows, depth, vocab, dtype, device="cpu"):
     return hidden.to(device), head.to(device)
 
 
-def three_way(found, hidden, head, ids=IDS):
+def assert_three_way(found, hidden, head, ids=IDS):
     """The floor grows with the logits: a step of fp32 at 600 is 6e-5 nats, of every sum anew."""
     floor = 2e-5 + 2**-22 * float((hidden.double() @ head.double().T).abs().max())
     truth = score_distribution_reference(hidden.double(), head.double(), ids)
@@ -69,20 +72,20 @@ def test_against_fp64(kernel_device, kind, dtype):
     hidden, head = make(kind, 19, 70, 131, dtype, kernel_device)
     with guarded():
         found = score_distribution(surrounded(hidden), surrounded(head), IDS)
-    three_way(found, hidden, head)
+    assert_three_way(found, hidden, head)
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES.values(), torch.float64], ids=str)
 @pytest.mark.parametrize("vocab", [41, VOCAB_CHUNK, 2 * VOCAB_CHUNK + 5])
 def test_against_fp64_in_torch(vocab, dtype):
     hidden, head = make(head_cases.random, 3, 16, vocab, dtype)
-    three_way(score_distribution(hidden, head, IDS), hidden, head)
+    assert_three_way(score_distribution(hidden, head, IDS), hidden, head)
 
 
 @pytest.mark.parametrize("rows, depth", [(1, 64), (16, 16), (33, 5)])
 def test_sizes(kernel_device, rows, depth):
     hidden, head = make(head_cases.random, rows, depth, 64, torch.float32, kernel_device)
-    three_way(score_distribution(hidden, head, IDS), hidden, head)
+    assert_three_way(score_distribution(hidden, head, IDS), hidden, head)
 
 
 def test_by_hand(kernel_device):
@@ -160,15 +163,30 @@ def test_no_rows(kernel_device, mass):
 def test_more_scores_than_a_program_holds(kernel_device):
     hidden, head = make(head_cases.random, 2, 16, 600, torch.float32, kernel_device)
     ids = {score: (score,) for score in range(MAX_COLUMNS + 1)}
-    three_way(score_distribution(hidden, head, ids), hidden, head, ids)
+    assert_three_way(score_distribution(hidden, head, ids), hidden, head, ids)
+
+
+class Counted:
+    """A kernel whose launches are counted."""
+
+    def __init__(self, kernel):
+        self.kernel, self.launches = kernel, 0
+
+    def __getitem__(self, grid):
+        self.launches += 1
+        return self.kernel[grid]
 
 
 def test_one_launch_and_ids_sent_once(kernel_device, monkeypatch):
     """The same scores again: nothing is copied to the device."""
     hidden, head = make(head_cases.random, 2, 16, 64, torch.float32, kernel_device)
-    score_distribution(hidden, head, IDS, mass=False)
+    first = score_distribution(hidden, head, IDS, mass=False)
+    kernel = Counted(expected_scores_file._scores_kernel)
+    monkeypatch.setattr(expected_scores_file, "_scores_kernel", kernel)
     monkeypatch.setattr(torch, "tensor", None)
-    score_distribution(hidden, head, IDS, mass=False)
+    again = score_distribution(hidden, head, IDS, mass=False)
+    assert kernel.launches == 1
+    assert torch.equal(again.expected, first.expected)
 
 
 def test_weights_that_want_gradients_and_inference_mode():
