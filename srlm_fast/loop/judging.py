@@ -91,7 +91,7 @@ def audit_counts(judgements: Mapping[Any, list[Any]]) -> dict[str, int]:
     return {"audited": len(audited), "differ": audited.count("differs")} if audited else {}
 
 
-def status_counts(judgements: Mapping[tuple[str, int], list[Judgement]]) -> dict[str, int]:
+def status_counts(judgements: Mapping[Any, list[Any]]) -> dict[str, int]:
     """Judgements by status, in small letters: "ok" and why others have no score."""
     found = Counter(j.status.lower() for group in judgements.values() for j in group)
     return dict(sorted(found.items()))

@@ -32,6 +32,7 @@ from srlm_fast.sampler import Progress
 
 from .answers import AnswerStage, load_candidates, read_records
 from .comparing import CompareStage
+from .judging import status_counts
 from .revisions import RevisionStage, load_chains
 from .reward_model import FOLDER, free_memory, score_answers, split_preferences
 from .round_answers import RoundAnswers, answer_params, note_too_long, round_prompts
@@ -230,7 +231,11 @@ class ModelRewarding(JudgedRewarding):
             rows = score_answers(model, prompts, groups, folder.judgements, progress)
         del model
         free_memory(run.model.device)
-        return {"judgements": len(rows), "unparsed": sum(row.score is None for row in rows)}
+        return {
+            "judgements": len(rows),
+            "unparsed": sum(row.score is None for row in rows),
+            "statuses": status_counts({"all": rows}),
+        }
 
 
 class ConstitutionRewarding(Rewarding):

@@ -11,7 +11,7 @@ from srlm_fast.records import Prompt
 from srlm_fast.sampler import Progress, SamplingParams
 
 from .answers import AnswerStage, Tokens
-from .judging import audit_counts
+from .judging import audit_counts, status_counts
 from .readers import Reader, make_reader
 from .state import ModelFolder
 
@@ -55,6 +55,7 @@ class RoundAnswers:
             "candidates": sum(len(group) for group in candidates.values()),
             "judgements": sum(len(group) for group in judgements.values()),
             "unparsed": sum(j.score is None for group in judgements.values() for j in group),
+            "statuses": status_counts(judgements),
             **audit_counts(judgements),
             "too_long": len(self.too_long),
             "tokens": dataclasses.asdict(self.tokens),

@@ -79,6 +79,7 @@ def _round(state: RunState, folder: ModelFolder) -> dict[str, Any]:
         "candidates": answers["candidates"],
         "judgements": answers["judgements"],
         "unparsed": answers["unparsed"],
+        "statuses": answers.get("statuses", {}),
         "too_long": answers["too_long"],
         "pairs": pairs["pairs"],
         "ties": pairs["ties"],

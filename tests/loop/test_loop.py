@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -162,6 +163,16 @@ def test_expected_judge(finished, tmp_path):
     assert all(0 <= score <= 5 for score in scores)
     assert len({round(score, 6) for score in scores}) > 6
     assert summary["rounds"][0]["pairs"] > 0
+
+
+def test_unread_judgements_are_counted_by_why(finished):
+    out, summary = finished
+    for made in summary["rounds"]:
+        rows = read_jsonl(out / made["name"].lower() / "judgements.jsonl")
+        assert made["statuses"] == Counter(row["status"].lower() for row in rows)
+        assert sum(made["statuses"].values()) == made["judgements"]
+        unread = sum(n for status, n in made["statuses"].items() if status != "ok")
+        assert unread == made["unparsed"]
 
 
 def test_no_pairs_stops_with_the_reason(finished, tmp_path):
