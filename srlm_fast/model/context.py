@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.segment_attention import Segments, segment_attention_reference
+
 
 class Context(Protocol):
     """Attention of one step. q [T, H, K] and k [T, G, K] are already rotated; v [T, G, K]; scale
@@ -45,13 +47,14 @@ class FusedContext(Protocol):
 
 
 class PackedContext:
-    """Segments one behind the other in a flat stream, causal inside each, blind to each other.
-    Differentiable.
+    """Segments one behind the other in a flat stream, causal inside each, blind to each other but
+    for their parents. Differentiable.
 
     lengths: tokens of each segment, T in all. windows: attention window per layer
-    (`ModelConfig.windows`).
-    On the way through attention the segments are laid out as [S, L]; the linear layers never see
-    padding.
+    (`ModelConfig.windows`). parents: the earlier segment, such as a prompt, that each goes on
+    from, -1 for none (`kernels/segment_attention.py`).
+    Without parents the segments are laid out as [S, L] on the way through attention; the linear
+    layers never see padding.
     """
 
     def __init__(
@@ -59,20 +62,25 @@ class PackedContext:
         lengths: Sequence[int],
         windows: Sequence[int | None],
         device: torch.device | str = "cpu",
+        parents: Sequence[int] | None = None,
     ) -> None:
-        if not lengths or min(lengths) < 1:
-            raise ValueError(f"lengths: {list(lengths)}, wanted at least one segment, none empty")
+        self.segments = Segments(lengths, parents)
         self.windows = windows
         self.num_segments, self.longest = len(lengths), max(lengths)
         length_S = torch.tensor(lengths, dtype=torch.int64)
         start_S = length_S.cumsum(0) - length_S
         segment_T = torch.repeat_interleave(torch.arange(len(lengths)), length_S)
-        self.positions = (torch.arange(int(length_S.sum())) - start_S[segment_T]).to(device)
-        self._slot_T = (segment_T.to(device) * self.longest + self.positions).contiguous()
+        place_T = torch.arange(int(length_S.sum())) - start_S[segment_T]
+        first_S = torch.tensor(self.segments.first_positions)
+        self.positions = (place_T + first_S[segment_T]).to(device)
+        self._slot_T = (segment_T * self.longest + place_T).to(device)
         self._dense = min(lengths) == self.longest
         self._masks: dict[int, Tensor] = {}
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.segments.has_parents:
+            scale, window = q.shape[-1] ** -0.5, self.windows[layer]
+            return segment_attention_reference(q, k, v, self.segments, scale, window)
         mask = self._mask(self.windows[layer], q.device)
         # Padding sits behind the real tokens of its segment, so causality alone hides it from them.
         out = F.scaled_dot_product_attention(
