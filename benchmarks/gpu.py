@@ -36,6 +36,7 @@ BUILD_SECONDS, TEST_SECONDS, ALL_SECONDS = 90, 170, 525
 # Name in this folder, seconds at most, more arguments. Each is called with `--device cuda --out
 # FOLDER` and writes FOLDER/*.jsonl with the rows of `harness.RowFile`, and FOLDER/*.png.
 BENCHMARKS: tuple[tuple[str, int, tuple[str, ...]], ...] = (
+    ("bench_phases", 150, ()),
     ("bench_sampler", 150, ("--seconds", "120")),
     ("bench_paged_attention", 60, ("--seconds", "45")),
     ("bench_sample_tokens", 30, ("--seconds", "20")),
@@ -237,7 +238,7 @@ def targets(rows: Rows) -> str:
     found = [_faster(case, ("eager", "torch.compile"), ("ours",)) for case in cases]
     worst = min((faster for faster in found if faster), default=None)
     lines.append(_target("expected scores, all logits over ours", ">=", 20, worst))
-    lines += score_targets(rows)
+    lines += score_targets(rows) + phase_targets(rows)
     return table(["target", "wanted", "found", ""], lines)
 
 
@@ -250,6 +251,20 @@ def score_targets(rows: Rows) -> list[list[str]]:
     return [
         _target("scores of 4,096 x 512 ids, text and regex over ours", ">=", 100, found),
         _target("  microseconds", "<=", 100, micros),
+    ]
+
+
+def phase_targets(rows: Rows) -> list[list[str]]:
+    """Of sampling and training in one process on one copy of the weights."""
+    large, small = (_rows_of(rows, f"{model} phases").get("ours", {}) for model in MODELS)
+    rates = large.get("tokens_per_s", {}).values()
+    seconds = _ms(large) / 1e3 if large.get("correct") else None
+    stayed = [float(row["weights_stayed"]) for row in (large, small) if row]
+    return [
+        _target("llama-2-70b fp8 + LoRA, sampling, tokens/s", ">=", 2500, min(rates, default=None)),
+        _target("  seconds of a DPO step of 16 pairs x 750", "<=", 40, seconds),
+        _target("llama-3-8b DPO step, share of matmul", ">=", 0.5, small.get("share_of_rate")),
+        _target("weights at the same addresses", ">=", 1, min(stayed, default=None)),
     ]
 
 
