@@ -19,6 +19,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "memory.hpp"
@@ -88,28 +89,35 @@ struct Buffer {
 
 // Forms of an operand. Rows of T are [rows, width] with zeros up to the padded width.
 
-// out[p, c, i] = x[16 p + i, c]: panels of 16 rows, turned. Rows and columns in multiples of 16.
+// Lane l of the first comes from a where bit STEP of l is clear, else from b STEP lanes before; the
+// second has the others.
+template <int STEP, int... L>
+SRLM_INLINE void exchange(v16u& a, v16u& b, std::integer_sequence<int, L...>) {
+  const v16u first = __builtin_shufflevector(a, b, ((L & STEP) == 0 ? L : 16 + L - STEP)...);
+  b = __builtin_shufflevector(a, b, ((L & STEP) == 0 ? L + STEP : 16 + L)...);
+  a = first;
+}
 template <int STEP>
 SRLM_INLINE void exchange(v16u* rows) {
-  const v16i upper = (kLaneIds & STEP) != 0;
-  for (int i = 0; i < kPanel; ++i) {
-    if ((i & STEP) != 0) continue;
-    const v16u a = rows[i], b = rows[i + STEP];
-    rows[i] = upper ? __builtin_shuffle(b, (kLaneIds - STEP) & 15) : a;
-    rows[i + STEP] = upper ? b : __builtin_shuffle(a, (kLaneIds + STEP) & 15);
-  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kPanel; ++i)
+    if ((i & STEP) == 0)
+      exchange<STEP>(rows[i], rows[i + STEP], std::make_integer_sequence<int, kPanel>());
 }
 
+// out[p, c, i] = x[16 p + i, c]: panels of 16 rows, turned. Rows and columns in multiples of 16.
 SRLM_CLONES void turn_panels(const uint32_t* x, int64_t stride, int64_t rows, int64_t columns,
                              uint32_t* out) {
   for (int64_t p = 0; p < rows; p += kPanel)
     for (int64_t c = 0; c < columns; c += kPanel) {
       v16u tile[kPanel];
+#pragma GCC unroll 16
       for (int i = 0; i < kPanel; ++i) tile[i] = load<v16u>(x + (p + i) * stride + c);
       exchange<1>(tile);
       exchange<2>(tile);
       exchange<4>(tile);
       exchange<8>(tile);
+#pragma GCC unroll 16
       for (int i = 0; i < kPanel; ++i) store(out + p * columns + (c + i) * kPanel, tile[i]);
     }
 }
@@ -156,13 +164,8 @@ SRLM_CLONES float dot_row(const T* a, const T* b, int64_t width) {
 // exp(x), where a NaN stays one: a step that has gone wrong must show.
 SRLM_INLINE v16f weights16(v16f x) { return x == x ? exp16(x) : x; }
 
-template <typename T>
-SRLM_INLINE v16f rounded(v16f v) {
-  return sizeof(T) == sizeof(float) ? v : (v16f)(round16(v) << 16);
-}
-
 struct Softmax {
-  float total, lse;  // the sum of what the weights were rounded to; log of the sum of exponentials
+  float total, lse;  // sum of the exponentials above the largest, log of their true sum
 };
 
 // scores -> weights exp(scale (score - largest)) of T in the same place. Columns a multiple of 16.
@@ -171,15 +174,15 @@ SRLM_CLONES Softmax softmax_row(float* scores, int64_t columns, float scale) {
   v16f best = splat16(-kInf);
   for (int64_t j = 0; j < columns; j += kWide) best = max16(best, load16(scores + j));
   const float top = max_lanes(best) * scale;
-  v16f exact = {}, total = {};
+  v16f sum = {};
   T* weights = reinterpret_cast<T*>(scores);
   for (int64_t j = 0; j < columns; j += kWide) {
     const v16f p = weights16(load16(scores + j) * scale - top);
     store16(weights + j, p);
-    exact += p;
-    total += rounded<T>(p);
+    sum += p;
   }
-  return {sum_lanes(total), top + std::log(sum_lanes(exact))};
+  const float total = sum_lanes(sum);
+  return {total, top + std::log(total)};
 }
 
 // One row of P^T and of dS^T, in place of scores and dP: zero but in the columns low .. high - 1.
@@ -194,8 +197,8 @@ SRLM_CLONES void slope_row(float* scores, float* slopes, const float* lse, const
       p = weights16(load16(scores + c) * scale - load16(lse + c));
       if (c < low || c + kWide > high) {
         const v16i lane = kLaneIds + static_cast<int32_t>(c);
-        const v16i seen = (lane >= static_cast<int32_t>(low)) & (lane < static_cast<int32_t>(high));
-        p = seen ? p : v16f{};
+        p = lane < static_cast<int32_t>(low) ? v16f{} : p;
+        p = lane < static_cast<int32_t>(high) ? p : v16f{};
       }
       ds = p * ((load16(slopes + c) - load16(delta + c)) * scale);
     }
@@ -293,10 +296,9 @@ struct Forward : Item<T> {
                             buffers.key_columns);
     values = as_depth(this->take(call.v, this->kv_head, buffers.rows), this->rows(), width(),
                       buffers.value_pairs);
-    for (int64_t h = 0; h < call.group(); ++h)
-      for (const Span& span : tree.spans)
-        for (int64_t first = 0; first < span.length; first += kQueryRows)
-          attend(span, this->first_head() + h, first);
+    for (const Span& span : tree.spans)
+      for (int64_t first = 0; first < span.length; first += kQueryRows)
+        for (int64_t h = 0; h < call.group(); ++h) attend(span, this->first_head() + h, first);
   }
 
   // Rows first .. of a span. Their scores: keys of the parent from `far` on, own ones from `near`.
