@@ -27,9 +27,8 @@ from tests.sampler.helpers import ISAS, isa_level
 
 module = sys.modules[segment_attention.__module__]
 needs_native = pytest.mark.skipif(not available(), reason="the extension is not built")
-# Of the largest true value: in bf16 probabilities and their gradients are rounded once more than
-# eager does, whose softmax is fp32 throughout.
-FLOOR = {torch.float32: 2e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3, torch.float64: 1e-14}
+# Of the largest true value.
+FLOOR = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 1e-3, torch.float64: 1e-14}
 DTYPES = [torch.float32, torch.bfloat16]
 NAMES = "out", "dq", "dk", "dv"
 
@@ -80,17 +79,29 @@ def make(
     return Case(segments, q, k, v, grad, window)
 
 
-def assert_three_ways(case: Case, attend=segment_attention) -> list[Tensor]:
-    truth, eager = case.reference(torch.float64), case.reference()
+def assert_three_ways(case: Case, attend=segment_attention, eager=None) -> None:
+    truth, dtype = case.reference(torch.float64), case.q.dtype
+    eager = case.run(eager or segment_attention_reference)
     with guarded():
         found = case.run(attend)
-    largest = max(float(x.abs().max()) for x in truth[1:])
+    # A gradient that vanishes is what is left of sums that do not.
+    least = 0.25 * max(float(x.abs().max()) for x in truth[1:])
     for name, ours, theirs, right in zip(NAMES, found, eager, truth, strict=True):
-        assert ours.dtype == case.q.dtype and ours.shape == right.shape
-        # A gradient that vanishes is what is left of others that do not.
-        size = max(float(right.abs().max()), largest * 1e-2)
-        assert_no_worse(ours, theirs, right, FLOOR[case.q.dtype] * size, name)
-    return found
+        assert ours.dtype == dtype and ours.shape == right.shape
+        floor = FLOOR[dtype] * max(float(right.abs().max()), least)
+        assert_no_worse(ours, theirs, right, floor, name)
+
+
+def sdpa(q, k, v, segments, scale, window):
+    """PyTorch's own flash attention: in bf16 it rounds what we round, which the reference does not:
+    the probabilities and the output that delta is made of.
+    """
+    return module._attend_padded(q, k, v, segments, scale, window)
+
+
+def assert_native(case: Case) -> None:
+    bf16 = case.q.dtype == torch.bfloat16
+    assert_three_ways(case, eager=sdpa if bf16 else segment_attention_reference)
 
 
 # The native kernels
@@ -102,7 +113,7 @@ def assert_three_ways(case: Case, attend=segment_attention) -> list[Tensor]:
 @pytest.mark.parametrize("isa", ISAS)
 def test_three_way(isa, dtype, layout):
     with isa_level(isa):
-        assert_three_ways(make(layout, dtype=dtype))
+        assert_native(make(layout, dtype=dtype))
 
 
 @needs_native
@@ -111,28 +122,28 @@ def test_three_way(isa, dtype, layout):
 def test_heads(heads, dtype):
     for isa in ISAS[-1:]:
         with isa_level(isa):
-            assert_three_ways(make(heads=heads, dtype=dtype))
+            assert_native(make(heads=heads, dtype=dtype))
 
 
 @needs_native
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("window", [1, 3, 32, 45, 100, 199, 200, 1000])
 def test_window(window, dtype):
-    assert_three_ways(make(dtype=dtype, window=window))
+    assert_native(make(dtype=dtype, window=window))
 
 
 @needs_native
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [0.0, 30.0, 1000.0])
 def test_equal_and_peaked_scores(size, dtype):
-    assert_three_ways(make(dtype=dtype, size=size))
+    assert_native(make(dtype=dtype, size=size))
 
 
 @needs_native
 def test_chunks_of_queries():
     """Segments of several blocks of keys and several chunks of queries."""
     for window in (None, 150):
-        assert_three_ways(make(([300, 170], [-1, 0]), (2, 1, 16), window=window))
+        assert_native(make(([300, 170], [-1, 0]), (2, 1, 16), window=window))
 
 
 @needs_native
@@ -248,10 +259,8 @@ def merged(q, k, v, segments, scale, window):
 @pytest.mark.parametrize("layout", [MIXED, INTERLEAVED, PLAIN], ids=["mixed", "woven", "plain"])
 def test_merged_calls(layout, heads, size):
     case = make(layout, heads, torch.float64, size=size)
-    for name, ours, right in zip(NAMES, case.run(merged), case.reference(), strict=True):
-        torch.testing.assert_close(
-            ours, right, rtol=1e-11, atol=1e-12, msg=lambda m: f"{name}: {m}"
-        )
+    for ours, right in zip(case.run(merged), case.reference(), strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-11, atol=1e-12)
 
 
 def test_merged_calls_with_a_window():
