@@ -303,11 +303,18 @@ def segment_attention(
         window = window if window < segments.longest else None
     if q.device.type == "cpu" and q.dtype in NATIVE_DTYPES and available():
         if wants_graph(q, k, v):
-            return _NativeAttention.apply(q, k, v, segments, scale, window)
+            return _NativeAttention.apply(*_kept(q, k, v), segments, scale, window)
         return _attend_native(q, k, v, segments, scale, window)[0]
     if _takes_flash(q, segments, window):
-        plan, (q, k, v) = segments.tree_plan(q.device), map(_dense, (q, k, v))
+        plan = segments.tree_plan(q.device)
         if wants_graph(q, k, v):
-            return TreeAttention.apply(q, k, v, plan, scale, window, FLASH)
-        return attend_trees(q, k, v, plan, scale, window)[0]
+            return TreeAttention.apply(*_kept(q, k, v), plan, scale, window, FLASH)
+        return attend_trees(*map(_dense, (q, k, v)), plan, scale, window)[0]
     return _attend_padded(q, k, v, segments, scale, window)
+
+
+def _kept(*tensors: Tensor) -> list[Tensor]:
+    """What backward keeps: a view would keep the projection that it is part of, which nobody else
+    needs.
+    """
+    return [x.contiguous() for x in tensors]
