@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "bench_dpo_loss": ("--device", "cpu"),
     "bench_model_ops": ("--device", "cpu"),
     "bench_paged_attention": ("--device", "cpu"),
+    "bench_segment_attention": ("--device", "cpu"),
     "bench_expected_scores": ("--device", "cpu"),
 }
 

@@ -39,6 +39,7 @@ BENCHMARKS: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("bench_phases", 150, ()),
     ("bench_sampler", 150, ("--seconds", "120")),
     ("bench_paged_attention", 60, ("--seconds", "45")),
+    ("bench_segment_attention", 30, ("--seconds", "20")),
     ("bench_sample_tokens", 30, ("--seconds", "20")),
     ("bench_judge_score", 30, ("--seconds", "20")),
     ("bench_linear_logprob", 200, ("--seconds", "150")),

@@ -19,6 +19,7 @@
 #include "amx.hpp"
 #include "attention.hpp"
 #include "isa.hpp"
+#include "multiply.hpp"
 #include "simd.hpp"
 
 namespace srlm {
@@ -32,55 +33,10 @@ struct Heads {
   int64_t kv_head, first, count;  // one key/value head and query heads that use it
 };
 
-// Word rows [rows, depth] times a block of words [depth, columns]: a_row, b_row and c_row of the
-// shape; see simd.hpp.
-using Multiply = void (*)(int rows, const TileShape& shape, const uint32_t* a, const uint32_t* b,
-                          int64_t columns, float* c, bool accumulate);
-
 struct Level {
   Multiply multiply;  // null: tiles of AMX
   int item_rows, head_rows;
 };
-
-// Few rows: wider tiles keep enough multiply-adds in flight.
-template <typename P, int ROWS, int ROWS_OF_2, int ROWS_OF_4>
-SRLM_INLINE void multiply_rows(int rows, TileShape s, const uint32_t* a, const uint32_t* b,
-                               int64_t columns, float* c, bool accumulate) {
-  s.a_step = 1;
-  s.b_panel = kPanel;
-  using Word = typename P::Word;
-  for (int m = 0; m < rows; m += ROWS) {
-    const int count = std::min(ROWS, rows - m);
-    const Word* x = reinterpret_cast<const Word*>(a + m * s.a_row);
-    const Word* y = reinterpret_cast<const Word*>(b);
-    float* z = c + m * s.c_row;
-    int64_t j = 0;
-    if (count <= ROWS_OF_4)
-      for (; j + 4 * kPanel <= columns; j += 4 * kPanel)
-        tile_rows<P, ROWS_OF_4, 4>(count, s, x, y + j, z + j, accumulate);
-    if (count <= ROWS_OF_2)
-      for (; j + 2 * kPanel <= columns; j += 2 * kPanel)
-        tile_rows<P, ROWS_OF_2, 2>(count, s, x, y + j, z + j, accumulate);
-    for (; j < columns; j += kPanel)
-      tile_rows<P, ROWS, 1>(count, s, x, y + j, z + j, accumulate);
-  }
-}
-
-#define SRLM_MULTIPLY(NAME, TARGET, ...)                                                       \
-  TARGET void NAME(int rows, const TileShape& s, const uint32_t* a, const uint32_t* b,         \
-                   int64_t columns, float* c, bool accumulate) {                               \
-    multiply_rows<__VA_ARGS__>(rows, s, a, b, columns, c, accumulate);                         \
-  }
-SRLM_MULTIPLY(floats_generic, , Floats<v8f>, 6, 3, 1)
-SRLM_MULTIPLY(pairs_generic, , WidenedPairs<v8f, v8u>, 6, 3, 1)
-#if defined(SRLM_X86)
-SRLM_MULTIPLY(floats_avx2, SRLM_AVX2, Floats<v8f>, 6, 3, 1)
-SRLM_MULTIPLY(pairs_avx2, SRLM_AVX2, WidenedPairs<v8f, v8u>, 6, 3, 1)
-SRLM_MULTIPLY(floats_avx512, SRLM_AVX512, Floats<v16f>, 12, 12, 6)
-SRLM_MULTIPLY(pairs_avx512, SRLM_AVX512, WidenedPairs<v16f, v16u>, 12, 6, 4)
-SRLM_MULTIPLY(pairs_avx512_bf16, SRLM_AVX512, DotPairs, 12, 12, 6)
-#endif
-#undef SRLM_MULTIPLY
 
 // Tiles of AMX take whole 32s of the head width.
 Level level_of(const PageShape& shape) {
@@ -88,13 +44,8 @@ Level level_of(const PageShape& shape) {
   if (isa() == Isa::kAmx && shape.is_bf16 && shape.head_dim % kTileDepth == 0)
     return {nullptr, kTileRows, kTileRows};
 #endif
-#if defined(SRLM_X86)
-  const bool dots = isa() >= Isa::kAvx512Bf16;
-  if (isa() >= Isa::kAvx512)
-    return {shape.is_bf16 ? (dots ? pairs_avx512_bf16 : pairs_avx512) : floats_avx512, 24, 12};
-  if (isa() >= Isa::kAvx2) return {shape.is_bf16 ? pairs_avx2 : floats_avx2, 24, 6};
-#endif
-  return {shape.is_bf16 ? pairs_generic : floats_generic, 24, 6};
+  const WordProduct product = word_product(shape.is_bf16);
+  return {product.multiply, 24, product.most_rows};
 }
 
 template <typename T>

@@ -14,6 +14,7 @@
 #include "kernels.hpp"
 #include "memory.hpp"
 #include "scheduler.hpp"
+#include "segment_attention.hpp"
 
 namespace py = pybind11;
 using namespace srlm;
@@ -362,6 +363,52 @@ void bind_kernels(py::module_& m) {
   m.def("noise_key", &noise_key);
 }
 
+// rows, heads, kv_heads, width, is_bf16, scale, window
+using AttentionArguments = std::tuple<int64_t, int64_t, int64_t, int64_t, bool, float, int64_t>;
+using HeadRowArguments = std::tuple<uintptr_t, int64_t, int64_t>;  // data, row, head
+
+AttentionShape attention_shape(const AttentionArguments& arguments) {
+  const auto& [rows, heads, kv_heads, width, is_bf16, scale, window] = arguments;
+  return {rows, heads, kv_heads, width, is_bf16, scale, window};
+}
+
+HeadRows head_rows(const HeadRowArguments& arguments) {
+  const auto& [data, row, head] = arguments;
+  return {at<void>(data), row, head};
+}
+
+Segmentation segmentation(const Array<int64_t>& lengths, const Array<int64_t>& parents) {
+  if (lengths.size() != parents.size())
+    throw std::invalid_argument("segments: wanted as many parents as lengths");
+  return {lengths.data(), parents.data(), lengths.size()};
+}
+
+void attend_segments(const AttentionArguments& shape, Array<int64_t> lengths,
+                     Array<int64_t> parents, const HeadRowArguments& q, const HeadRowArguments& k,
+                     const HeadRowArguments& v, uintptr_t out, uintptr_t lse) {
+  const Segmentation segments = segmentation(lengths, parents);
+  py::gil_scoped_release release;
+  segment_attention(attention_shape(shape), segments, head_rows(q), head_rows(k), head_rows(v),
+                    at<void>(out), at<float>(lse));
+}
+
+void attend_segments_backward(const AttentionArguments& shape, Array<int64_t> lengths,
+                              Array<int64_t> parents, const HeadRowArguments& q,
+                              const HeadRowArguments& k, const HeadRowArguments& v,
+                              const HeadRowArguments& out, const HeadRowArguments& grad,
+                              uintptr_t lse, uintptr_t dq, uintptr_t dk, uintptr_t dv) {
+  const Segmentation segments = segmentation(lengths, parents);
+  py::gil_scoped_release release;
+  segment_attention_backward(attention_shape(shape), segments, head_rows(q), head_rows(k),
+                             head_rows(v), head_rows(out), head_rows(grad), at<float>(lse),
+                             at<void>(dq), at<void>(dk), at<void>(dv));
+}
+
+void bind_attention(py::module_& m) {
+  m.def("segment_attention", &attend_segments);
+  m.def("segment_attention_backward", &attend_segments_backward);
+}
+
 void bind_text(py::module_& m) {
   m.def("extract_scores", [](uintptr_t ids, int64_t stride, bool is_64, uintptr_t lengths,
                              uintptr_t finished, int64_t rows, uintptr_t token_maps, int64_t vocab,
@@ -405,5 +452,6 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "Pages, scheduling, attention and sampling on a CPU; see srlm_fast/sampler.";
   bind_scheduler(m);
   bind_kernels(m);
+  bind_attention(m);
   bind_text(m);
 }

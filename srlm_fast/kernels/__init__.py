@@ -4,7 +4,8 @@ linear_logprob is the head and has files of its own below it: `logprob_route` (h
 `head_blocks` (matmuls), `logit_rows` (what happens to logits between them), `head_softmax` (both
 in one kernel), `pages` (memory given back early). Attention over a paged KV cache: `kv_pages` (how
 keys and values get there), `rope_kv` (with all that comes before, in one launch), `attention_work`
-(what a step has to do), `paged_attention`. `jit` holds Triton, `native` the C++ extension.
+(what a step has to do), `paged_attention`. Attention of packed segments: `segment_attention`, on a
+GPU with `tree_attention`. `jit` holds Triton, `native` the C++ extension.
 """
 
 from .attention_work import Capacity, DecodeConfig, PagedWork
@@ -47,6 +48,7 @@ from .rms_norm import (
 from .rope import rope, rope_qk, rope_reference
 from .rope_kv import rope_write_kv, rope_write_kv_reference
 from .sample_tokens import SamplingWorkspace, sample_tokens, sample_tokens_reference
+from .segment_attention import Segments, segment_attention, segment_attention_reference
 from .swiglu import swiglu, swiglu_reference
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "ScoreDistribution",
     "ScoreStatus",
     "ScoreTable",
+    "Segments",
     "dpo_loss",
     "dpo_loss_reference",
     "dpo_loss_tokens",
@@ -88,6 +91,8 @@ __all__ = [
     "sample_tokens_reference",
     "score_distribution",
     "score_distribution_reference",
+    "segment_attention",
+    "segment_attention_reference",
     "swiglu",
     "swiglu_reference",
     "write_kv",

@@ -3,7 +3,7 @@
 The decoder calls `context.attend` once per layer with this step's queries, keys and values. In
 training they come from packed segments (here); in sampling from page tables (`srlm_fast.sampler`).
 
-Shape letters: T tokens, S segments, L longest segment, H heads, G key/value heads, K head width.
+Shape letters: T tokens, S segments, H heads, G key/value heads, K head width.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.segment_attention import Segments, segment_attention_reference
+from ..kernels.segment_attention import Segments, segment_attention
 
 
 class Context(Protocol):
@@ -53,8 +52,6 @@ class PackedContext:
     lengths: tokens of each segment, T in all. windows: attention window per layer
     (`ModelConfig.windows`). parents: the earlier segment, such as a prompt, that each goes on
     from, -1 for none (`kernels/segment_attention.py`).
-    Without parents the segments are laid out as [S, L] on the way through attention; the linear
-    layers never see padding.
     """
 
     def __init__(
@@ -66,49 +63,10 @@ class PackedContext:
     ) -> None:
         self.segments = Segments(lengths, parents)
         self.windows = windows
-        self.num_segments, self.longest = len(lengths), max(lengths)
-        length_S = torch.tensor(lengths, dtype=torch.int64)
-        start_S = length_S.cumsum(0) - length_S
-        segment_T = torch.repeat_interleave(torch.arange(len(lengths)), length_S)
-        place_T = torch.arange(int(length_S.sum())) - start_S[segment_T]
-        first_S = torch.tensor(self.segments.first_positions)
-        self.positions = (place_T + first_S[segment_T]).to(device)
-        self._slot_T = (segment_T * self.longest + place_T).to(device)
-        self._dense = min(lengths) == self.longest
-        self._masks: dict[int, Tensor] = {}
+        length_S = torch.tensor(lengths)
+        shift_S = torch.tensor(self.segments.first_positions) - torch.tensor(self.segments.starts)
+        shift_T = torch.repeat_interleave(shift_S, length_S)
+        self.positions = (torch.arange(len(shift_T)) + shift_T).to(device)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.segments.has_parents:
-            scale, window = q.shape[-1] ** -0.5, self.windows[layer]
-            return segment_attention_reference(q, k, v, self.segments, scale, window)
-        mask = self._mask(self.windows[layer], q.device)
-        # Padding sits behind the real tokens of its segment, so causality alone hides it from them.
-        out = F.scaled_dot_product_attention(
-            self._pad(q),
-            self._pad(k),
-            self._pad(v),
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
-        out = out.transpose(1, 2).reshape(-1, *q.shape[1:])
-        return out if self._dense else out.index_select(0, self._slot_T)
-
-    def _pad(self, x: Tensor) -> Tensor:
-        """[T, N, K] -> [S, N, L, K]."""
-        if not self._dense:
-            rows = self.num_segments * self.longest
-            x = x.new_zeros(rows, *x.shape[1:]).index_copy(0, self._slot_T, x)
-        return x.view(self.num_segments, self.longest, *x.shape[1:]).transpose(1, 2)
-
-    def _mask(self, window: int | None, device: torch.device) -> Tensor | None:
-        """[L, L], True where a query may look: the last `window` positions up to its own. None:
-        plain causal.
-        """
-        if window is None or window >= self.longest:
-            return None
-        if window not in self._masks:
-            position = torch.arange(self.longest, device=device)
-            distance = position[:, None] - position[None, :]
-            self._masks[window] = (distance >= 0) & (distance < window)
-        return self._masks[window]
+        return segment_attention(q, k, v, self.segments, q.shape[-1] ** -0.5, self.windows[layer])
