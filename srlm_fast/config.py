@@ -388,10 +388,13 @@ class Difference:
 
 
 def differences(there: Config | dict[str, Any], here: Config) -> list[Difference]:
-    """What differs between a run on disk and the one asked for, in the order of the fields."""
+    """What differs between a run on disk and the one asked for, in the order of the fields.
+
+    A field that came after the run on disk has its default there.
+    """
     old = there.to_json() if isinstance(there, Config) else there
     new = flatten(here.to_json())
-    old = flatten(old)
+    old = flatten(Config().to_json()) | flatten(old)
     paths = [path for path in [*new, *(old.keys() - new.keys())] if path not in NOT_COMPARED]
     return [
         Difference(named(path), old.get(path), new.get(path))

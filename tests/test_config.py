@@ -125,6 +125,15 @@ def test_a_field_without_an_option_is_named_by_its_place():
     assert [each.option for each in differences(row, made)] == ["dpo.from_an_older_version"]
 
 
+def test_a_field_that_came_later_has_its_default_in_an_older_run():
+    made = tree()
+    row = made.to_json()
+    del row["dpo"]["share_prompts"]
+    assert differences(row, made) == []
+    apart = dataclasses.replace(made, dpo=dataclasses.replace(made.dpo, share_prompts=False))
+    assert [each.option for each in differences(row, apart)] == ["dpo.share_prompts"]
+
+
 def test_files_count_by_content(tmp_path: Path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a"}\n')

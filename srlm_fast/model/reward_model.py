@@ -208,12 +208,18 @@ def reward_scores(model: Model, rows: Sequence[Sequence[int]]) -> Tensor:
     return found
 
 
-def packed_scores(model: Model, token_ids: Tensor, lengths: Sequence[int], rows: Tensor) -> Tensor:
+def packed_scores(
+    model: Model,
+    token_ids: Tensor,
+    lengths: Sequence[int],
+    rows: Tensor,
+    parents: Sequence[int] | None = None,
+) -> Tensor:
     """[S] fp32 (fp64 for an fp64 model) at `rows` [S] of the stream token_ids [T], which holds
-    segments of `lengths`. Differentiable.
+    segments of `lengths` with `parents` as in `PackedContext`. Differentiable.
     """
     assert model.score is not None
-    context = PackedContext(lengths, model.config.windows, model.device)
+    context = PackedContext(lengths, model.config.windows, model.device, parents)
     hidden_SD = model(token_ids, context.positions, context).index_select(0, rows)
     wide = torch.promote_types(model.dtype, torch.float32)
     return F.linear(hidden_SD.to(wide), model.score.weight.to(wide))[:, 0]

@@ -27,6 +27,7 @@ class TrainConfig:
         True  # fp32 copies for the optimizer where the model is in half precision
     )
     micro_batch_tokens: int = 16384  # memory, not mathematics: the loss does not depend on it
+    share_prompts: bool = True  # speed, not mathematics: what a prompt's responses share runs once
     checkpoint_seconds: float = 300.0
 
     def __post_init__(self) -> None:

@@ -2,6 +2,12 @@
 
 The reference is the policy before its first step: its log-probs are computed once, by the same code
 on the same micro-batches as the first epoch's, and kept as two numbers per pair. No second model.
+
+Pairs of one prompt that meet in a micro-batch are one tree: the prompt runs once, so does a
+response that is in several of them (prefix sharing, arXiv 2410.20305). That changes the loss and
+its gradient by the rounding of sums in another order. Under dropout it also changes the noise: a
+shared prompt has one mask for all its responses, where each would have had its own.
+`share_prompts=False` runs every response behind a prompt of its own.
 """
 
 from __future__ import annotations
@@ -21,15 +27,7 @@ from srlm_fast.model import Model
 
 from .config import DpoConfig
 from .logps import sequence_logps, token_logps
-from .packing import (
-    Ints,
-    MicroBatch,
-    batch_items,
-    make_segments,
-    num_batches,
-    pack,
-    split_by_tokens,
-)
+from .packing import Ints, MicroBatch, batch_items, make_segments, micro_batches, num_batches
 from .report import StepReport, TrainReport
 from .step import StepResult
 from .trainer import run_training
@@ -60,16 +58,24 @@ class TokenPair:
 
 
 def pair_logps(
-    model: Model, pairs: Sequence[TokenPair], *, micro_batch_tokens: int = 16384
+    model: Model,
+    pairs: Sequence[TokenPair],
+    *,
+    micro_batch_tokens: int = 16384,
+    share_prompts: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of chosen and rejected: [P] each, fp32 nats, on the CPU, summed over the response.
 
-    Without gradient and without dropout. No pairs: two empty tensors. Raises ValueError on a token
-    id outside the vocabulary.
+    share_prompts: as in training; it changes the last digits alone. Without gradient and without
+    dropout. No pairs: two empty tensors. Raises ValueError on a token id outside the vocabulary.
     """
     if len(pairs) == 0:
         return torch.zeros(0), torch.zeros(0)
-    config = DpoConfig(micro_batch_tokens=micro_batch_tokens, batch_pairs=len(pairs))
+    config = DpoConfig(
+        micro_batch_tokens=micro_batch_tokens,
+        share_prompts=share_prompts,
+        batch_pairs=len(pairs),
+    )
     task = DpoTask(model, pairs, config, None)
     with torch.no_grad():
         logps = task.reference(model, [np.arange(len(pairs))])
@@ -119,11 +125,14 @@ class DpoTask:
             (pair.prompt_ids for pair in pairs for _ in range(2)),
             (ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)),
             model.config.vocab_size,
+            config.share_prompts,
         )
-        self.lengths = self.segments.lengths.reshape(-1, 2).sum(1)
         self.weights = np.array([pair.weight for pair in pairs], dtype=np.float64)
         self.labels = np.array([pair.label for pair in pairs], dtype=np.float64)
         self.ref_logps = None if ref_logps is None else _stack(ref_logps, len(pairs))
+        if self.ref_logps is not None:
+            # Equal responses are one where their references are one.
+            self.segments = self.segments.apart(self.ref_logps.view(-1).tolist())
 
     def begin(self, model: Model, saved: dict[str, Tensor] | None) -> dict[str, Tensor]:
         if saved is not None:
@@ -150,27 +159,26 @@ class DpoTask:
         return logps
 
     def micro_batches(self, items: Ints) -> list[MicroBatch]:
-        groups = split_by_tokens(self.lengths[items], self.config.micro_batch_tokens)
-        return [pack(self.segments, items[group], 2, self.device) for group in groups]
+        budget = self.config.micro_batch_tokens
+        return micro_batches(self.segments, items, 2, budget, self.device)
 
     def normalizer(self, items: Ints) -> float:
         return float(self.weights[items].sum())
 
     def objective(self, model: Model, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        items = torch.from_numpy(micro_batch.items)
         assert self.ref_logps is not None
         logp_N = token_logps(model, micro_batch)
-        ref_P2 = self.ref_logps[items].to(logp_N)
+        ref_R = self.ref_logps.view(-1)[torch.from_numpy(micro_batch.responses)].to(logp_N)
         labels, weights = (
             torch.from_numpy(values[micro_batch.items]).to(logp_N)
             for values in (self.labels, self.weights)
         )
-        counts_S = micro_batch.response_lengths
+        pairs = micro_batch.sequences.view(-1, 2)
         out = dpo_loss_tokens(
             logp_N,
-            F.pad(counts_S.cumsum(0), (1, 0)),
-            torch.arange(len(counts_S), device=logp_N.device).view(-1, 2),
-            None if self.config.loss == "simpo" else ref_P2.view(-1),
+            F.pad(micro_batch.response_lengths.cumsum(0), (1, 0)),
+            pairs,
+            None if self.config.loss == "simpo" else ref_R,
             self.config.loss,
             self.config.beta,
             label_smoothing=self.config.label_smoothing,
@@ -182,7 +190,7 @@ class DpoTask:
             denominator=1.0,  # the step divides by the weights of the whole batch
         )
         assert out.sums is not None
-        ratios = (out.sums.view(-1, 2) - ref_P2).sum(0)
+        ratios = (out.sums - ref_R)[pairs].sum(0)
         seen = torch.stack([out.margins.sum(), (out.margins > 0).sum(), *ratios])
         return out.loss, seen
 
@@ -191,8 +199,10 @@ class DpoTask:
         return {name: total / len(items) for name, total in zip(names, result.sums, strict=True)}
 
     def fingerprint(self) -> list[bytes]:
-        parts = (self.segments.tokens, self.segments.prompt_lengths, self.segments.response_lengths)
-        return [part.tobytes() for part in (*parts, self.weights, self.labels)]
+        segments = self.segments
+        parts = (segments.tokens, segments.prompt_lengths, segments.response_lengths)
+        shared = (segments.prompts, segments.sequences)
+        return [part.tobytes() for part in (*parts, *shared, self.weights, self.labels)]
 
 
 def _stack(ref_logps: tuple[Tensor, Tensor], num_pairs: int) -> Tensor:

@@ -1,8 +1,12 @@
-"""Log-probs of responses under a model, by segment of a packed stream."""
+"""Log-probs of responses under a model, from a packed stream.
+
+Shape letters as in `packing`: R distinct responses of N tokens, S segments.
+"""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from srlm_fast.kernels import linear_logprob
@@ -12,14 +16,18 @@ from .packing import MicroBatch
 
 
 def token_logps(model: Model, micro_batch: MicroBatch) -> Tensor:
-    """[N] fp32 nats (fp64 for an fp64 model), of each segment's response tokens in turn.
+    """[N] fp32 nats (fp64 for an fp64 model), of each distinct response's tokens in turn.
 
     Only rows that predict a response token reach the head.
     """
-    context = PackedContext(micro_batch.lengths, model.config.windows, model.device)
+    context = PackedContext(
+        micro_batch.lengths, model.config.windows, model.device, micro_batch.parents
+    )
     hidden_TD = model(micro_batch.token_ids, context.positions, context)
+    # A shared prompt's last row is taken by every response. Behind an embedding such gradients are
+    # added up in a fixed order on a GPU, behind index_select by atomics.
     logp_N = linear_logprob(
-        hidden_TD.index_select(0, micro_batch.rows),
+        F.embedding(micro_batch.rows, hidden_TD),
         model.head,
         micro_batch.targets,
         ignore_index=None,
@@ -35,7 +43,7 @@ def sequence_logps(model: Model, micro_batch: MicroBatch) -> Tensor:
     still needs. `dpo_loss_tokens` sums the same way.
     """
     logp_N = token_logps(model, micro_batch)
-    sums_S = torch.segment_reduce(
+    sums_R = torch.segment_reduce(
         logp_N.double(), "sum", lengths=micro_batch.response_lengths, unsafe=True
     )
-    return sums_S.to(logp_N.dtype)
+    return sums_R.to(logp_N.dtype).index_select(0, micro_batch.sequences)

@@ -22,7 +22,7 @@ from srlm_fast.model import Model, reward_scores
 from srlm_fast.model.reward_model import packed_scores
 
 from .config import RewardConfig
-from .packing import Ints, MicroBatch, make_segments, pack, split_by_tokens
+from .packing import Ints, MicroBatch, make_segments, micro_batches
 from .report import StepReport, TrainReport
 from .step import StepResult
 from .trainer import run_training
@@ -90,8 +90,9 @@ def pair_accuracy(model: Model, pairs: Sequence[RewardPair]) -> dict[str, float 
 class RewardTask:
     """One item is one pair is two segments: chosen, then rejected.
 
-    Each segment has one target behind the conversation: the row that would predict it, the last
-    one, is the row that is scored, and the target itself is never read.
+    What both conversations begin with is their prompt, and run once (`config.share_prompts`). Each
+    segment has one target behind the conversation: the row that would predict it, the last one, is
+    the row that is scored, and the target itself is never read.
     """
 
     def __init__(self, model: Model, pairs: Sequence[RewardPair], config: RewardConfig) -> None:
@@ -101,12 +102,14 @@ class RewardTask:
             raise ValueError(f"model: {model.config.num_labels} labels, wanted one, the reward")
         self.config, self.device = config, model.device
         self.num_items, self.batch_size = len(pairs), config.batch_pairs
+        rows = [ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
+        common = [n for pair in pairs for n in [_common(pair.chosen_ids, pair.rejected_ids)] * 2]
         self.segments = make_segments(
-            (ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)),
-            ([0] for _ in range(2 * len(pairs))),
+            (ids[:n] for ids, n in zip(rows, common, strict=True)),
+            ([*ids[n:], 0] for ids, n in zip(rows, common, strict=True)),
             model.config.vocab_size,
+            config.share_prompts,
         )
-        self.lengths = self.segments.lengths.reshape(-1, 2).sum(1)
         self.weights, self.labels, self.pair_margins = (
             np.array([getattr(pair, name) for pair in pairs], dtype=np.float64)
             for name in ("weight", "label", "margin")
@@ -116,17 +119,19 @@ class RewardTask:
         return {}
 
     def micro_batches(self, items: Ints) -> list[MicroBatch]:
-        groups = split_by_tokens(self.lengths[items], self.config.micro_batch_tokens)
-        return [pack(self.segments, items[group], 2, self.device) for group in groups]
+        budget = self.config.micro_batch_tokens
+        return micro_batches(self.segments, items, 2, budget, self.device)
 
     def normalizer(self, items: Ints) -> float:
         return float(self.weights[items].sum())
 
     def objective(self, model: Model, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        scores_S = packed_scores(
-            model, micro_batch.token_ids, micro_batch.lengths, micro_batch.rows
+        last_rows = micro_batch.rows[micro_batch.response_lengths.cumsum(0) - 1]
+        scores_R = packed_scores(
+            model, micro_batch.token_ids, micro_batch.lengths, last_rows, micro_batch.parents
         )
-        gaps = scores_S[0::2] - scores_S[1::2]
+        chosen, rejected = micro_batch.sequences.view(-1, 2).unbind(1)
+        gaps = scores_R[chosen] - scores_R[rejected]
         weights, labels, margins = (
             torch.from_numpy(values[micro_batch.items]).to(gaps)
             for values in (self.weights, self.labels, self.pair_margins)
@@ -140,5 +145,12 @@ class RewardTask:
         return {name: total / len(items) for name, total in zip(names, result.sums, strict=True)}
 
     def fingerprint(self) -> list[bytes]:
-        parts = (self.segments.tokens, self.segments.prompt_lengths, self.weights)
-        return [part.tobytes() for part in (*parts, self.labels, self.pair_margins)]
+        parts = (self.segments.tokens, self.segments.prompt_lengths, self.segments.response_lengths)
+        shares = (self.weights, self.labels, self.pair_margins)
+        return [part.tobytes() for part in (*parts, *shares)]
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """Tokens that both begin with; 1 where even the first differs: a prompt is never empty."""
+    differ = (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)
+    return max(1, next(differ, min(len(left), len(right))))

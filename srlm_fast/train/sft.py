@@ -15,7 +15,7 @@ from srlm_fast.model import Model
 
 from .config import SftConfig
 from .logps import sequence_logps
-from .packing import Ints, MicroBatch, make_segments, pack, split_by_tokens
+from .packing import Ints, MicroBatch, make_segments, micro_batches
 from .report import StepReport, TrainReport
 from .step import StepResult
 from .trainer import run_training
@@ -53,9 +53,10 @@ def train_sft(
     """Train `model` in place on the response tokens of `rows`.
 
     The loss of a step is -sum(weight * log-prob) / sum(weight) over the response tokens of its
-    batch. The order of the rows is a function of (seed, epoch) only; results are the same bit for
-    bit for the same number of threads. A step whose loss or gradient is not finite is skipped and
-    counted.
+    batch. Rows of one prompt that meet in a micro-batch share it (`config.share_prompts`), under
+    dropout with one mask for all of them. The order of the rows is a function of (seed, epoch)
+    only; results are the same bit for bit for the same number of threads. A step whose loss or
+    gradient is not finite is skipped and counted.
 
     on_step: called after each optimizer step.
     checkpoint: a file. The whole state is saved there every `config.checkpoint_seconds`, when
@@ -83,6 +84,7 @@ class SftTask:
             (row.prompt_ids for row in rows),
             (row.response_ids for row in rows),
             model.config.vocab_size,
+            config.share_prompts,
         )
         self.weights = np.array([row.weight for row in rows], dtype=np.float64)
 
@@ -90,8 +92,8 @@ class SftTask:
         return {}
 
     def micro_batches(self, items: Ints) -> list[MicroBatch]:
-        groups = split_by_tokens(self.segments.lengths[items], self.config.micro_batch_tokens)
-        return [pack(self.segments, items[group], 1, self.device) for group in groups]
+        budget = self.config.micro_batch_tokens
+        return micro_batches(self.segments, items, 1, budget, self.device)
 
     def normalizer(self, items: Ints) -> float:
         return float(self.weights[items] @ self.segments.response_lengths[items])

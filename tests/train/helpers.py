@@ -60,3 +60,18 @@ def assert_same_weights(left: Model, right: Model) -> None:
     ours, theirs = weights_of(left), weights_of(right)
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def make_trees(num_prompts: int, seed: int = 0) -> list[TokenPair]:
+    """Pairs of few prompts, out of order: each prompt has four answers of various lengths, one of
+    them a lone end token, and four pairs of them, so that answers are in two pairs each."""
+    rng = np.random.default_rng(seed + 2)
+    pairs = []
+    for _ in range(num_prompts):
+        prompt = rng.integers(1, VOCAB, rng.integers(1, 9)).tolist()
+        lengths = [0, 1, *rng.integers(2, 7, 2)]
+        answers = [[*rng.integers(1, VOCAB, length).tolist(), 0] for length in lengths]
+        for better, worse in ((3, 0), (3, 1), (2, 1), (0, 2)):
+            weight, label = float(rng.uniform(0.5, 2)), float(rng.uniform(0.6, 1))
+            pairs.append(TokenPair(prompt, answers[better], answers[worse], weight, label))
+    return [pairs[i] for i in rng.permutation(len(pairs))]

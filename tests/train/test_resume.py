@@ -117,6 +117,13 @@ def test_another_trainings_checkpoint_is_refused(tmp_path):
     others = {
         "kind": lambda: start("dpo", small_model(), checkpoint=path),
         "settings": lambda: start("sft", small_model(), dropout=0.1, checkpoint=path),
+        "sharing": lambda: train_sft(
+            small_model(),
+            make_rows(20),
+            SftConfig(**SETTINGS, batch_rows=6, share_prompts=False),
+            seed=5,
+            checkpoint=path,
+        ),
         "shape": lambda: start("sft", small_model(intermediate_size=32), checkpoint=path),
         "seed": lambda: train_sft(
             small_model(), make_rows(20), SftConfig(**SETTINGS, batch_rows=6), checkpoint=path
