@@ -76,11 +76,11 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What trains in the place of the weights, if anything. rank None or 0: the weights; alpha
-    None: twice the rank; base_dtype None: that of the model.
+    """What trains in the place of the weights, if anything. rank 0: the weights; alpha None: twice
+    the rank; base_dtype None: that of the model.
     """
 
-    rank: int | None = None
+    rank: int = 0
     alpha: float | None = None
     base_dtype: str | None = None
 

@@ -130,6 +130,7 @@ class Lora(nn.Module):
 
     def set_widths(self, widths: Sequence[int]) -> None:
         """Where the parts lie in the columns of y; with split weights, in those of this rank."""
+        self.widths = tuple(widths)
         starts = [sum(widths[:i]) for i in self.adapted]
         self.spans = [slice(at, at + widths[i]) for at, i in zip(starts, self.adapted, strict=True)]
 
