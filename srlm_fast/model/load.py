@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from dataclasses import replace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 

@@ -218,8 +218,8 @@ def remove_lora(model: Model) -> Model:
     """The base again, trainable unless it is quantised; returns the model."""
     for module in model.modules():
         if isinstance(module, _Adapted):
-            del module.lora  # type: ignore[attr-defined]
-            module.__class__ = module.plain  # type: ignore[attr-defined]
+            del module.lora
+            module.__class__ = module.plain  # type: ignore[assignment]
     model.requires_grad_(quantised_kind(model) is None)
     model.adapter = None
     model.touch()

@@ -187,9 +187,7 @@ def _like(linear: nn.Linear, kind: type[QuantisedLinear], scratch: Scratch) -> Q
     return kind(linear.in_features, linear.out_features, linear.bias is not None, scratch)
 
 
-def _quantised(
-    linear: nn.Linear, kind: type[QuantisedLinear], scratch: Scratch
-) -> QuantisedLinear:
+def _quantised(linear: nn.Linear, kind: type[QuantisedLinear], scratch: Scratch) -> QuantisedLinear:
     with torch.device("meta"):
         quantised = _like(linear, kind, scratch)
     quantised.to_empty(device=linear.weight.device)

@@ -101,7 +101,9 @@ class Run:
     @property
     def trained_parameters(self) -> int | None:
         """How many weights the trainings moved, None where there was none."""
-        return next((m["trained_parameters"] for m in self.models if "trained_parameters" in m), None)
+        return next(
+            (m["trained_parameters"] for m in self.models if "trained_parameters" in m), None
+        )
 
     @property
     def judged_by(self) -> str | None:

@@ -8,8 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srlm_fast.dist import device_mesh, tensor_parallel
-from srlm_fast.model import Adapter, LoraConfig, Model, add_lora, load_model, random_model
+from srlm_fast.dist import device_mesh, shard, tensor_parallel
+from srlm_fast.model import (
+    Adapter,
+    LoraConfig,
+    Model,
+    add_lora,
+    load_model,
+    quantise_linears,
+    random_model,
+)
 from srlm_fast.model.lora import lora_parameters
 from srlm_fast.sampler import Sampler
 
@@ -82,3 +90,20 @@ def trains_copied_heads() -> str:
     model = add_lora(cases.model_of("copies"), LoraConfig(2, 2.0))
     tensor_parallel(model, device_mesh(2)["tensor"])
     return cases.refusal(lambda: cases.loss(model))
+
+
+def on_16_bits(base_dtype: str | None) -> Model:
+    """Factors in fp32 beside a bf16 base, or one in fp8."""
+    model = random_model(cases.EVERY["llama"], seed=1, std=0.25, dtype=torch.bfloat16)
+    if base_dtype == "fp8":
+        quantise_linears(model)
+    return filled(add_lora(model, ADAPTED["llama"], seed=3))
+
+
+def sharded(base_dtype: str | None) -> dict[str, Tensor]:
+    """Gradients of every factor under FSDP."""
+    model = on_16_bits(base_dtype)
+    shard(model, device_mesh(1)["data"])
+    cases.loss(model).backward()
+    factors: Any = lora_parameters(model)
+    return {name: factor.grad.full_tensor() for name, factor in factors}

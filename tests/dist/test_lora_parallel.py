@@ -71,3 +71,13 @@ def test_a_fresh_adapter_is_that_of_its_seed(two_ranks: Ranks, folder: Path):
 def test_copied_heads_cannot_have_their_adapter_trained(two_ranks: Ranks):
     for message in two_ranks(lora_cases.trains_copied_heads):
         assert message.startswith("num_key_value_heads: fewer than the ranks")
+
+
+@pytest.mark.parametrize("base_dtype", [None, "fp8"])
+def test_gradients_over_sharded_weights(two_ranks: Ranks, base_dtype: str | None):
+    model = lora_cases.on_16_bits(base_dtype)
+    cases.loss(model).backward()
+    for found in two_ranks(lora_cases.sharded, base_dtype):
+        for name, factor in lora_parameters(model):
+            assert factor.grad.dtype == torch.float32
+            torch.testing.assert_close(found[name], factor.grad, rtol=1e-5, atol=1e-6)
