@@ -19,6 +19,8 @@ from typing import Any
 from srlm_fast import __version__
 from srlm_fast.data import PromptConfig
 from srlm_fast.judge import PairConfig
+from srlm_fast.model import Adapter, LoraConfig
+from srlm_fast.model.peft import CONFIG as ADAPTER_FILE
 from srlm_fast.options import OPTIONS, Option
 from srlm_fast.records import InputError
 from srlm_fast.run_folder import CONFIG_FILE, read_json
@@ -73,6 +75,23 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    """What trains in the place of the weights, if anything. rank 0: the weights; alpha None: twice
+    the rank; base_dtype None: that of the model.
+    """
+
+    rank: int = 0
+    alpha: float | None = None
+    base_dtype: str | None = None
+
+    def fresh(self, seed: int) -> Adapter | None:
+        """The adapter that a run begins with."""
+        if not self.rank:
+            return None
+        return Adapter(LoraConfig(self.rank, self.alpha or 2.0 * self.rank), seed)
+
+
+@dataclass(frozen=True)
 class Config:
     """One run. Files are absolute paths or None; device and dtype None: the default."""
 
@@ -95,6 +114,7 @@ class Config:
     num_ift: int | None = None  # rows taken of each seed; None takes all
     num_eft: int | None = None
     num_prompts: int = 1024
+    lora: AdapterConfig = field(default_factory=AdapterConfig)
     sft: SftConfig = field(default_factory=lambda: SftConfig(micro_batch_tokens=MICRO_BATCH))
     prompts: PromptConfig = field(default_factory=PromptConfig)
     prompt_sampling: SamplingParams = field(
@@ -331,6 +351,29 @@ def check(config: Config) -> None:
             "the same, and equal answers make no pair"
         )
     check_pair_options(config)
+    check_adapter_options(config)
+
+
+def check_adapter_options(config: Config) -> None:
+    """Refuse what needs an adapter without one, and an adapter with what cannot have one."""
+    lora, given = config.lora, (Path(config.model) / ADAPTER_FILE).is_file()
+    if lora.rank and given:
+        raise InputError(
+            f"--lora-rank: found {lora.rank} with --model {config.model}, which is an adapter; "
+            "wanted none: that one is trained on"
+        )
+    if lora.alpha is not None and not lora.rank:
+        raise InputError("--lora-alpha: found without --lora-rank, wanted both")
+    if lora.base_dtype is not None and not (lora.rank or given):
+        raise InputError(
+            f"--base-dtype: found {lora.base_dtype!r} without --lora-rank, wanted --lora-rank: "
+            "such matrices are frozen"
+        )
+    if (lora.rank or given) and config.reward_pairs_file is not None:
+        raise InputError(
+            "--reward-pairs: found with an adapter, wanted the weights themselves trained (no "
+            "--lora-rank), or a finished one as --reward-model"
+        )
 
 
 def check_pair_options(config: Config) -> None:

@@ -24,6 +24,7 @@ JUDGE_STOPS = ("end", "line")
 JUDGES = ("sampled", "expected", "direct")
 LOSSES = ("sigmoid", "robust", "hinge", "ipo", "simpo")
 DTYPES = ("float32", "bfloat16", "float16")
+BASE_DTYPES = ("fp8", "int8")
 DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
 
 
@@ -284,6 +285,29 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         ),
     ),
     "training": (
+        Option(
+            "--lora-rank",
+            "lora.rank",
+            _AT_LEAST_0,
+            "R",
+            "train an adapter of this rank on every linear of a frozen model, which wants larger "
+            "learning rates (default: 0, train the weights themselves)",
+        ),
+        Option(
+            "--lora-alpha",
+            "lora.alpha",
+            real(0.0, above=True),
+            "A",
+            "of --lora-rank: the adapter is scaled by alpha / rank (default: twice the rank)",
+        ),
+        Option(
+            "--base-dtype",
+            "lora.base_dtype",
+            one_of(*BASE_DTYPES),
+            "NAME",
+            "of --lora-rank: the frozen matrices in fp8 or int8, a scale for each row (default: "
+            "--dtype)",
+        ),
         Option(
             "--sft-lr",
             "sft.learning_rate",

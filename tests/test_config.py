@@ -27,6 +27,8 @@ def test_every_option_sets_a_field_of_the_tree():
             "device",
             "dtype",
             "reward_model",
+            "lora.alpha",
+            "lora.base_dtype",
             *configs.FILES,
         ), option.name
 

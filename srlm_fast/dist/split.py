@@ -80,6 +80,11 @@ class Rows:
         self.count = int(self.order.max()) + 1
         self.has_copies = len(self.order) > self.count
 
+    def only(self, kept: Tensor) -> Rows:
+        """The same for a parameter that has some of the rows alone, `kept` [rows] bool."""
+        number = kept.cumsum(0) - 1
+        return Rows([number[own[kept[own]]] for own in self.of_rank])
+
     def part(self, whole: Tensor, rank: int) -> Tensor:
         return whole[self.of_rank[rank].to(whole.device)]
 

@@ -7,7 +7,13 @@ takes `to_local()`, so that no DTensor dispatch is on the way of a token.
 
 Modules keep their identity and get another class, as `fully_shard` does it. It knows a decoder by
 its attributes: embed, layers[i].{qkv, o, gate_up, down, heads, head_dim, *norm}, norm, lm_head (None
-if tied); its norms run on their `local_weight`.
+if tied); its norms run on their `local_weight`. A linear may have an adapter `lora` (factors A and
+B, `adapted` parts of some `widths`, run on its `local_factors`) and a quantised matrix (`scale`, run
+by its `product`).
+
+Of an adapter the factor on the split side lies as the matrix does: the rows of B where the output
+is split, the columns of A where the input is. The other is whole on every rank and sees a part of
+the sum, so its gradients are summed.
 """
 
 from __future__ import annotations
@@ -25,6 +31,8 @@ from torch.distributed.tensor import DTensor
 
 from .collectives import gather_columns, sum_gradient, sum_over_ranks
 from .split import Columns, Rows, Split, Whole, gate_and_up, query_key_value, vocabulary
+
+ROW = ("o", "down")  # linears of a layer whose input is split
 
 
 def tensor_parallel(model: Any, mesh: DeviceMesh) -> None:
@@ -53,9 +61,12 @@ def tensor_parallel(model: Any, mesh: DeviceMesh) -> None:
         keys = max(1, keys // mesh.size())
         layer.heads = (queries // mesh.size(), keys, keys)
         for linear in (layer.qkv, layer.gate_up):
-            _become(linear, ColumnLinear, group)
+            _become(linear, _split_linear(ColumnLinear, linear.__class__), group)
+            _split_adapter(linear, ColumnFactors, group)
         for linear in (layer.o, layer.down):
-            _become(linear, RowLinear, group)
+            _become(linear, _split_linear(RowLinear, linear.__class__), group)
+            _split_adapter(linear, RowFactors, group)
+        _set_widths(layer)
         for norm in (layer.q_norm, layer.k_norm):  # each rank has some of the heads they apply to
             if getattr(norm, "weight", None) is not None:
                 _become(norm, _shared_weight(norm.__class__), group)
@@ -98,31 +109,86 @@ class TensorParallel:
         dist.barrier(self.group)
 
 
-class ColumnLinear(nn.Linear):
+class ColumnLinear:
     """x [T, D], whole -> this rank's columns of the output."""
 
     group: ProcessGroup
     has_copies: bool = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.has_copies and torch.is_grad_enabled() and self.weight.requires_grad:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        if self.has_copies and torch.is_grad_enabled() and _trains(self):
             # A copied row's gradient would have to be summed over its ranks, and counted once.
             raise ValueError(
                 "num_key_value_heads: fewer than the ranks; such a model can be sampled from "
                 "(torch.no_grad()), not trained"
             )
         bias = None if self.bias is None else _local(self.bias)
-        return F.linear(sum_gradient(x, self.group), _local(self.weight), bias)
+        return _product(self, sum_gradient(x, self.group), bias)
 
 
-class RowLinear(nn.Linear):
+class RowLinear:
     """x: this rank's columns -> [T, D], whole. The bias is added once, to the sum."""
 
     group: ProcessGroup
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = sum_over_ranks(F.linear(x, _local(self.weight)), self.group)
+    def forward(self: Any, x: Tensor) -> Tensor:
+        out = sum_over_ranks(_product(self, x), self.group)
         return out if self.bias is None else out + _local(self.bias)
+
+
+def _product(linear: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """This rank's part of matrix, bias and adapter."""
+    weight, scale = _local(linear.weight), getattr(linear, "scale", None)
+    if scale is None:
+        out = F.linear(x, weight, bias)
+    else:
+        out = linear.product(x, weight, _local(scale))
+        out = out if bias is None else out + bias
+    lora = getattr(linear, "lora", None)
+    return out if lora is None else lora(x, out)
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(weight.requires_grad for weight in module.parameters())
+
+
+@cache
+def _split_linear(split: type, kind: Any) -> type[nn.Module]:
+    return type(f"{split.__name__}Of{kind.__name__}", (split, kind), {})
+
+
+class ColumnFactors:
+    """A is whole, B has this rank's rows."""
+
+    @property
+    def local_factors(self: Any) -> tuple[Tensor, Tensor]:
+        return sum_gradient(_local(self.A), self.group), _local(self.B)
+
+
+class RowFactors:
+    """A has this rank's columns, B is whole."""
+
+    @property
+    def local_factors(self: Any) -> tuple[Tensor, Tensor]:
+        return _local(self.A), sum_gradient(_local(self.B), self.group)
+
+
+def _split_adapter(linear: Any, factors: type, group: ProcessGroup) -> None:
+    lora = getattr(linear, "lora", None)
+    if lora is not None:
+        _become(lora, _split_linear(factors, lora.__class__), group)
+
+
+def _set_widths(layer: Any) -> None:
+    """Where the parts of this rank's columns lie."""
+    widths = {
+        "qkv": [heads * layer.head_dim for heads in layer.heads],
+        "gate_up": [_local(layer.gate_up.weight).shape[0] // 2] * 2,
+    }
+    for name, own in widths.items():
+        lora = getattr(getattr(layer, name), "lora", None)
+        if lora is not None:
+            lora.set_widths(own)
 
 
 class VocabularyEmbedding(nn.Embedding):
@@ -173,16 +239,29 @@ def _splits(model: Any, ranks: int) -> dict[str, Split]:
     tokens, columns, whole = vocabulary(model.embed.num_embeddings, ranks), Columns(ranks), Whole()
     found: dict[str, Split] = {}
     for name, _ in model.named_parameters():
-        *_, module, kind = name.split(".")
-        if module in fused:
+        *_, module, kind = name.removesuffix(".A").removesuffix(".B").split(".")
+        if kind == "lora":
+            lora = getattr(first, module).lora
+            found[name] = _split_of_factor(lora, name[-1], fused.get(module), columns)
+        elif module in fused:
             found[name] = fused[module]
         elif module in ("embed", "lm_head"):
             found[name] = tokens
-        elif module in ("o", "down") and kind == "weight":
+        elif module in ROW and kind == "weight":
             found[name] = columns
         else:
             found[name] = whole
     return found
+
+
+def _split_of_factor(lora: Any, factor: str, rows: Rows | None, columns: Columns) -> Split:
+    """rows: how the matrix of a column-parallel linear lies, None for a row-parallel one."""
+    if rows is None:
+        return columns if factor == "A" else Whole()
+    if factor == "A":
+        return Whole()
+    kept = [torch.full((width,), i in lora.adapted) for i, width in enumerate(lora.widths)]
+    return rows.only(torch.cat(kept))
 
 
 def _distribute(model: nn.Module, name: str, split: Split, mesh: DeviceMesh) -> None:

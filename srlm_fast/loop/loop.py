@@ -85,7 +85,14 @@ class Run:
         """
         made = [f for f in self.folders if self.state.finished(f.stage("train"))]
         source: Any = made[-1].model if made else self.config.model
-        self.model: Model = load_model(source, self.config.device, self.config.dtype)
+        config, lora = self.config, self.config.lora
+        self.model: Model = load_model(
+            source,
+            config.device,
+            config.dtype,
+            base_dtype=lora.base_dtype,
+            adapter=lora.fresh(self.seed("lora")),
+        )
         self.sampler = Sampler(self.model)
 
     def first_model(self, folder: ModelFolder) -> None:

@@ -52,7 +52,13 @@ def _model(state: RunState, folder: ModelFolder) -> dict[str, Any]:
             "train": state.seconds.get(folder.stage("train"), 0.0),
             "measure": state.seconds.get(folder.stage("measure"), 0.0),
         },
-    } | _eft(state, folder)
+    } | {**_eft(state, folder), **_trained(trained)}
+
+
+def _trained(trained: dict[str, Any]) -> dict[str, int]:
+    """How many weights the training moved, where there was one."""
+    kept = ("trained_parameters",)
+    return {name: trained[name] for name in kept if name in trained}
 
 
 def _eft(state: RunState, folder: ModelFolder) -> dict[str, Any]:

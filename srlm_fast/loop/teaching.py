@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from srlm_fast.data import PreferenceRow
-from srlm_fast.model import with_score_head
+from srlm_fast.model import trainable_parameters, with_score_head
 from srlm_fast.records import Candidate, InputError, write_jsonl
 from srlm_fast.train import (
     CheckpointError,
@@ -143,7 +143,8 @@ class Teaching:
         self.run.model.save(folder.model)
         folder.checkpoint.unlink(missing_ok=True)
         self.run.sampler.acquire()
-        return training_figures(report, folder.model)
+        trained = {"trained_parameters": trainable_parameters(self.run.model)}
+        return training_figures(report, folder.model) | trained
 
     def steps(self, stage: str, title: str, checkpoint: Path, work: Train) -> TrainReport:
         """Train with the KV pool's memory given back."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ from .config import ModelConfig
 from .context import Context, FusedContext
 from .parallel import Parallel
 from .rope import rope_frequencies
+
+if TYPE_CHECKING:
+    from .lora import Adapter
 
 
 class RMSNorm(nn.Module):
@@ -115,6 +118,8 @@ class Model(nn.Module):
         self.generation_config: dict[str, Any] = {}
         self.weights_version = 0
         self.parallel: Parallel | None = None  # how the weights are split over ranks, if they are
+        self.adapter: Adapter | None = None  # what trains beside frozen weights (lora.py), if any
+        self.source, self.folder = "", Path()  # what the weights were loaded from, by name
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -202,19 +207,22 @@ class Model(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write the Hugging Face layout: config, sharded safetensors with index, tokenizer, chat
-        template. Where the weights are split, all ranks call it and the first one writes.
+        template; of a model with an adapter PEFT's, which is the adapter, the name of its base and
+        the tokenizer. Where the weights are split, all ranks call it and the first one writes.
         """
+        from .peft import save_adapter
         from .save import save_model
 
-        save_model(self, Path(folder))
+        (save_model if self.adapter is None else save_adapter)(self, Path(folder))
 
     def load_weights(self, folder: str | Path) -> None:
-        """Read another folder's weights of the same shape into these same tensors. Raises
-        ModelError.
+        """Read another folder's weights of the same shape into these same tensors: an adapter in
+        the place of the model's own, or a base, beside which the adapter becomes a fresh one.
+        Raises ModelError.
         """
-        from .weights import read_weights
+        from .peft import load_into
 
-        read_weights(self, Path(folder))
+        load_into(self, Path(folder))
         self.touch()
 
 
@@ -226,7 +234,7 @@ def empty_model(
     split: Callable[[Model], None] | None = None,
 ) -> Model:
     """A model whose weights are allocated, once and in their final dtype and place, but not
-    filled. split: what splits them over ranks, called before memory is taken.
+    filled. split: what splits them over ranks or changes its layers, called before memory is taken.
     """
     with torch.device("meta"):
         model = Model(config, tokenizer).to(dtype)

@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,17 @@ import torch
 from . import chat
 from .config import ModelConfig, ModelError, token_ids
 from .decoder import Model, empty_model
+from .fp8 import Fp8Linear
+from .int8 import Int8Linear
+from .lora import Adapter, attach_lora, reset_lora
+from .peft import adapter_file, is_adapter, read_adapter, read_adapter_config
 from .presets import PRESETS
+from .quantised import QuantisedLinear, empty_linears, prepare_linears
 from .rope import rope_frequencies
 from .weights import read_weights, weight_files
 
 TINY = "tiny"
+BASE_DTYPES: dict[str, type[QuantisedLinear]] = {"fp8": Fp8Linear, "int8": Int8Linear}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -27,17 +34,49 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     split: Callable[[Model], None] | None = None,
+    base_dtype: str | None = None,
+    adapter: Adapter | None = None,
 ) -> Model:
-    """Load a Llama, Mistral, Qwen2 or Qwen3 model.
+    """Load a Llama, Mistral, Qwen2 or Qwen3 model, or an adapter with the base that it names.
 
-    folder_or_name: a Hugging Face folder, "tiny", a preset ("llama-3-8b"), or a hub id, taken from
-    the local cache and downloaded where there is a network. device: default "cuda" where there is
-    one, else "cpu". dtype: default float32 on a CPU, bfloat16 elsewhere. split: what splits the
-    weights over ranks before memory is taken for them (`dist.tensor_parallel` on a mesh). Raises
+    folder_or_name: a Hugging Face folder, one that PEFT wrote, "tiny", a preset ("llama-3-8b"), or
+    a hub id, taken from the local cache and downloaded where there is a network. device: default
+    "cuda" where there is one, else "cpu". dtype: default float32 on a CPU, bfloat16 elsewhere.
+    split: what splits the weights over ranks before memory is taken for them
+    (`dist.tensor_parallel` on a mesh). base_dtype: "fp8" or "int8" puts the layers' matrices into
+    it as they are read, frozen. adapter: a fresh one, where the folder holds none. Raises
     ModelError in one line.
     """
     folder = find_folder(folder_or_name)
-    return load_folder(folder, read_config(folder), device, dtype, split)
+    if not is_adapter(folder):
+        name = str(folder.absolute()) if Path(folder_or_name).expanduser().is_dir() else None
+        config = read_config(folder)
+        model = load_folder(folder, config, device, dtype, split, base_dtype, adapter)
+        model.source = name or str(folder_or_name)
+        return model
+    saved = read_adapter_config(folder)
+    adapter_file(folder)
+    base = base_folder(folder)
+    own = Adapter(saved.config, 0) if adapter is None else replace(adapter, config=saved.config)
+    model = load_folder(base, read_config(base), device, dtype, split, base_dtype, own)
+    model.source = saved.base
+    read_adapter(model, folder)
+    if has_tokenizer(folder):
+        model.tokenizer = read_tokenizer(folder)
+        check_tokenizer(model.tokenizer, model.config, folder)
+    return model
+
+
+def base_folder(folder: Path) -> Path:
+    """The folder of the base that an adapter's folder names. Raises ModelError."""
+    name = read_adapter_config(folder).base
+    try:
+        base = find_folder(name)
+    except ModelError as error:
+        raise ModelError(f"{folder}: the base of the adapter: {error}") from None
+    if is_adapter(base):
+        raise ModelError(f"{folder}: the base of the adapter, {name}, is an adapter itself")
+    return base
 
 
 def load_folder(
@@ -46,16 +85,43 @@ def load_folder(
     device: str | torch.device | None,
     dtype: str | torch.dtype | None,
     split: Callable[[Model], None] | None = None,
+    base_dtype: str | None = None,
+    adapter: Adapter | None = None,
 ) -> Model:
-    """`load_model` for a folder whose configuration has been read."""
+    """`load_model` for a folder of a whole model whose configuration has been read."""
     weight_files(folder)
     tokenizer = read_tokenizer(folder)
     check_tokenizer(tokenizer, config, folder)
     place = resolve_device(device)
-    model = empty_model(config, place, resolve_dtype(dtype, place), tokenizer, split)
-    model.generation_config = read_generation_config(folder)
+    kind, number = base_kind(base_dtype), resolve_dtype(dtype, place)
+
+    def shape(model: Model) -> None:
+        if kind is not None:
+            empty_linears(model, kind)
+        if adapter is not None:
+            attach_lora(model, adapter.config, adapter.seed)
+        if split is not None:
+            split(model)
+
+    if kind is not None:
+        try:
+            kind.check(place, number)
+        except ValueError as error:
+            raise ModelError(f"base dtype {base_dtype}: {error}") from None
+    model = empty_model(config, place, number, tokenizer, shape)
+    model.generation_config, model.folder = read_generation_config(folder), folder
     read_weights(model, folder)
+    prepare_linears(model)
+    if adapter is not None:
+        reset_lora(model)
     return model
+
+
+def base_kind(name: str | None) -> type[QuantisedLinear] | None:
+    """What a base dtype's layers are. Raises ModelError."""
+    if name is not None and name not in BASE_DTYPES:
+        raise ModelError(f"base dtype {name!r} is unknown; wanted {', '.join(BASE_DTYPES)}")
+    return None if name is None else BASE_DTYPES[name]
 
 
 def find_folder(folder_or_name: str | Path) -> Path:
@@ -99,7 +165,11 @@ def _hub_folder(hub_id: str) -> Path:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The configuration of a model folder. Raises ModelError."""
+    """The configuration of a model folder, of its base where it holds an adapter. Raises
+    ModelError.
+    """
+    if is_adapter(folder):
+        folder = base_folder(folder)
     path = folder / "config.json"
     config = ModelConfig.from_hf(read_hf(folder), str(path))
     rope_frequencies(config)  # refuses a scaling that lacks a value
@@ -119,8 +189,7 @@ def read_hf(folder: Path) -> dict[str, Any]:
 
 def read_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer with a chat template. Raises ModelError."""
-    files = ("tokenizer.json", "tokenizer.model", "vocab.json")
-    if not any((folder / name).is_file() for name in files):
+    if not has_tokenizer(folder):
         raise ModelError(f"{folder}: no tokenizer; wanted tokenizer.json or tokenizer.model")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers import AutoTokenizer
@@ -132,6 +201,11 @@ def read_tokenizer(folder: Path) -> Any:
         raise ModelError(f"{folder}: the tokenizer cannot be read ({reason})") from None
     chat.ensure_chat_template(tokenizer)
     return tokenizer
+
+
+def has_tokenizer(folder: Path) -> bool:
+    files = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    return any((folder / name).is_file() for name in files)
 
 
 def check_tokenizer(tokenizer: Any, config: ModelConfig, folder: Path) -> None:

@@ -230,7 +230,10 @@ def with_score_head(model: Model, seed: int) -> Model:
     `model`.
 
     The row is drawn with a standard deviation of 1 / sqrt(D + 1) (arXiv 2009.01325, appendix B.1).
+    Raises ValueError for frozen weights with an adapter, beside which a reward model has no files.
     """
+    if model.adapter is not None:
+        raise ValueError("model: has an adapter, wanted its weights themselves to train")
     config = model.config.replace(num_labels=1)
     with torch.device("meta"):
         made = Model(config, model.tokenizer)

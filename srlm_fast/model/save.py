@@ -7,14 +7,16 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .config import FAMILIES
+from .config import FAMILIES, ModelError
 from .decoder import Model
+from .quantised import quantised_kind
 from .weights import INDEX, SINGLE, Place, places, stored_weights
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -24,8 +26,11 @@ def save_model(model: Model, folder: Path, max_shard_bytes: int = MAX_SHARD_BYTE
     """Write config, generation config, weights, tokenizer and chat template; `folder` appears whole
     or not at all.
 
-    Where the weights are split over ranks, all of them gather and the first one writes.
+    Where the weights are split over ranks, all of them gather and the first one writes. Raises
+    ModelError when they are quantised, which has no place on disk.
     """
+    if kind := quantised_kind(model):
+        raise ModelError(f"the weights are {kind}, which is not saved; wanted an adapter to save")
     shards = _shards(model, max_shard_bytes)
     tensors = _gathered(model, stored_weights(model), shards)
     if model.parallel is None or model.parallel.writes:
@@ -40,15 +45,22 @@ def save_model(model: Model, folder: Path, max_shard_bytes: int = MAX_SHARD_BYTE
 def _write(
     model: Model, folder: Path, shards: list[dict[str, Place]], tensors: Iterator[dict[str, Tensor]]
 ) -> None:
+    with whole_folder(folder) as temporary:
+        write_json(temporary / "config.json", _config(model))
+        if model.generation_config:
+            write_json(temporary / "generation_config.json", model.generation_config)
+        _write_weights(temporary, shards, tensors)
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(temporary)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into that takes the place of `folder` at the end."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    _write_json(temporary / "config.json", _config(model))
-    if model.generation_config:
-        _write_json(temporary / "generation_config.json", model.generation_config)
-    _write_weights(temporary, shards, tensors)
-    if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(temporary)
+    yield temporary
     _sync(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
@@ -110,16 +122,16 @@ def _write_weights(
         total += sum(tensor.nbytes for tensor in shard.values())
     if len(shards) > 1:
         weight_map = {n: file for file, shard in zip(names, shards, strict=True) for n in shard}
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _sync(folder: Path) -> None:
-    """Bring the files to disk, readable as the config is, before the folder gets its name."""
-    mode = (folder / "config.json").stat().st_mode
+    """Bring the files to disk, readable as a config is, before the folder gets its name."""
+    mode = next(folder.glob("*config.json")).stat().st_mode
     for path in folder.iterdir():
         if path.is_file():
             path.chmod(mode)  # safetensors makes its files readable by their owner only

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .config import ModelConfig, ModelError
 from .decoder import Model
+from .quantised import QuantisedLinear
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -94,10 +95,10 @@ def read_weights(model: Model, folder: Path) -> None:
     Every tensor of the architecture must be there once with its shape, and no tensor may be left
     over: a file that fits only in part belongs to another model.
     """
+    check_not_sharded(model)
     wanted = places(model.config)
-    parameters = stored_weights(model)
     missing = dict.fromkeys(wanted)
-    for file, name, tensor in _tensors(folder):
+    for file, name, tensor in tensors_of(weight_files(folder)):
         place = wanted.get(name) or wanted.get(f"model.{name}")
         if place is None:
             _check_leftover(model, file, name)
@@ -107,11 +108,7 @@ def read_weights(model: Model, folder: Path) -> None:
                 f"{file}: {name} has shape {list(tensor.shape)}; "
                 f"config.json asks for {list(place.shape)}"
             )
-        weight = parameters[place.parameter]
-        if model.parallel is None:
-            weight[place.start : place.stop].copy_(tensor)
-        else:
-            model.parallel.load(place.parameter, weight, place.start, tensor)
+        put_rows(model, place.parameter, place.start, tensor)
         missing.pop(name if name in wanted else f"model.{name}", None)
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
@@ -120,16 +117,36 @@ def read_weights(model: Model, folder: Path) -> None:
         )
 
 
+@torch.no_grad()
+def put_rows(model: Model, name: str, start: int, rows: Tensor) -> None:
+    """Copy rows [start, start + len(rows)) of the whole parameter to where they lie, quantised
+    where it is.
+    """
+    path, _, kind = name.rpartition(".")
+    module = model.get_submodule(path)
+    found = {name: rows}
+    if isinstance(module, QuantisedLinear) and kind == "weight":
+        weight, scale = module.quantise(rows.to(model.device))
+        found = {name: weight, f"{path}.scale": scale}
+    for key, part in found.items():
+        stored = model.get_parameter(key).detach()
+        if model.parallel is None:
+            stored[start : start + len(part)].copy_(part)
+        else:
+            model.parallel.load(key, stored, start, part)
+
+
 def stored_weights(model: Model) -> dict[str, Tensor]:
     """The parameters by name, without gradients. Raises ModelError when they are DTensors of whose
-    layout the model knows nothing, or fp8, which has no place on disk.
+    layout the model knows nothing.
     """
-    weights = {name: weight.detach() for name, weight in model.named_parameters()}
-    if any(weight.dtype == torch.float8_e4m3fn for weight in weights.values()):
-        raise ModelError("the weights are fp8, for sampling only; load or save the bf16 model")
-    if model.parallel is None and any(hasattr(w, "placements") for w in weights.values()):
+    check_not_sharded(model)
+    return {name: weight.detach() for name, weight in model.named_parameters()}
+
+
+def check_not_sharded(model: Model) -> None:
+    if model.parallel is None and any(hasattr(w, "placements") for w in model.parameters()):
         raise ModelError("the weights are sharded; load before that, save inside dist.unsharded")
-    return weights
 
 
 def _check_leftover(model: Model, file: Path, name: str) -> None:
@@ -141,8 +158,9 @@ def _check_leftover(model: Model, file: Path, name: str) -> None:
     )
 
 
-def _tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
-    for file in weight_files(folder):
+def tensors_of(files: Iterable[Path]) -> Iterator[tuple[Path, str, Tensor]]:
+    """(file, name, tensor) of safetensors files, one tensor at a time. Raises ModelError."""
+    for file in files:
         if file.stat().st_size == 0:
             raise ModelError(f"{file}: is empty; wanted safetensors weights")
         try:

@@ -99,6 +99,13 @@ class Run:
         return self.summary.get("seconds")
 
     @property
+    def trained_parameters(self) -> int | None:
+        """How many weights the trainings moved, None where there was none."""
+        return next(
+            (m["trained_parameters"] for m in self.models if "trained_parameters" in m), None
+        )
+
+    @property
     def judged_by(self) -> str | None:
         """Who gave the held-out scores."""
         found = [(model.get("eval") or {}).get("judged_by") for model in self.models]

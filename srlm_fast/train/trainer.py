@@ -70,7 +70,7 @@ def run_training(
     def save(step: int) -> None:
         if checkpoint is not None:
             state = {"step": step, "fingerprint": fingerprint, "report": report.to_row()}
-            weights = {"weights": model.state_dict(), "optimizer": optimizer.state()}
+            weights = {"weights": trained_weights(model), "optimizer": optimizer.state()}
             save_checkpoint(checkpoint, {**state, **weights, "task": begun})
 
     start = 0 if saved is None else saved["step"]
@@ -134,10 +134,16 @@ def _fingerprint(model: Model, task: Task, config: TrainConfig, seed: int) -> st
     )
 
 
+def trained_weights(model: Model) -> dict[str, Tensor]:
+    """What training moves, by name: a frozen base is not written again and again."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
 def _restore(
     saved: dict[str, Any], model: Model, optimizer: Optimizer, report: TrainReport
 ) -> None:
-    model.load_state_dict(saved["weights"])
+    # The fingerprint has said that these are all that is trained.
+    model.load_state_dict(saved["weights"], strict=False)
     model.touch()
     optimizer.load(saved["optimizer"])
     vars(report).update(saved["report"])

@@ -1,4 +1,4 @@
-"""A model with fp8 matrices: close to bf16's, samples, refuses to be trained or saved."""
+"""A model with fp8 matrices: close to bf16's, samples, lets gradients through, is not saved."""
 
 from __future__ import annotations
 
@@ -127,11 +127,10 @@ def refused(model):
 
 
 def test_refusals():
-    assert refused(random_model(CONFIG)) == (
-        "model: float32 on cpu, wanted bfloat16 on a GPU or a CPU"
+    assert refused(random_model(CONFIG, dtype=torch.float16)) == (
+        "model: float16 on cpu, wanted bfloat16, or float32 on a CPU"
     )
     assert refused(bf16_model().to("meta")).startswith("model: bfloat16 on meta, wanted")
-    assert refused(bf16_model().train()).startswith("model: in training, wanted")
     again = "model: layers.0.qkv is Fp8Linear, wanted Linear"
     assert refused(quantise_linears(bf16_model())) == again
     model = bf16_model()
@@ -141,15 +140,23 @@ def test_refusals():
         assert refused(model) == "model: weights split over ranks, wanted plain tensors"
 
 
-def test_it_is_for_sampling_only(tmp_path):
+def test_it_is_neither_saved_nor_trained(tmp_path):
     model = quantise_linears(bf16_model())
-    for call in (model.save, model.load_weights):
-        bf16_model().save(tmp_path / "there")
-        with pytest.raises(ModelError, match="the weights are fp8, for sampling only"):
-            call(tmp_path / "there")
-    context = PackedContext([2], CONFIG.windows)
-    with pytest.raises(ValueError, match="fp8 weights, which are for sampling only"):
-        model(torch.tensor([1, 2]), torch.arange(2), context)
+    with pytest.raises(ModelError, match="the weights are fp8, which is not saved"):
+        model.save(tmp_path / "there")
+    assert not (tmp_path / "there").exists() and not any(tmp_path.iterdir())
+    assert not any(weight.requires_grad for weight in model.parameters())
+
+
+def test_weights_are_read_into_it(tmp_path):
+    bf16_model().save(tmp_path / "there")
+    model = random_fp8_model(CONFIG, "cpu", seed=3)
+    model.load_weights(tmp_path / "there")
+    wanted = quantise_linears(bf16_model())
+    for (name, ours), (_, theirs) in zip(
+        model.named_parameters(), wanted.named_parameters(), strict=True
+    ):
+        assert torch.equal(ours.float(), theirs.float()), name
 
 
 @pytest.mark.gpu
