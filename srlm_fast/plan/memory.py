@@ -25,7 +25,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Of a device: most that training takes, and what sampling leaves to its own buffers and graphs.
 TRAINING_SHARE, SAMPLING_SHARE = 0.95, 0.9
 # Blocks of logits of `linear_logprob` on a GPU (kernels/logprob_route.py).
-BLOCK_BYTES = 0.256 * 2**30
+BLOCK_BYTES = 256 << 20
 HEAD_FACTOR, HEAD_BLOCKS = 5, 4
 # That the sampler runs side by side, and its pool where nothing else is said (sampler/engine.py).
 MOST_SEQUENCES = 256

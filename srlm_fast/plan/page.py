@@ -20,7 +20,7 @@ from .lengths import (
 )
 from .refusal import what_fits
 from .shape import model_config
-from .times import Rates, StageTime
+from .times import DECODE_COPY, DECODE_MATH, MATH, MATH_OF_MANY, Rates, StageTime
 from .units import clock, count, size
 from .work import PAIR_SHARE, first_work, round_work
 
@@ -166,10 +166,11 @@ def assumptions(devices: Devices) -> str:
     return (
         f"assumed: prompts of {PROMPT_TOKENS} tokens, a rubric of {RUBRIC_TOKENS}, answers and "
         f"judgements of {ANSWER_SHARE:.0%} of their longest, a pair from {PAIR_SHARE:.0%} of the "
-        f"prompts; shared prefixes read once; decoding at 60% of {card.math / 1e12:,.3g} TFLOP/s "
-        f"or 80% of {card.copy / 1e9:,.0f} GB/s, reading and training at 50% of the former (42% "
-        "across nodes); launches, for which a small model on a GPU waits, are not counted; a first "
-        "run takes up to twice as long"
+        f"prompts; shared prefixes read once; decoding at {DECODE_MATH:.0%} of "
+        f"{card.math / 1e12:,.3g} TFLOP/s or {DECODE_COPY:.0%} of {card.copy / 1e9:,.0f} GB/s, "
+        f"reading and training at {MATH:.0%} of the former ({MATH_OF_MANY:.0%} where eight share a "
+        "copy, and across nodes); launches, for which a small model on a GPU waits, are not "
+        "counted; a first run takes up to twice as long"
     )
 
 

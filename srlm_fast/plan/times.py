@@ -8,7 +8,7 @@ With P weights (2 P FLOPs a token forward), r devices of a tensor split, B seque
 
 where k counts passes forward: 3 for all weights, 2 for LoRA (no gradient of frozen weights), and
 one more with checkpointing. Decoding gets 60 % of the measured matmul rate and 80 % of the copy's,
-the rest 50 % of the matmul rate, 42 % across nodes.
+the rest 50 % of the matmul rate, 45 % where eight ranks share a copy or nodes work together.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .memory import MOST_SEQUENCES, learned_parameters
 from .work import Work
 
 DECODE_MATH, DECODE_COPY = 0.6, 0.8
-MATH, MATH_ACROSS_NODES = 0.5, 0.42
+MATH, MATH_OF_MANY = 0.5, 0.45
 FP8_SPEED = 1.5  # of matmuls of an fp8 base, against bfloat16; taken for those without gradients
 REDUCE_SECONDS = 15e-6  # of a sum over ranks, beside its bytes
 ACROSS_NODES = 50e9  # bytes/s between devices of two nodes
@@ -66,7 +66,8 @@ class Rates:
     @property
     def math(self) -> float:
         """FLOP/s of all devices, reading and training."""
-        share = MATH if self.devices.nodes == 1 else MATH_ACROSS_NODES
+        many = self.devices.nodes > 1 or self.choice.mesh.tensor >= 8
+        share = MATH_OF_MANY if many else MATH
         return share * self.devices.card.math * self.choice.mesh.number
 
     @property
