@@ -46,5 +46,6 @@ def given(config: Config) -> list[str]:
     for option in OPTIONS:
         value = get(config, option.path)
         if option.name == "--model" or (value != get(usual, option.path) and value is not None):
-            words += [] if option.name in CHOSEN else [option.name, str(value)]
+            said = "yes" if value is True else "no" if value is False else str(value)
+            words += [] if option.name in CHOSEN else [option.name, said]
     return words + (["--recipe", config.recipe] if config.recipe != "default" else [])
