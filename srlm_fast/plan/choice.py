@@ -18,8 +18,9 @@ from .devices import Devices
 from .lengths import context_tokens
 from .memory import BYTES, LEAST_SEQUENCES, Memory, default_pool, kv_token_bytes, memory_of
 from .mesh import Mesh, meshes
-from .recipe import Recipe, recipes
-from .settings import settings_of
+from .recipe import LORA_RANK, Recipe, recipes
+from .settings import FREE, Settings, settings_of
+from .shape import adapter_rank
 from .units import GB
 
 SHARDED = {"yes": (True,), "no": (False,), "auto": (False, True)}
@@ -62,19 +63,32 @@ def dtype_of(config: Config, devices: Devices) -> str:
     return config.dtype or ("float32" if devices.card.name == "cpu" else "bfloat16")
 
 
-def choices(model: ModelConfig, config: Config, devices: Devices) -> list[Choice]:
-    """For every recipe the preferred of what fits, or what comes nearest."""
-    known = recipes(dtype_of(config, devices), devices.card.fp8)
-    return [best_of(model, config, devices, recipe) for recipe in known]
+def choices(
+    model: ModelConfig, config: Config, devices: Devices, said: Settings = FREE
+) -> list[Choice]:
+    """For every recipe that `said` leaves open, the preferred of what fits, or what comes nearest.
+    An adapter is trained on as the adapter it is.
+    """
+    adapter, own = adapter_rank(config.model), said.recipe
+    rank = adapter or own.lora_rank or LORA_RANK
+    known = recipes(dtype_of(config, devices), devices.card.fp8, rank, own.optimizer)
+    known = [recipe for recipe in known if recipe.lora_rank or not adapter]
+    open_ones = [recipe for recipe in known if said.allows(recipe)] or known
+    return [best_of(model, config, devices, recipe, said) for recipe in open_ones]
 
 
-def best_of(model: ModelConfig, config: Config, devices: Devices, recipe: Recipe) -> Choice:
+def best_of(
+    model: ModelConfig, config: Config, devices: Devices, recipe: Recipe, said: Settings = FREE
+) -> Choice:
     width, memory = width_of(config, devices), devices.card.memory_bytes
+    every = meshes(model, devices)
+    open_ones = [mesh for mesh in every if said.allows_mesh(mesh)] or every
     ordered = sorted(
-        ((mesh, again) for mesh in meshes(model, devices) for again in (False, True)),
+        ((m, again) for m in open_ones for again in (False, True) if again >= said.checkpointing),
         key=lambda each: (each[0].shard, each[1]),
     )
     pool = host_pool(model, config, devices) if devices.card.name == "cpu" else None
+    pool = pool if said.kv_gb is None else said.kv_gb * GB
     tried = [
         Choice(recipe, m, again, memory_of(model, config, recipe, m, memory, width, again, pool))
         for m, again in ordered

@@ -8,6 +8,8 @@ from srlm_fast.options import OPTIONS
 from .choice import Choice
 from .devices import Devices
 from .memory import default_pool
+from .settings import settings_of
+from .shape import adapter_rank
 from .units import GB
 
 CHOSEN = (
@@ -18,8 +20,18 @@ CHOSEN = (
 
 def command_words(config: Config, choice: Choice, devices: Devices) -> list[str]:
     """With the options that were given, but for those that the choice sets."""
-    words = [*launcher(devices), "-m", "srlm_fast.run", *given(config), *choice.options()]
-    return words + pool_options(choice, devices)
+    words = [*launcher(devices), "-m", "srlm_fast.run", *given(config)]
+    return words + chosen_options(config, choice, devices)
+
+
+def chosen_options(config: Config, choice: Choice, devices: Devices) -> list[str]:
+    """Those of CHOSEN. A model that is an adapter has its rank."""
+    words = choice.options()
+    if adapter_rank(config.model):
+        at = words.index("--lora-rank")
+        del words[at : at + 2]
+    own = settings_of(config).kv_gb
+    return words + (pool_options(choice, devices) if own is None else ["--kv-gb", f"{own:g}"])
 
 
 def launcher(devices: Devices) -> list[str]:

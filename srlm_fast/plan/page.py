@@ -19,6 +19,7 @@ from .lengths import (
     tokens_at_once,
 )
 from .refusal import what_fits
+from .settings import settings_of
 from .shape import model_config
 from .times import DECODE_COPY, DECODE_MATH, MATH, MATH_OF_MANY, Rates, StageTime
 from .units import clock, count, size
@@ -34,7 +35,7 @@ def print_plan(config: Config, devices: str | None) -> None:
 
 def plan_lines(config: Config, devices: Devices) -> list[str]:
     model = model_config(config.model)
-    found = choices(model, config, devices)
+    found = choices(model, config, devices, settings_of(config))
     choice = chosen(found)
     lines = [*head_lines(model, config, devices), "", *recipe_lines(found, choice)]
     lines += given_lines(as_given(model, config, devices), choice)

@@ -90,13 +90,14 @@ class Recipe:
         return self.keeps.moments + self.keeps.master * half
 
 
-def recipes(dtype: str, fp8: bool) -> list[Recipe]:
-    """Those for a model of this dtype on a device that multiplies fp8 or not. float16 has no
-    exponents to be rounded at random or widened in.
+def recipes(dtype: str, fp8: bool, rank: int = LORA_RANK, optimizer: str = "adamw") -> list[Recipe]:
+    """Those for a model of this dtype on a device that multiplies fp8 or not. rank, optimizer: of
+    the adapters. float16 has too few exponents to round at random in, and for a quantised
+    base.
     """
-    lora = Recipe(lora_rank=LORA_RANK)
+    lora = Recipe(optimizer, rank)
     if dtype == "float16":
         return [Recipe(), lora]
     formats = sorted(FORMATS, key=lambda name: (name == "fp8") != fp8)
-    quantised = [Recipe(lora_rank=LORA_RANK, base_dtype=name) for name in formats]
+    quantised = [Recipe(optimizer, rank, name) for name in formats]
     return [*(Recipe(name) for name in KEEPS), lora, *quantised]

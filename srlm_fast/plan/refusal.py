@@ -9,6 +9,7 @@ from srlm_fast.model import PRESETS, ModelConfig, find_folder
 from srlm_fast.records import InputError
 
 from .choice import Choice, as_given, choices, chosen, dtype_of, holders
+from .command import chosen_options
 from .devices import Devices, of_run
 from .memory import SAMPLING_SHARE, TRAINING_SHARE
 from .shape import local_folder, model_config
@@ -50,7 +51,7 @@ def what_fits(model: ModelConfig, config: Config, devices: Devices) -> str:
     """This model by another recipe or the largest known one that fits, and what would hold it."""
     choice = chosen(choices(model, config, devices))
     if choice is not None:
-        options = " ".join(choice.options()) or "the defaults"
+        options = " ".join(chosen_options(config, choice, devices)) or "the defaults"
         return f"what fits there: {config.model} with {options} ({choice.name})"
     largest = largest_preset(config, devices)
     holding = " or ".join(holders(model, config)) or "more than 8x8xH200-141"

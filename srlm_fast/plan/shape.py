@@ -5,11 +5,13 @@ D width, H heads, G key/value heads, K head width, F feed-forward width, V vocab
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from srlm_fast.config import TINY
 from srlm_fast.model import PRESETS, ModelConfig, ModelError, find_folder, read_config
 from srlm_fast.model.weights import weight_files
+from srlm_fast.records import InputError
 
 
 def model_config(name: str) -> ModelConfig:
@@ -35,6 +37,19 @@ def local_folder(name: str) -> Path | None:
     except HFValidationError:
         return None
     return Path(found).parent if isinstance(found, str) else None
+
+
+def adapter_rank(name: str) -> int:
+    """Of a model's folder that holds an adapter in PEFT's layout; 0 for any other model. Raises
+    InputError.
+    """
+    path = Path(name).expanduser() / "adapter_config.json"
+    if not path.is_file():
+        return 0
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["r"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: found no rank, wanted the field 'r'") from None
 
 
 def file_bytes(name: str) -> int:

@@ -15,6 +15,7 @@ from srlm_fast.plan.devices import Devices
 from srlm_fast.plan.memory import Memory, memory_of
 from srlm_fast.plan.mesh import Mesh, meshes
 from srlm_fast.plan.recipe import Recipe
+from srlm_fast.plan.settings import FREE
 from srlm_fast.plan.shape import rank_parameters
 
 LLAMA_8B = Config(model="llama-3-8b")
@@ -100,6 +101,24 @@ def test_the_first_that_fits_is_chosen_and_weights_lie_still_where_they_can():
     assert [choice.fits for choice in found] == [False, True, True, True, True, True]
     assert chosen(found) is found[1]
     assert not any(choice.mesh.shard for choice in found if choice.fits)
+
+
+def test_what_was_asked_for_is_kept():
+    model, devices = PRESETS["llama-2-70b"].config, Devices(8, H200)
+
+    def first(**asked: object) -> tuple[str, str, bool]:
+        said = dataclasses.replace(FREE, **asked)
+        found = chosen(choices(model, LLAMA_70B, devices, said))
+        assert found is not None
+        return found.recipe.name, found.mesh.name, found.checkpointing
+
+    assert first() == ("full, adamw-bf16", "tp 8", False)
+    assert first(recipe=Recipe("adamw-8bit")) == ("full, adamw-8bit", "tp 8", False)
+    assert first(recipe=Recipe(lora_rank=64))[0] == "LoRA r=64"
+    assert first(recipe=Recipe("adamw-8bit", 8, "int8"))[0] == "LoRA r=8 over int8, adamw-8bit"
+    again = first(tensor=4, checkpointing=True, recipe=Recipe("adamw-8bit"))
+    assert again[1:] == ("tp 4 x fsdp 2", True)
+    assert first(tensor=4, shard="yes")[1] == "tp 4 x fsdp 2"
 
 
 def test_longer_answers_take_more_room():

@@ -90,6 +90,20 @@ def test_the_recipe_that_was_asked_for_is_what_is_counted(
     assert "30 GB beside the weights" in complaint(config)
 
 
+def test_an_adapter_is_trained_on_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "config.json").write_text(json.dumps(PRESETS["qwen2.5-1.5b"].hf))
+    (tmp_path / "adapter_config.json").write_text('{"r": 4}')
+    config = Config(model=str(tmp_path))
+    assert settings.settings_of(config).recipe == Recipe(lora_rank=4)
+    machine(monkeypatch, 6e9)
+    said = complaint(config)
+    assert "(LoRA r=4, float32)" in said
+    assert f"{tmp_path} with --base-dtype" in said
+    assert "--lora-rank" not in said
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "adapter_config.json: found no rank, wanted the field 'r'" in complaint(config)
+
+
 def test_settings_of_options_that_are_not_given():
     found = settings.settings_of(LLAMA_70B)
     assert found == Settings(Recipe(), False, 1, "auto", None)
