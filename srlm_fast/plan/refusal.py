@@ -1,0 +1,84 @@
+"""The one line for a machine that cannot hold a run: what is missing, and what would fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from srlm_fast.config import TINY, Config
+from srlm_fast.model import PRESETS, ModelConfig, find_folder
+from srlm_fast.records import InputError
+
+from .choice import Choice, as_given, choices, chosen, dtype_of, holders
+from .command import chosen_options
+from .devices import Devices, of_run
+from .memory import SAMPLING_SHARE, TRAINING_SHARE
+from .shape import local_folder, model_config
+from .units import count, size
+
+
+def check_fits(config: Config) -> None:
+    """Raise InputError, in one line, for a model that the devices of this run cannot train."""
+    devices = of_run(config)
+    model = model_config(config.model)
+    check_lengths(config, model)
+    own = as_given(model, config, devices)
+    if own.fits:
+        find_folder(config.model)
+        return
+    weights = "" if local_folder(config.model) else "; its weights are not on this machine"
+    raise InputError(
+        f"--model {config.model}: {what_is_missing(model, config, own, devices)}{weights}; "
+        f"{what_fits(model, config, devices)}"
+    )
+
+
+def what_is_missing(model: ModelConfig, config: Config, own: Choice, devices: Devices) -> str:
+    """Memory, of training or of sampling, and how much there is."""
+    memory, each = own.memory, f" on each of {devices.number} devices" * (devices.number > 1)
+    how = f"{count(model.num_parameters())} parameters ({own.name}, {dtype_of(config, devices)})"
+    there = f"the {size(memory.available)} found on {devices.card.name}"
+    if memory.training > TRAINING_SHARE * memory.available:
+        wanted = f"wanted at most {TRAINING_SHARE:.0%} of {there}"
+        return f"training {how} takes {size(memory.training)}{each}, {wanted}"
+    beside = max(memory.pool, memory.least_tokens * memory.kv_token, memory.reward_model)
+    takes = f"{size(memory.sampling)} and {size(beside)} beside the weights"
+    return (
+        f"sampling from {how} takes {takes}{each}, wanted at most {SAMPLING_SHARE:.0%} of {there}"
+    )
+
+
+def what_fits(model: ModelConfig, config: Config, devices: Devices) -> str:
+    """This model by another recipe or the largest known one that fits, and what would hold it."""
+    choice = chosen(choices(model, config, devices))
+    if choice is not None:
+        options = " ".join(chosen_options(config, choice, devices)) or "the defaults"
+        return f"what fits there: {config.model} with {options} ({choice.name})"
+    largest = largest_preset(config, devices)
+    holding = " or ".join(holders(model, config)) or "more than 8x8xH200-141"
+    return f"what fits there: {largest}; what would hold {config.model}: {holding}"
+
+
+def largest_preset(config: Config, devices: Devices) -> str:
+    """The largest known model that some recipe trains on these devices."""
+    known = sorted(PRESETS.items(), key=lambda each: -each[1].config.num_parameters())
+    for name, preset in known:
+        choice = chosen(choices(preset.config, config, devices))
+        if choice is not None:
+            return f"{name} or smaller ({choice.name})"
+    return TINY
+
+
+LENGTHS = ("--max-tokens", "--judge-max-tokens")
+
+
+def check_lengths(config: Config, model: ModelConfig, options: Sequence[str] = LENGTHS) -> None:
+    """Raise InputError for a longest text that leaves no room for what it answers."""
+    longest = model.max_position_embeddings
+    wanted = {"--max-tokens": config.candidates, "--judge-max-tokens": config.judge.sampling}
+    for option in options:
+        params = wanted[option]
+        if params.max_tokens >= longest:
+            raise InputError(
+                f"{option}: found {params.max_tokens}, wanted less than the {longest} tokens of "
+                f"the context of --model {config.model}"
+            )

@@ -1,0 +1,192 @@
+"""Tokens that the stages of a run read, write and train on (loop/rewarding.py), by its options.
+
+Prefixes are shared: a prompt is read once for its answers, a rubric once for all judgements, an
+answer once for all that is said of it, and a trained pair has its prompt once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from srlm_fast.config import JUDGED, TINY, Config
+from srlm_fast.records import read_jsonl
+
+from .lengths import (
+    PRINCIPLE_TOKENS,
+    PROMPT_TOKENS,
+    RUBRIC_TOKENS,
+    TAIL_TOKENS,
+    answer_tokens,
+    judgement_tokens,
+    pair_tokens,
+)
+
+PAIR_SHARE = 0.75  # prompts that give a pair
+KEPT_SHARE = 0.5  # of the prompts that the model makes
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tokens of a stage: `read` ones at once by the sampler, `generated` ones one after another, of
+    `sequences` that may run side by side with a mean of `context` tokens, `scored` ones forward in
+    training's form, `trained` ones forward and back, `steps` optimizer steps.
+    """
+
+    name: str
+    read: float = 0
+    generated: float = 0
+    sequences: float = 0
+    context: float = 1
+    scored: float = 0
+    trained: float = 0
+    steps: float = 0
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Rows that M1 is taught: of instructions and of judgements, and ranked answers to build the
+    latter from.
+    """
+
+    ift: int = 0
+    eft: int = 0
+    ranked: int = 0
+
+
+def seeds_of(config: Config) -> Seeds:
+    """Counted in the files. Raises InputError."""
+    own = config.model == TINY
+    ift = len(read_jsonl(Path(config.ift_file))) if config.ift_file else (config.num_ift or 0) * own
+    ift = min(ift, config.num_ift or ift)
+    rows = read_jsonl(Path(config.eft_file)) if config.eft_file else []
+    answers = [row["responses"] for row in rows if isinstance(row.get("responses"), list)]
+    ranked = sum(len(each) for each in answers)
+    eft = len(rows) - len(answers) if rows else (config.num_eft or 0) * own
+    # Of ranked answers about half are kept: those whose judgement agrees with people.
+    eft += ranked // 2
+    return Seeds(ift, min(eft, config.num_eft or eft), ranked)
+
+
+def first_work(config: Config) -> list[Work]:
+    """The stages before the first round: building EFT and teaching M1."""
+    seeds, answer = seeds_of(config), answer_tokens(config)
+    ift, batch = seeds.ift * (PROMPT_TOKENS + answer), config.sft.batch_rows
+    judged = RUBRIC_TOKENS + PROMPT_TOKENS + answer + TAIL_TOKENS + judgement_tokens(config)
+    taught = config.sft.epochs * (ift + seeds.eft * judged)
+    found = []
+    if seeds.ranked:
+        judging = judge_work(config, seeds.ranked, seeds.ranked / 4, "sampled")
+        found = [
+            Work("IFT alone", trained=config.sft.epochs * ift, steps=seeds.ift / batch),
+            replace(judging, name="EFT judge"),
+        ]
+    if taught:
+        rows = config.sft.epochs * (seeds.ift + seeds.eft)
+        found.append(Work("SFT", trained=taught, steps=rows / batch))
+    return found
+
+
+def round_work(config: Config) -> list[Work]:
+    """The stages of one round, in their order."""
+    judging = {
+        "pairwise": compare_work,
+        "constitution": revise_work,
+        "model": score_work,
+        **dict.fromkeys(JUDGED, candidate_judge_work),
+    }
+    found = [] if config.prompts_file else [prompt_work(config)]
+    found.append(answer_work(config))
+    if config.reward in judging:
+        found.append(judging[config.reward](config))
+    return [*found, *learn_work(config), measure_work(config)]
+
+
+def prompt_work(config: Config) -> Work:
+    """Each request shows other demonstrations."""
+    requests = config.num_prompts / KEPT_SHARE
+    shown = (config.prompts.seed_shots + config.prompts.made_shots) * PROMPT_TOKENS
+    made = requests * PROMPT_TOKENS
+    at_once = min(requests, config.prompts.batch_requests)
+    return Work("prompts", requests * shown, made, at_once, shown + PROMPT_TOKENS / 2)
+
+
+def answer_work(config: Config) -> Work:
+    each = 1 if config.reward == "constitution" else config.candidates.n
+    return sampled_work("answers", config, config.num_prompts, each)
+
+
+def sampled_work(name: str, config: Config, prompts: float, each: int) -> Work:
+    answer = answer_tokens(config)
+    read, sequences = prompts * PROMPT_TOKENS, prompts * each
+    return Work(name, read, sequences * answer, sequences, PROMPT_TOKENS + answer / 2)
+
+
+def candidate_judge_work(config: Config) -> Work:
+    answers = config.num_prompts * config.candidates.n
+    return judge_work(config, answers, config.num_prompts, config.judge.mode)
+
+
+def judge_work(config: Config, answers: float, prompts: float, mode: str) -> Work:
+    """Judgements of `answers` to `prompts`: several samples, one, or a score read at once."""
+    answer, said = answer_tokens(config), judgement_tokens(config)
+    samples = {"sampled": config.judge.sampling.n, "expected": 1, "direct": 0}[mode]
+    read = RUBRIC_TOKENS + prompts * PROMPT_TOKENS + answers * (answer + TAIL_TOKENS)
+    context = RUBRIC_TOKENS + PROMPT_TOKENS + answer + TAIL_TOKENS + said / 2
+    return Work("judge", read, answers * samples * said, answers * samples, context)
+
+
+def compare_work(config: Config) -> Work:
+    """Both orders of every two answers; the first one shown is read once for all the others."""
+    n, answer = config.candidates.n, answer_tokens(config)
+    second = n * (n - 1) * (answer + TAIL_TOKENS)
+    read = config.num_prompts * (PROMPT_TOKENS + n * answer + second)
+    return Work("compare", RUBRIC_TOKENS + read)
+
+
+def revise_work(config: Config) -> Work:
+    """A critique and a revision after the other, each behind the answer before."""
+    steps, answer = config.revisions, answer_tokens(config)
+    said = judgement_tokens(config) or config.judge.sampling.max_tokens / 2
+    asked = PRINCIPLE_TOKENS + PROMPT_TOKENS + answer
+    chains = config.num_prompts * steps
+    read, written = chains * (2 * asked + said), chains * (said + answer)
+    return Work("revise", read, written, 2 * chains, asked + (said + answer) / 2)
+
+
+def score_work(config: Config) -> Work:
+    """A reward model of about the model's size reads every prompt with its answer."""
+    answers = config.num_prompts * config.candidates.n
+    return Work("reward", scored=answers * (PROMPT_TOKENS + answer_tokens(config)))
+
+
+def learn_work(config: Config) -> list[Work]:
+    answer, prompts = answer_tokens(config), config.num_prompts
+    if config.reward == "best-of-n":
+        rows = prompts * config.sft.epochs
+        steps = rows / config.sft.batch_rows
+        return [Work("train", trained=rows * (PROMPT_TOKENS + answer), steps=steps)]
+    pairs = PAIR_SHARE * prompts
+    tokens, epochs = pairs * pair_tokens(config, answer), config.dpo.epochs
+    steps = pairs * epochs / config.dpo.batch_pairs
+    train = Work("train", trained=tokens * epochs, steps=steps)
+    return [Work("reference", scored=tokens), train]
+
+
+def measure_work(config: Config) -> Work:
+    """Held-out answers, judged by M1 where no program scores them, and the judge on answers of
+    known order.
+    """
+    held = config.evaluation
+    work = sampled_work("measure", config, held.num_prompts, held.samples)
+    by_judge = held.num_prompts * held.samples * (config.model != TINY)
+    has_known = config.eft_file is not None or config.model == TINY
+    known = held.num_judged * config.candidates.n * has_known
+    judging = judge_work(config, by_judge + known, held.num_prompts, config.judge.mode)
+    return replace(
+        work,
+        read=work.read + judging.read,
+        generated=work.generated + judging.generated,
+        sequences=work.sequences + judging.sequences,
+        context=judging.context if judging.generated > work.generated else work.context,
+    )
