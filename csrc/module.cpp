@@ -362,6 +362,67 @@ void bind_kernels(py::module_& m) {
   m.def("noise_key", &noise_key);
 }
 
+using RowsArguments = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
+using ShapeOfRows = std::tuple<int64_t, int64_t, bool>;  // rows, width, is_bf16
+using HeadArguments = std::tuple<uintptr_t, int64_t, int64_t>;
+using AngleArguments = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, bool>;
+
+Rows rows_of(const RowsArguments& arguments) {
+  const auto& [data, inner, outer_stride, inner_stride] = arguments;
+  return {at<void>(data), inner, outer_stride, inner_stride};
+}
+
+RowsShape rows_shape(const ShapeOfRows& shape) {
+  const auto& [rows, width, is_bf16] = shape;
+  return {rows, width, is_bf16};
+}
+
+HeadRows heads_of(const HeadArguments& arguments) {
+  const auto& [data, row_stride, head_stride] = arguments;
+  return {at<void>(data), row_stride, head_stride};
+}
+
+void bind_training(py::module_& m) {
+  m.def("rms_norm_forward", [](const ShapeOfRows& shape, const RowsArguments& x,
+                               const RowsArguments& residual, uintptr_t weight, float eps,
+                               uintptr_t y, uintptr_t total, uintptr_t scales) {
+    py::gil_scoped_release release;
+    rms_norm_forward(rows_shape(shape), rows_of(x), rows_of(residual), at<void>(weight), eps,
+                     at<void>(y), at<void>(total), at<float>(scales));
+  });
+  m.def("rms_norm_backward", [](const ShapeOfRows& shape, const RowsArguments& grad,
+                                const RowsArguments& grad_total, const RowsArguments& x,
+                                uintptr_t weight, uintptr_t scales, uintptr_t out,
+                                uintptr_t grad_weight) {
+    py::gil_scoped_release release;
+    rms_norm_backward(rows_shape(shape), rows_of(grad), rows_of(grad_total), rows_of(x),
+                      at<void>(weight), at<float>(scales), at<void>(out), at<float>(grad_weight));
+  });
+  m.def("turn_heads", [](const HeadArguments& x, const HeadArguments& y, bool is_bf16,
+                         int64_t rows, int64_t heads, int64_t head_dim,
+                         const AngleArguments& angles, bool back) {
+    const auto& [cosines, sines, cosine_stride, sine_stride, are_bf16] = angles;
+    const Angles turns{at<void>(cosines), at<void>(sines), cosine_stride, sine_stride, are_bf16};
+    py::gil_scoped_release release;
+    turn_heads(heads_of(x), heads_of(y), is_bf16, rows, heads, head_dim, turns, back);
+  });
+  m.def("transpose", [](uintptr_t x, int64_t rows, int64_t width, int64_t stride, uintptr_t out) {
+    py::gil_scoped_release release;
+    transpose(at<uint16_t>(x), rows, width, stride, at<uint16_t>(out));
+  });
+  m.def("swiglu_forward", [](const ShapeOfRows& shape, uintptr_t gate_up, int64_t stride,
+                             uintptr_t y) {
+    py::gil_scoped_release release;
+    swiglu_forward(rows_shape(shape), at<void>(gate_up), stride, at<void>(y));
+  });
+  m.def("swiglu_backward", [](const ShapeOfRows& shape, uintptr_t grad, int64_t grad_stride,
+                              uintptr_t gate_up, int64_t stride, uintptr_t out) {
+    py::gil_scoped_release release;
+    swiglu_backward(rows_shape(shape), at<void>(grad), grad_stride, at<void>(gate_up), stride,
+                    at<void>(out));
+  });
+}
+
 void bind_text(py::module_& m) {
   m.def("extract_scores", [](uintptr_t ids, int64_t stride, bool is_64, uintptr_t lengths,
                              uintptr_t finished, int64_t rows, uintptr_t token_maps, int64_t vocab,
@@ -405,5 +466,6 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "Pages, scheduling, attention and sampling on a CPU; see srlm_fast/sampler.";
   bind_scheduler(m);
   bind_kernels(m);
+  bind_training(m);
   bind_text(m);
 }

@@ -44,7 +44,7 @@ from .rms_norm import (
     rms_norm_residual,
     rms_norm_residual_reference,
 )
-from .rope import rope, rope_qk, rope_reference
+from .rope import rope, rope_qk, rope_qkv, rope_reference
 from .rope_kv import rope_write_kv, rope_write_kv_reference
 from .sample_tokens import SamplingWorkspace, sample_tokens, sample_tokens_reference
 from .swiglu import swiglu, swiglu_reference
@@ -81,6 +81,7 @@ __all__ = [
     "rms_norm_residual_reference",
     "rope",
     "rope_qk",
+    "rope_qkv",
     "rope_reference",
     "rope_write_kv",
     "rope_write_kv_reference",
