@@ -16,6 +16,7 @@ from collections.abc import Sequence
 # Name -> its arguments.
 BENCHMARKS: dict[str, tuple[str, ...]] = {
     "bench_sampler": ("--device", "cpu"),
+    "bench_train_step": ("--device", "cpu"),
     "bench_round": (),
     "tiny_controls": (),
     "bench_linear_logprob": ("--device", "cpu"),
