@@ -17,6 +17,7 @@ from collections.abc import Sequence
 BENCHMARKS: dict[str, tuple[str, ...]] = {
     "bench_sampler": ("--device", "cpu"),
     "bench_run": (),
+    "bench_train_step": ("--device", "cpu"),
     "bench_round": (),
     "tiny_controls": (),
     "bench_linear_logprob": ("--device", "cpu"),

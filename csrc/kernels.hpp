@@ -111,6 +111,45 @@ void add_scaled_rows(const void* part, bool is_bf16, const float* scale, int64_t
 void scale_rows(const void* x, bool is_bf16, const float* scale, int64_t rows, int64_t width,
                 void* out);
 
+// Training's operations on rows [rows, width] whose columns are adjacent, fp32 or bf16; see
+// csrc/train_ops.cpp. Row i begins at i / inner and i % inner times the strides (elements).
+struct RowsShape {
+  int64_t rows, width;
+  bool is_bf16;
+};
+struct Rows {
+  const void* data;  // null: not there
+  int64_t inner, outer_stride, inner_stride;
+};
+// y = norm(x (+ residual)) weight and scales [rows] = 1 / rms; total = x + residual. All out
+// contiguous.
+void rms_norm_forward(const RowsShape& shape, const Rows& x, const Rows& residual,
+                      const void* weight, float eps, void* y, void* total, float* scales);
+// out = dL/dx (+ grad_total); grad_weight [width] or null.
+void rms_norm_backward(const RowsShape& shape, const Rows& grad, const Rows& grad_total,
+                       const Rows& x, const void* weight, const float* scales, void* out,
+                       float* grad_weight);
+// Rows of heads, the values of a head side by side; strides in elements.
+struct HeadRows {
+  void* data;
+  int64_t row_stride, head_stride;
+};
+struct Angles {
+  const void *cosines, *sines;
+  int64_t cosine_stride, sine_stride;
+  bool are_bf16;
+};
+// Heads [rows, heads, head_dim] turned by the angles [rows, head_dim / 2], or back by them.
+void turn_heads(const HeadRows& x, const HeadRows& y, bool is_bf16, int64_t rows, int64_t heads,
+                int64_t head_dim, const Angles& angles, bool back);
+// gate_up [rows, 2 width] -> y [rows, width], and grad [rows, width] -> out [rows, 2 width].
+void swiglu_forward(const RowsShape& shape, const void* gate_up, int64_t stride, void* y);
+void swiglu_backward(const RowsShape& shape, const void* grad, int64_t grad_stride,
+                     const void* gate_up, int64_t stride, void* out);
+
+// x [rows, width] of 16 bits each, rows `stride` apart -> out [width, rows].
+void transpose(const uint16_t* x, int64_t rows, int64_t width, int64_t stride, uint16_t* out);
+
 // Scores [rows] and their status [rows] from token ids [rows, stride] of int32 or int64.
 template <typename Id>
 void extract_scores(const Id* ids, int64_t stride, const int64_t* lengths, const bool* finished,

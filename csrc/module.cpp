@@ -365,7 +365,7 @@ void bind_kernels(py::module_& m) {
 
 // rows, heads, kv_heads, width, is_bf16, scale, window
 using AttentionArguments = std::tuple<int64_t, int64_t, int64_t, int64_t, bool, float, int64_t>;
-using HeadRowArguments = std::tuple<uintptr_t, int64_t, int64_t>;  // data, row, head
+using HeadRowArguments = std::tuple<uintptr_t, int64_t, int64_t>;  // data, row, head strides
 
 AttentionShape attention_shape(const AttentionArguments& arguments) {
   const auto& [rows, heads, kv_heads, width, is_bf16, scale, window] = arguments;
@@ -407,6 +407,61 @@ void attend_segments_backward(const AttentionArguments& shape, Array<int64_t> le
 void bind_attention(py::module_& m) {
   m.def("segment_attention", &attend_segments);
   m.def("segment_attention_backward", &attend_segments_backward);
+}
+
+using RowsArguments = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
+using ShapeOfRows = std::tuple<int64_t, int64_t, bool>;  // rows, width, is_bf16
+using AngleArguments = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, bool>;
+
+Rows rows_of(const RowsArguments& arguments) {
+  const auto& [data, inner, outer_stride, inner_stride] = arguments;
+  return {at<void>(data), inner, outer_stride, inner_stride};
+}
+
+RowsShape rows_shape(const ShapeOfRows& shape) {
+  const auto& [rows, width, is_bf16] = shape;
+  return {rows, width, is_bf16};
+}
+
+void bind_training(py::module_& m) {
+  m.def("rms_norm_forward", [](const ShapeOfRows& shape, const RowsArguments& x,
+                               const RowsArguments& residual, uintptr_t weight, float eps,
+                               uintptr_t y, uintptr_t total, uintptr_t scales) {
+    py::gil_scoped_release release;
+    rms_norm_forward(rows_shape(shape), rows_of(x), rows_of(residual), at<void>(weight), eps,
+                     at<void>(y), at<void>(total), at<float>(scales));
+  });
+  m.def("rms_norm_backward", [](const ShapeOfRows& shape, const RowsArguments& grad,
+                                const RowsArguments& grad_total, const RowsArguments& x,
+                                uintptr_t weight, uintptr_t scales, uintptr_t out,
+                                uintptr_t grad_weight) {
+    py::gil_scoped_release release;
+    rms_norm_backward(rows_shape(shape), rows_of(grad), rows_of(grad_total), rows_of(x),
+                      at<void>(weight), at<float>(scales), at<void>(out), at<float>(grad_weight));
+  });
+  m.def("turn_heads", [](const HeadRowArguments& x, const HeadRowArguments& y, bool is_bf16,
+                         int64_t rows, int64_t heads, int64_t head_dim,
+                         const AngleArguments& angles, bool back) {
+    const auto& [cosines, sines, cosine_stride, sine_stride, are_bf16] = angles;
+    const Angles turns{at<void>(cosines), at<void>(sines), cosine_stride, sine_stride, are_bf16};
+    py::gil_scoped_release release;
+    turn_heads(head_rows(x), head_rows(y), is_bf16, rows, heads, head_dim, turns, back);
+  });
+  m.def("transpose", [](uintptr_t x, int64_t rows, int64_t width, int64_t stride, uintptr_t out) {
+    py::gil_scoped_release release;
+    transpose(at<uint16_t>(x), rows, width, stride, at<uint16_t>(out));
+  });
+  m.def("swiglu_forward", [](const ShapeOfRows& shape, uintptr_t gate_up, int64_t stride,
+                             uintptr_t y) {
+    py::gil_scoped_release release;
+    swiglu_forward(rows_shape(shape), at<void>(gate_up), stride, at<void>(y));
+  });
+  m.def("swiglu_backward", [](const ShapeOfRows& shape, uintptr_t grad, int64_t grad_stride,
+                              uintptr_t gate_up, int64_t stride, uintptr_t out) {
+    py::gil_scoped_release release;
+    swiglu_backward(rows_shape(shape), at<void>(grad), grad_stride, at<void>(gate_up), stride,
+                    at<void>(out));
+  });
 }
 
 void bind_text(py::module_& m) {
@@ -453,5 +508,6 @@ PYBIND11_MODULE(_native, m) {
   bind_scheduler(m);
   bind_kernels(m);
   bind_attention(m);
+  bind_training(m);
   bind_text(m);
 }

@@ -221,7 +221,7 @@ struct Call {
 
 template <typename T>
 const T* row_of(HeadRows x, int64_t row, int64_t head) {
-  return static_cast<const T*>(x.data) + row * x.row + head * x.head;
+  return static_cast<const T*>(x.data) + row * x.row_stride + head * x.head_stride;
 }
 
 // What is the same for all items of one dtype.

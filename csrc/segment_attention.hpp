@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "kernels.hpp"
+
 namespace srlm {
 
 // Segments one behind the other in the stream; parents [count]: an earlier one without a parent, or
@@ -18,12 +20,6 @@ struct AttentionShape {
   bool is_bf16;  // otherwise fp32
   float scale;
   int64_t window;  // positions that a row sees, itself included; 0: all
-};
-
-// Rows of heads in the dtype of the shape, the values of a head side by side; strides in elements.
-struct HeadRows {
-  const void* data;
-  int64_t row, head;
 };
 
 // q [T, H, K], k and v [T, G, K] -> out [T, H, K] and the log of each softmax's sum, lse [H, T] fp32.

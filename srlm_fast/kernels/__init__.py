@@ -45,7 +45,7 @@ from .rms_norm import (
     rms_norm_residual,
     rms_norm_residual_reference,
 )
-from .rope import rope, rope_qk, rope_reference
+from .rope import rope, rope_qk, rope_qkv, rope_reference
 from .rope_kv import rope_write_kv, rope_write_kv_reference
 from .sample_tokens import SamplingWorkspace, sample_tokens, sample_tokens_reference
 from .segment_attention import Segments, segment_attention, segment_attention_reference
@@ -84,6 +84,7 @@ __all__ = [
     "rms_norm_residual_reference",
     "rope",
     "rope_qk",
+    "rope_qkv",
     "rope_reference",
     "rope_write_kv",
     "rope_write_kv_reference",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .head_softmax import head_softmax
+from .linear import weight_gradient
 from .logit_rows import (
     LSE,
     RowState,
@@ -229,6 +230,6 @@ class Gradients:
     def _add_head(self, first: int, x: Tensor, h: Tensor) -> None:
         place = self.head[first : first + x.shape[1]]
         if place.dtype == x.dtype and place.is_contiguous():
-            torch.mm(x.T, h, out=place)
+            weight_gradient(x, h, out=place)
         else:
             place.copy_(x.T @ h)

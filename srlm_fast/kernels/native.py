@@ -6,6 +6,9 @@ from functools import cache
 from importlib import import_module
 from types import ModuleType
 
+import torch
+from torch import Tensor
+
 
 @cache
 def _load() -> ModuleType | ImportError:
@@ -29,3 +32,13 @@ def native() -> ModuleType:
 def available() -> bool:
     """Whether the extension can be loaded."""
     return not isinstance(_load(), ImportError)
+
+
+def runs_natively(*tensors: Tensor) -> bool:
+    """Whether the extension's row operations take these: plain fp32 or bf16 tensors on the CPU."""
+    return available() and all(
+        type(x) in (Tensor, torch.nn.Parameter)  # a subclass may have no address
+        and x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        for x in tensors
+    )

@@ -14,6 +14,9 @@ Triton: one read of x and one write of y forward, x, g and the gradient once eac
 inside, n rounded before it meets w. Backward keeps x (or s, an output anyhow) and r, 4 bytes a row.
 Each program adds up dL/dw of its rows in registers, a second pass adds the programs up, in order:
 no atomics, so the same bits every time.
+
+CPU, fp32 and bf16: the same in csrc/train_ops.cpp, dL/dw by blocks of 64 rows, so that its bits do
+not depend on the number of threads. With and without a gradient the results have the same bits.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from torch import Tensor
 from . import jit
 from .contracts import check_tensor, once_differentiable, wants_graph
 from .jit import tl, triton
+from .native import native, runs_natively
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # A row is held in one program's registers: 16,384 values of 16 bits, 8,192 of 32. Wider ones run in
@@ -178,8 +182,16 @@ def _launch_forward(x, residual, weight, eps):
     residual_in = x if residual is None else _dense(residual)
     num_rows = x.numel() // width
     rstd = x.new_empty(num_rows, dtype=torch.float32)
-    rows, block, num_warps = _tile(width)
     inner, *strides = _layout(x, residual_in)
+    if not jit.runs_triton(x):
+        native().rms_norm_forward(
+            (num_rows, width, x.dtype == torch.bfloat16),
+            (x.data_ptr(), inner, *strides[:2]),
+            (0 if residual is None else residual_in.data_ptr(), inner, *strides[2:]),
+            *(weight.data_ptr(), eps, y.data_ptr(), total.data_ptr(), rstd.data_ptr()),
+        )
+        return y, total, rstd
+    rows, block, num_warps = _tile(width)
     _forward_kernel[(jit.cdiv(num_rows, rows),)](
         x, residual_in, weight, y, total, rstd,
         eps,
@@ -194,11 +206,22 @@ def _launch_backward(grad, grad_total, x, weight, rstd, needs_weight):
     out, num_rows, width = x.new_empty(x.shape), rstd.shape[0], x.shape[-1]
     x, grad = _dense(x), _dense(grad)
     total = grad if grad_total is None else _dense(grad_total)
+    inner, *strides = _layout(grad, total, x)
+    if not jit.runs_triton(x):
+        grad_weight = rstd.new_empty(width) if needs_weight else None
+        native().rms_norm_backward(
+            (num_rows, width, x.dtype == torch.bfloat16),
+            (grad.data_ptr(), inner, *strides[:2]),
+            (0 if grad_total is None else total.data_ptr(), inner, *strides[2:4]),
+            (x.data_ptr(), inner, *strides[4:]),
+            *(weight.data_ptr(), rstd.data_ptr(), out.data_ptr()),
+            0 if grad_weight is None else grad_weight.data_ptr(),
+        )
+        return out, None if grad_weight is None else grad_weight.to(weight.dtype)
     rows, block, num_warps = _tile(width)
     num_tiles = jit.cdiv(num_rows, rows)
     num_programs = _num_programs(num_tiles, num_warps)
     parts = rstd.new_empty(num_programs if needs_weight else 0, width)
-    inner, *strides = _layout(grad, total, x)
     _backward_kernel[(num_programs,)](
         grad, total, x, weight, rstd, out, parts,
         num_rows, width, inner, num_tiles, *strides,
@@ -246,12 +269,12 @@ class _RmsNormResidual(torch.autograd.Function):
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., D], weight [D] of the same dtype -> [..., D] in that dtype.
 
-    Differentiable once on a GPU. Rows may be strided as they like, also [T, H, D] cut out of a
+    Differentiable once. Rows may be strided as they like, also [T, H, D] cut out of a
     wider [T, *]. No rows: no rows, and a weight gradient of 0. Raises ValueError naming the
     argument: a shape or a device that does not fit, a dtype, a DTensor.
     """
     _check(x, weight)
-    if not _in_triton(x):
+    if not (_in_triton(x) or _in_native(x)):
         return rms_norm_reference(x, weight, eps)
     if wants_graph(x, weight):
         return _RmsNorm.apply(x, weight.contiguous(), eps)
@@ -269,7 +292,7 @@ def rms_norm_residual(
     """
     _check(x, weight)
     check_tensor("residual", residual, x.shape, (x.dtype,), x.device)
-    if not _in_triton(x):
+    if not (_in_triton(x) or _in_native(x)):
         return rms_norm_residual_reference(x, residual, weight, eps)
     if wants_graph(x, residual, weight):
         return _RmsNormResidual.apply(x, residual, weight.contiguous(), eps)
@@ -284,3 +307,7 @@ def _check(x: Tensor, weight: Tensor) -> None:
 def _in_triton(x: Tensor) -> bool:
     fits = 0 < x.shape[-1] * x.itemsize <= MAX_ROW_BYTES
     return jit.runs_triton(x) and x.dtype != torch.float64 and fits
+
+
+def _in_native(x: Tensor) -> bool:
+    return x.shape[-1] > 0 and runs_natively(x) and not jit.runs_triton(x)

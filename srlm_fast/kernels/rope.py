@@ -5,7 +5,8 @@ For head x [K] at position p with angles a_i = p * f_i, i < K/2:
     y[i]       = x[i] * cos a_i - x[i + K/2] * sin a_i
     y[i + K/2] = x[i + K/2] * cos a_i + x[i] * sin a_i
 Angles, cosines and sines are fp32. Eager PyTorch takes the product in the dtype of x, as
-transformers does; Triton in fp32, rounding once.
+transformers does; Triton, and on a CPU csrc/train_ops.cpp for fp32 and bf16, in fp32, rounding
+once.
 
 The rotation is linear and its matrix is (with scaled cosines and sines, but for that scale)
 orthogonal: backward is the transposed one, the rotation of the gradient by -a. It keeps cos and sin
@@ -22,6 +23,7 @@ from torch import Tensor
 from . import jit
 from .contracts import check_tensor, once_differentiable, wants_graph
 from .jit import tl, triton
+from .native import native, runs_natively
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -96,6 +98,10 @@ def _launch(q, k, cos, sin, back):
     k_in = q if k is None else _dense(k)
     q_out = q.new_empty(q.shape)
     k_out = q_out if k is None else k_in.new_empty(k_in.shape)
+    if not jit.runs_triton(q):
+        for x, y in ((q, q_out), (k_in, k_out))[: 1 if k is None else 2]:
+            _turn(x, y, cos, sin, back)
+        return q_out, None if k is None else k_out
     num_tokens, num_q_heads, width = q.shape
     num_k_heads, half = k_in.shape[1], width // 2
     q_heads, k_heads, cols, num_warps = _tile(num_q_heads, num_k_heads, half)
@@ -109,6 +115,15 @@ def _launch(q, k, cos, sin, back):
         num_warps=num_warps,
     )  # fmt: skip
     return q_out, None if k is None else k_out
+
+
+def _turn(x: Tensor, y: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
+    """x [T, H, K] -> y [T, H, K], which may be x, on a CPU. Columns of all side by side."""
+    angles = (cos.data_ptr(), sin.data_ptr(), cos.stride(0), sin.stride(0))
+    places = [(t.data_ptr(), t.stride(0), t.stride(1)) for t in (x, y)]
+    native().turn_heads(
+        *places, x.dtype == torch.bfloat16, *x.shape, (*angles, cos.dtype == torch.bfloat16), back
+    )
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -128,16 +143,43 @@ class _Rope(torch.autograd.Function):
         return *_launch(grad_q, grad_k, *ctx.saved_tensors, back=True), None, None
 
 
+class _RopeQkv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, qkv, cos, sin, heads):
+        ctx.save_for_backward(cos, sin)
+        ctx.heads = heads
+        q, k, v = _split(qkv.detach(), heads)
+        for x in (q, k):
+            _turn(x, x, cos, sin, back=False)
+        torch.autograd.graph.increment_version(qkv)
+        return q, k, v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_q, grad_k, grad_v):
+        out = grad_v.new_empty(len(grad_v), sum(ctx.heads) * grad_v.shape[2])
+        q, k, v = _split(out, ctx.heads)
+        _turn(_dense(grad_q), q, *ctx.saved_tensors, back=True)
+        _turn(_dense(grad_k), k, *ctx.saved_tensors, back=True)
+        v.copy_(grad_v)
+        return out, None, None, None
+
+
+def _split(qkv: Tensor, heads: tuple[int, int, int]) -> tuple[Tensor, ...]:
+    """[T, (H + 2 G) K] -> views [T, H, K], [T, G, K], [T, G, K]."""
+    return qkv.unflatten(1, (sum(heads), -1)).split(heads, dim=1)
+
+
 @jit.on_its_device
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [T, H, K], cos and sin [T, K/2] fp32 or in the dtype of x -> [T, H, K].
 
-    Any strides; heads cut out of a fused projection are not copied. Differentiable once on a GPU.
+    Any strides; heads cut out of a fused projection are not copied. Differentiable once.
     Raises ValueError naming the argument: a shape or a device that does not fit, a dtype, a
     DTensor, a cos or sin that requires a gradient.
     """
     _check("x", x, cos, sin)
-    if not _in_triton(x):
+    if not (_in_triton(x) or runs_natively(x)):
         return rope_reference(x, cos, sin)
     if wants_graph(x):
         return _Rope.apply(x, None, cos, sin)[0]
@@ -149,11 +191,30 @@ def rope_qk(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Ten
     """q [T, H, K], k [T, G, K], cos and sin [T, K/2] -> both rotated, in one launch. See `rope`."""
     _check("q", q, cos, sin)
     check_tensor("k", k, (q.shape[0], "G", q.shape[2]), (q.dtype,), q.device)
-    if not _in_triton(q):
+    if not (_in_triton(q) or runs_natively(q)):
         return rope_reference(q, cos, sin), rope_reference(k, cos, sin)
     if wants_graph(q, k):
         return _Rope.apply(q, k, cos, sin)
     return _launch(q, k, cos, sin, back=False)
+
+
+@jit.on_its_device
+def rope_qkv(
+    qkv: Tensor, heads: tuple[int, int, int], cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """qkv [T, (H + 2 G) K] as projected, heads (H, G, G) -> q, k rotated and v, as `rope_qk`.
+
+    On a CPU what qkv held is lost: the results are views of it, so that training keeps one of the
+    two only. RuntimeError in backward where another operation has saved it.
+    """
+    check_tensor("qkv", qkv, ("T", "(H + 2G)K"), DTYPES)
+    if qkv.shape[1] % sum(heads):
+        raise ValueError(f"qkv: width {qkv.shape[1]}, wanted a multiple of {sum(heads)} heads")
+    q, k, v = _split(qkv, heads)
+    _check("qkv", q, cos, sin)
+    if jit.runs_triton(qkv) or not runs_natively(qkv) or qkv.stride(1) != 1:
+        return *rope_qk(q, k, cos, sin), v
+    return _RopeQkv.apply(qkv, _dense(cos), _dense(sin), heads)
 
 
 def _check(name: str, x: Tensor, cos: Tensor, sin: Tensor) -> None:

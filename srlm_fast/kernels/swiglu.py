@@ -6,8 +6,8 @@ silu(g) = g s, and the upstream gradient d of y,
     ds/dg = s (1 - s),   hence   dL/dg = d u s (1 + g (1 - s))
     dL/du = d g s
 
-Triton: fp32 inside, one rounding at the end. Backward keeps gate_up alone and computes s again;
-both read each value once and write each once.
+Triton, and on a CPU csrc/train_ops.cpp for fp32 and bf16: fp32 inside, one rounding at the end.
+Backward keeps gate_up alone and computes s again; both read each value once and write each once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from . import jit
 from .contracts import check_tensor, once_differentiable, wants_graph
 from .jit import tl, triton
+from .native import native, runs_natively
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -76,6 +77,10 @@ def _launch_forward(gate_up):
     y = gate_up.new_empty(*gate_up.shape[:-1], width)
     if y.numel():
         rows, row_blocks = _rows(gate_up), jit.cdiv(width, BLOCK)
+        if not jit.runs_triton(gate_up):
+            shape = (rows.shape[0], width, rows.dtype == torch.bfloat16)
+            native().swiglu_forward(shape, rows.data_ptr(), rows.stride(0), y.data_ptr())
+            return y
         _forward_kernel[(rows.shape[0] * row_blocks,)](
             rows, y, width, row_blocks, rows.stride(0), BLOCK=BLOCK, num_warps=NUM_WARPS
         )
@@ -87,6 +92,11 @@ def _launch_backward(grad, gate_up):
     out = gate_up.new_empty(gate_up.shape)
     if out.numel():
         grad, rows, row_blocks = _rows(grad), _rows(gate_up), jit.cdiv(width, BLOCK)
+        if not jit.runs_triton(gate_up):
+            shape = (rows.shape[0], width, rows.dtype == torch.bfloat16)
+            both = (grad.data_ptr(), grad.stride(0), rows.data_ptr(), rows.stride(0))
+            native().swiglu_backward(shape, *both, out.data_ptr())
+            return out
         _backward_kernel[(rows.shape[0] * row_blocks,)](
             grad, rows, out, width, row_blocks, grad.stride(0), rows.stride(0),
             BLOCK=BLOCK, num_warps=NUM_WARPS,
@@ -108,13 +118,14 @@ class _SwiGLU(torch.autograd.Function):
 
 @jit.on_its_device
 def swiglu(gate_up: Tensor) -> Tensor:
-    """gate_up [..., 2F] -> [..., F] in the dtype of gate_up. Differentiable once on a GPU.
+    """gate_up [..., 2F] -> [..., F] in the dtype of gate_up. Differentiable once.
 
     Raises ValueError naming the argument: an odd width, a dtype, a DTensor.
     """
     check_tensor("gate_up", gate_up, getattr(gate_up, "shape", ()) or ("...", "2F"), DTYPES)
     if gate_up.shape[-1] % 2:
         raise ValueError(f"gate_up: width {gate_up.shape[-1]}, wanted an even one")
-    if gate_up.dtype == torch.float64 or not jit.runs_triton(gate_up):
+    in_triton = jit.runs_triton(gate_up)
+    if gate_up.dtype == torch.float64 or not (in_triton or runs_natively(gate_up)):
         return swiglu_reference(gate_up)
     return _SwiGLU.apply(gate_up) if wants_graph(gate_up) else _launch_forward(gate_up)

@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.linear import linear
 from ..kernels.rms_norm import rms_norm, rms_norm_residual
-from ..kernels.rope import rope_angles, rope_qk
+from ..kernels.rope import rope_angles, rope_qk, rope_qkv
 from ..kernels.swiglu import swiglu
 from .config import ModelConfig
 from .context import Context, FusedContext
@@ -52,6 +53,11 @@ class RMSNorm(nn.Module):
         return self.weight
 
 
+def project(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x); what is a plain linear layer, and not split or adapted, by `kernels.linear`."""
+    return linear(x, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(x)
+
+
 class Layer(nn.Module):
     """One block: hidden + attention(norm(hidden)), then + feed-forward(norm(hidden)).
 
@@ -80,17 +86,20 @@ class Layer(nn.Module):
         x_TD, hidden_TD = self.attn_norm.of_sum(delta_TD, hidden_TD)
         x_TD = self.drop(self.attention(x_TD, cos, sin, context))
         x_TD, hidden_TD = self.mlp_norm.of_sum(x_TD, hidden_TD)
-        return self.drop(self.down(swiglu(self.gate_up(x_TD)))), hidden_TD
+        return self.drop(project(self.down, swiglu(project(self.gate_up, x_TD)))), hidden_TD
 
     def attention(self, x_TD: Tensor, cos: Tensor, sin: Tensor, context: Context) -> Tensor:
-        qkv = self.qkv(x_TD)
+        qkv = project(self.qkv, x_TD)
         if isinstance(context, FusedContext):
             out = context.attend_qkv(self.index, qkv, cos, sin, *self.head_norms())
-        else:
+            return project(self.o, out.flatten(1))
+        if isinstance(self.q_norm, RMSNorm):
             q, k, v = qkv.unflatten(1, (-1, self.head_dim)).split(self.heads, dim=1)
             q, k = rope_qk(self.q_norm(q), self.k_norm(k), cos, sin)
-            out = context.attend(self.index, q, k, v)
-        return self.o(out.flatten(1))
+        else:
+            q, k, v = rope_qkv(qkv, self.heads, cos, sin)
+        out = context.attend(self.index, q, k, v)
+        return project(self.o, out.flatten(1))
 
     def head_norms(self) -> tuple[Tensor | None, Tensor | None, float]:
         """Weights and epsilon of the norms of query and key heads, where the family has them."""

@@ -235,15 +235,52 @@ def test_nan_stays_in_its_row(kernel_device):
     assert bad[3].all() and bad.sum() == 128
 
 
-def test_on_a_cpu_both_forms_are_plain_pytorch():
-    for dtype in (torch.float32, torch.bfloat16):
-        tensors = make((6, 50), dtype, "cpu")
-        for form, reference, residual in (
-            (rms_norm, rms_norm_reference, None),
-            (rms_norm_residual, rms_norm_residual_reference, tensors[1]),
-        ):
-            ours, eager = (run(f, tensors[0], residual, *tensors[2:]) for f in (form, reference))
-            assert all(torch.equal(ours[name], eager[name]) for name in eager)
+NATIVE = [DTYPES["fp32"], DTYPES["bf16"]]
+
+
+@pytest.mark.parametrize("with_residual", [False, True], ids=["plain", "residual"])
+@pytest.mark.parametrize("dtype", NATIVE, ids=["fp32", "bf16"])
+@pytest.mark.parametrize("shape", [*SHAPES, (130, 48)], ids=lambda s: "x".join(map(str, s)))
+def test_three_way_natively(shape, dtype, with_residual):
+    assert_three_ways(make(shape, dtype, "cpu"), with_residual)
+
+
+@pytest.mark.parametrize("kind", list(KINDS)[1:])
+def test_three_way_natively_on_large_values_and_on_rows_of_zeros(kind):
+    for dtype in NATIVE:
+        assert_three_ways(make((7, 200), dtype, "cpu", kind), True)
+
+
+@pytest.mark.parametrize("case", strided_cases("cpu"))
+def test_natively_strides_do_not_matter(case):
+    x = strided_cases("cpu")[case]
+    _, residual, grad, grad_total, weight = make(x.shape, torch.float32, "cpu")
+    for place in range(4):
+        tensors = [residual, grad, grad_total]
+        tensors.insert(place, x)
+        found = run(rms_norm_residual, *tensors, weight, copy=lambda t: t.detach())
+        wanted = run(rms_norm_residual, *(t.contiguous() for t in tensors), weight)
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_natively_bits_depend_on_no_gradient_no_thread_and_no_neighbour():
+    x, residual, grad, grad_total, weight = make((200, 136), torch.bfloat16, "cpu")
+    many = run(rms_norm_residual, x, residual, grad, grad_total, weight)
+    y, total = rms_norm_residual(x[150:153], residual[150:153], weight, EPS)
+    assert torch.equal(y, many["y"][150:153]) and torch.equal(total, many["total"][150:153])
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        again = run(rms_norm_residual, x, residual, grad, grad_total, weight)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(again[name], many[name]) for name in many)
+
+
+def test_half_precision_that_no_kernel_takes_runs_in_pytorch():
+    x, _, grad, _, weight = make((6, 50), torch.float16, "cpu")
+    ours, eager = (run(f, x, None, grad, None, weight) for f in (rms_norm, rms_norm_reference))
+    assert all(torch.equal(ours[name], eager[name]) for name in eager)
 
 
 GOOD = {"x": torch.zeros(3, 4), "residual": torch.zeros(3, 4), "weight": torch.zeros(4)}

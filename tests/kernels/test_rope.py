@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from srlm_fast.kernels import rope, rope_qk, rope_reference
+from srlm_fast.kernels import rope, rope_qk, rope_qkv, rope_reference
 from srlm_fast.kernels.rope import rope_angles
 from tests.kernels.dtensors import dtensors
 from tests.kernels.guard import guarded, surrounded
@@ -181,13 +181,59 @@ def test_second_backward_gives_the_same_bits(kernel_device):
     assert all(map(torch.equal, first, second))
 
 
-def test_on_a_cpu_it_is_plain_pytorch():
-    for dtype in (torch.float32, torch.bfloat16):
-        tensors, angles = make(SHAPES[0], dtype, "cpu")
-        wanted = run(pair_reference, *tensors, *angles)
-        for form in (rope_qk, pair_one_by_one):
-            found = run(form, *tensors, *angles)
-            assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+NATIVE = [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("form", [rope_qk, pair_one_by_one], ids=["together", "one by one"])
+@pytest.mark.parametrize("dtype", NATIVE, ids=["fp32", "bf16"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+def test_three_way_natively(shape, dtype, form):
+    assert_three_ways(*make(shape, dtype, "cpu"), form)
+
+
+def test_natively_large_values_zeros_and_angles_in_the_dtype_of_x():
+    for kind in KINDS:
+        tensors, angles = make(SHAPES[0], torch.bfloat16, "cpu", kind)
+        assert_three_ways(tensors, angles, rope_qk)
+        assert_three_ways(tensors, [a.bfloat16() for a in angles], rope_qk)
+
+
+def test_half_precision_that_no_kernel_takes_runs_in_pytorch():
+    tensors, angles = make(SHAPES[0], torch.float16, "cpu")
+    found, wanted = (run(form, *tensors, *angles) for form in (rope_qk, pair_reference))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def fused(q, k, v):
+    return torch.cat((q, k, v), 1).flatten(1)
+
+
+@pytest.mark.parametrize("dtype", [*NATIVE, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+def test_a_fused_projection_gives_the_bits_of_its_parts(shape, dtype):
+    (q, k, grad_q, grad_k), angles = make(shape, dtype, "cpu")
+    wanted = run(rope_qk, q, k, grad_q, grad_k, *angles)
+    leaf = fused(q, k, k + 1).requires_grad_()
+    found = rope_qkv(leaf * 1, (shape[1], shape[2], shape[2]), *angles)
+    assert torch.equal(found[0], wanted["q"]) and torch.equal(found[1], wanted["k"])
+    assert torch.equal(found[2], k + 1)
+    torch.autograd.backward(found, [grad_q, grad_k, grad_k * 2])
+    assert torch.equal(leaf.grad, fused(wanted["dq"], wanted["dk"], grad_k * 2))
+
+
+def test_a_fused_projection_that_somebody_saved_is_missed():
+    (q, k, *_), angles = make(SHAPES[0], torch.float32, "cpu")
+    leaf = fused(q, k, k).requires_grad_()
+    qkv = leaf * 1
+    square = qkv * qkv
+    outputs = rope_qkv(qkv, (8, 2, 2), *angles)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (square.sum() + sum(x.sum() for x in outputs)).backward()
+
+
+def test_a_fused_projection_of_another_width_is_refused():
+    with pytest.raises(ValueError, match="qkv: width 25, wanted a multiple of 12 heads"):
+        rope_qkv(torch.zeros(3, 25), (8, 2, 2), torch.zeros(3, 1), torch.zeros(3, 1))
 
 
 GOOD = {

@@ -49,7 +49,21 @@ def run(form, gate_up, grad, copy=torch.clone):
     ids=str,
 )
 def test_three_way(kernel_device, shape, kind, dtype):
-    gate_up, grad = make(shape, dtype, kernel_device, kind)
+    assert_three_ways(*make(shape, dtype, kernel_device, kind))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "shape, kind",
+    [(shape, "random") for shape in SHAPES] + [((7, 200), kind) for kind in list(KINDS)[1:]],
+    ids=str,
+)
+def test_three_way_natively(shape, kind, dtype):
+    assert_three_ways(*make(shape, dtype, "cpu", kind))
+
+
+def assert_three_ways(gate_up, grad):
+    dtype = gate_up.dtype
     truth = run(swiglu_reference, gate_up.double(), grad.double())
     eager = run(swiglu_reference, gate_up, grad)
     with guarded():
@@ -114,11 +128,33 @@ def test_second_backward_gives_the_same_bits(kernel_device):
     assert torch.equal(first, second)
 
 
-def test_on_a_cpu_it_is_plain_pytorch():
-    for dtype in (torch.float32, torch.bfloat16):
-        gate_up, grad = make((3, 128), dtype, "cpu")
-        found, wanted = (run(form, gate_up, grad) for form in (swiglu, swiglu_reference))
+def test_natively_strides_and_what_is_asked_for_do_not_matter():
+    gate_up, grad = make((6, 72), torch.bfloat16, "cpu")
+    wanted = run(swiglu, gate_up, grad)
+    assert torch.equal(swiglu(gate_up), wanted["y"])
+    nan = torch.full_like(gate_up, math.nan)
+    strided = torch.cat((nan, gate_up), dim=1)[:, 72:], torch.cat((nan, grad), dim=1)[:, 72:]
+    for case in (strided, (gate_up.T.contiguous().T, grad.T.contiguous().T)):
+        found = run(swiglu, *case, copy=lambda x: x.detach())
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_natively_no_rows_no_columns_and_nan():
+    for shape in ((0, 24), (2, 0, 24), (3, 0)):
+        gate_up, grad = make(shape, torch.bfloat16, "cpu")
+        found = run(swiglu, gate_up, grad)
+        assert found["y"].shape == grad.shape and found["dgate_up"].shape == shape
+    gate_up, grad = make((3, 80), torch.float32, "cpu")
+    gate_up[1, 3] = math.nan
+    found = run(swiglu, gate_up, grad)
+    assert found["y"].isnan().nonzero().tolist() == [[1, 3]]
+    assert found["dgate_up"].isnan().nonzero().tolist() == [[1, 3], [1, 43]]
+
+
+def test_half_precision_that_no_kernel_takes_runs_in_pytorch():
+    gate_up, grad = make((3, 128), torch.float16, "cpu")
+    found, wanted = (run(form, gate_up, grad) for form in (swiglu, swiglu_reference))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 REFUSED = {
