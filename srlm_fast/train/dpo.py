@@ -27,7 +27,15 @@ from srlm_fast.model import Model
 
 from .config import DpoConfig
 from .logps import sequence_logps, token_logps
-from .packing import Ints, MicroBatch, batch_items, make_segments, micro_batches, num_batches
+from .packing import (
+    Ints,
+    MicroBatch,
+    batch_items,
+    item_tokens,
+    make_segments,
+    micro_batches,
+    num_batches,
+)
 from .report import StepReport, TrainReport
 from .step import StepResult
 from .trainer import run_training
@@ -127,6 +135,7 @@ class DpoTask:
             model.config.vocab_size,
             config.share_prompts,
         )
+        self.lengths = item_tokens(self.segments, 2)
         self.weights = np.array([pair.weight for pair in pairs], dtype=np.float64)
         self.labels = np.array([pair.label for pair in pairs], dtype=np.float64)
         self.ref_logps = None if ref_logps is None else _stack(ref_logps, len(pairs))

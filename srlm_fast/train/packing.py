@@ -105,6 +105,13 @@ def make_segments(
     return segments.sharing() if share_prompts else segments
 
 
+def item_tokens(segments: Segments, per_item: int) -> Ints:
+    """[I] tokens that each item feeds when nothing is shared with another one."""
+    items = np.arange(len(segments.starts) // per_item)[:, None]
+    fed = [sum(_parts(segments, _segments_of(item, per_item)).values()) for item in items]
+    return np.array(fed, dtype=np.int64)
+
+
 def micro_batches(
     segments: Segments,
     items: Ints,

@@ -22,7 +22,7 @@ from srlm_fast.model import Model, reward_scores
 from srlm_fast.model.reward_model import packed_scores
 
 from .config import RewardConfig
-from .packing import Ints, MicroBatch, make_segments, micro_batches
+from .packing import Ints, MicroBatch, item_tokens, make_segments, micro_batches
 from .report import StepReport, TrainReport
 from .step import StepResult
 from .trainer import run_training
@@ -110,6 +110,7 @@ class RewardTask:
             model.config.vocab_size,
             config.share_prompts,
         )
+        self.lengths = item_tokens(self.segments, 2)
         self.weights, self.labels, self.pair_margins = (
             np.array([getattr(pair, name) for pair in pairs], dtype=np.float64)
             for name in ("weight", "label", "margin")

@@ -15,7 +15,7 @@ from srlm_fast.model import Model
 
 from .config import SftConfig
 from .logps import sequence_logps
-from .packing import Ints, MicroBatch, make_segments, micro_batches
+from .packing import Ints, MicroBatch, item_tokens, make_segments, micro_batches
 from .report import StepReport, TrainReport
 from .step import StepResult
 from .trainer import run_training
@@ -86,6 +86,7 @@ class SftTask:
             model.config.vocab_size,
             config.share_prompts,
         )
+        self.lengths = item_tokens(self.segments, 1)
         self.weights = np.array([row.weight for row in rows], dtype=np.float64)
 
     def begin(self, model: Model, saved: dict[str, Tensor] | None) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ class Task(Protocol):
 
     num_items: int
     batch_size: int
+    lengths: Ints  # tokens that each item feeds when it is alone
 
     def begin(self, model: Model, saved: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Get ready, from what an earlier `begin` returned if resuming. Returns what to save."""

@@ -10,6 +10,7 @@ import torch
 
 from srlm_fast.train.packing import (
     batch_items,
+    item_tokens,
     make_segments,
     micro_batches,
     num_batches,
@@ -56,6 +57,7 @@ def test_a_tree_by_hand():
     prompts = [[1, 2]] * 4 + [[3]] * 2
     responses = [[7, 8, 9], [5, 9], [9], [7, 8, 9], [7], [7]]
     segments = make_segments(prompts, responses, vocab_size=20, share_prompts=True)
+    assert item_tokens(segments, 2).tolist() == [2 + 2 + 1, 2 + 0 + 2, 1 + 0]
     batch = pack(segments, np.array([0, 2, 1]), per_item=2)
     assert batch.token_ids.tolist() == [1, 2, 7, 8, 5, 3]
     assert (batch.lengths, batch.parents) == ([2, 2, 1, 1], [-1, 0, 0, -1])
