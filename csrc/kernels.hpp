@@ -130,7 +130,7 @@ void rms_norm_backward(const RowsShape& shape, const Rows& grad, const Rows& gra
                        const Rows& x, const void* weight, const float* scales, void* out,
                        float* grad_weight);
 // Heads [rows, heads, head_dim] turned by the angles [rows, head_dim / 2], or back by them.
-struct HeadRows {
+struct StridedHeads {
   void* data;
   int64_t row_stride, head_stride;
 };
@@ -139,7 +139,7 @@ struct Angles {
   int64_t cosine_stride, sine_stride;
   bool are_bf16;
 };
-void turn_heads(const HeadRows& x, const HeadRows& y, bool is_bf16, int64_t rows, int64_t heads,
+void turn_heads(const StridedHeads& x, const StridedHeads& y, bool is_bf16, int64_t rows, int64_t heads,
                 int64_t head_dim, const Angles& angles, bool back);
 // gate_up [rows, 2 width] -> y [rows, width], and grad [rows, width] -> out [rows, 2 width].
 void swiglu_forward(const RowsShape& shape, const void* gate_up, int64_t stride, void* y);

@@ -362,6 +362,43 @@ void bind_kernels(py::module_& m) {
   m.def("noise_key", &noise_key);
 }
 
+void bind_text(py::module_& m) {
+  m.def("extract_scores", [](uintptr_t ids, int64_t stride, bool is_64, uintptr_t lengths,
+                             uintptr_t finished, int64_t rows, uintptr_t token_maps, int64_t vocab,
+                             uintptr_t maps, int64_t states, uintptr_t ends, int32_t start,
+                             int32_t low, uintptr_t scores, uintptr_t status) {
+    const ScoreTableView table{at<int32_t>(token_maps), vocab, at<int32_t>(maps), states,
+                               at<int32_t>(ends), start, low};
+    const auto *length = at<int64_t>(lengths);
+    const auto *done = at<bool>(finished);
+    py::gil_scoped_release release;
+    if (is_64)
+      extract_scores(at<int64_t>(ids), stride, length, done, rows, table, at<float>(scores),
+                     at<int32_t>(status));
+    else
+      extract_scores(at<int32_t>(ids), stride, length, done, rows, table, at<float>(scores),
+                     at<int32_t>(status));
+  });
+  m.def(
+      "rouge_l_max",
+      [](Array<int32_t> candidate, Array<int32_t> pool, Array<int64_t> starts) {
+        const int64_t count = std::max<int64_t>(starts.size() - 1, 0);
+        for (int64_t i = 0; i < count; ++i)
+          if (starts.data()[i] < 0 || starts.data()[i] > starts.data()[i + 1])
+            throw std::invalid_argument("starts: wanted offsets that never fall");
+        if (count > 0 && starts.data()[count] > pool.size())
+          throw std::invalid_argument("starts: the last one is beyond the pool");
+        const int32_t *words = candidate.data(), *pool_words = pool.data();
+        const int64_t* offsets = starts.data();
+        const int64_t length = candidate.size();
+        py::gil_scoped_release release;
+        return rouge_l_max(words, length, pool_words, offsets, count);
+      },
+      py::arg("candidate"), py::arg("pool"), py::arg("starts"),
+      "The largest ROUGE-L F-measure of candidate [L] int32 against the sequences\n"
+      "pool[starts[i]:starts[i+1]], i < len(starts) - 1; 0.0 for an empty candidate or pool.");
+}
+
 using RowsArguments = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
 using ShapeOfRows = std::tuple<int64_t, int64_t, bool>;  // rows, width, is_bf16
 using HeadArguments = std::tuple<uintptr_t, int64_t, int64_t>;
@@ -377,7 +414,7 @@ RowsShape rows_shape(const ShapeOfRows& shape) {
   return {rows, width, is_bf16};
 }
 
-HeadRows heads_of(const HeadArguments& arguments) {
+StridedHeads heads_of(const HeadArguments& arguments) {
   const auto& [data, row_stride, head_stride] = arguments;
   return {at<void>(data), row_stride, head_stride};
 }
@@ -423,49 +460,12 @@ void bind_training(py::module_& m) {
   });
 }
 
-void bind_text(py::module_& m) {
-  m.def("extract_scores", [](uintptr_t ids, int64_t stride, bool is_64, uintptr_t lengths,
-                             uintptr_t finished, int64_t rows, uintptr_t token_maps, int64_t vocab,
-                             uintptr_t maps, int64_t states, uintptr_t ends, int32_t start,
-                             int32_t low, uintptr_t scores, uintptr_t status) {
-    const ScoreTableView table{at<int32_t>(token_maps), vocab, at<int32_t>(maps), states,
-                               at<int32_t>(ends), start, low};
-    const auto *length = at<int64_t>(lengths);
-    const auto *done = at<bool>(finished);
-    py::gil_scoped_release release;
-    if (is_64)
-      extract_scores(at<int64_t>(ids), stride, length, done, rows, table, at<float>(scores),
-                     at<int32_t>(status));
-    else
-      extract_scores(at<int32_t>(ids), stride, length, done, rows, table, at<float>(scores),
-                     at<int32_t>(status));
-  });
-  m.def(
-      "rouge_l_max",
-      [](Array<int32_t> candidate, Array<int32_t> pool, Array<int64_t> starts) {
-        const int64_t count = std::max<int64_t>(starts.size() - 1, 0);
-        for (int64_t i = 0; i < count; ++i)
-          if (starts.data()[i] < 0 || starts.data()[i] > starts.data()[i + 1])
-            throw std::invalid_argument("starts: wanted offsets that never fall");
-        if (count > 0 && starts.data()[count] > pool.size())
-          throw std::invalid_argument("starts: the last one is beyond the pool");
-        const int32_t *words = candidate.data(), *pool_words = pool.data();
-        const int64_t* offsets = starts.data();
-        const int64_t length = candidate.size();
-        py::gil_scoped_release release;
-        return rouge_l_max(words, length, pool_words, offsets, count);
-      },
-      py::arg("candidate"), py::arg("pool"), py::arg("starts"),
-      "The largest ROUGE-L F-measure of candidate [L] int32 against the sequences\n"
-      "pool[starts[i]:starts[i+1]], i < len(starts) - 1; 0.0 for an empty candidate or pool.");
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Pages, scheduling, attention and sampling on a CPU; see srlm_fast/sampler.";
   bind_scheduler(m);
   bind_kernels(m);
-  bind_training(m);
   bind_text(m);
+  bind_training(m);
 }

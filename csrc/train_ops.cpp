@@ -120,7 +120,7 @@ SRLM_CLONES void turn_head(const T* x, const A* cosines, const A* sines, float s
 }
 
 template <typename T, typename A>
-void turn_rows(const HeadRows& x, const HeadRows& y, int64_t rows, int64_t heads, int64_t half,
+void turn_rows(const StridedHeads& x, const StridedHeads& y, int64_t rows, int64_t heads, int64_t half,
                const A* cosines, int64_t cosine_stride, const A* sines, int64_t sine_stride,
                float sign) {
 #pragma omp parallel for schedule(static) if (rows * heads * half > kSerial)
@@ -188,7 +188,7 @@ void rms_norm_backward(const RowsShape& s, const Rows& grad, const Rows& grad_to
   s.is_bf16 ? run(static_cast<const uint16_t*>(weight)) : run(static_cast<const float*>(weight));
 }
 
-void turn_heads(const HeadRows& x, const HeadRows& y, bool is_bf16, int64_t rows, int64_t heads,
+void turn_heads(const StridedHeads& x, const StridedHeads& y, bool is_bf16, int64_t rows, int64_t heads,
                 int64_t head_dim, const Angles& angles, bool back) {
   const float sign = back ? -1.0f : 1.0f;
   const auto run = [&](auto* typed, auto* cosines) {
