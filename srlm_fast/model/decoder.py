@@ -24,7 +24,7 @@ from ..kernels.rope import rope_angles, rope_qk
 from ..kernels.swiglu import swiglu
 from .config import ModelConfig
 from .context import Context, FusedContext
-from .parallel import Parallel
+from .parallel import Layout, Parallel
 from .rope import rope_frequencies
 
 
@@ -114,7 +114,8 @@ class Model(nn.Module):
         self.tokenizer = tokenizer
         self.generation_config: dict[str, Any] = {}
         self.weights_version = 0
-        self.parallel: Parallel | None = None  # how the weights are split over ranks, if they are
+        self.parallel: Parallel | None = None  # how the heads are split over ranks, if they are
+        self.layout: Layout | None = None  # how the weights lie on ranks, if they are split at all
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -209,8 +210,8 @@ class Model(nn.Module):
         save_model(self, Path(folder))
 
     def load_weights(self, folder: str | Path) -> None:
-        """Read another folder's weights of the same shape into these same tensors. Raises
-        ModelError.
+        """Read another folder's weights of the same shape into these same tensors. Where they are
+        split, each rank reads its own part of the files. Raises ModelError.
         """
         from .weights import read_weights
 

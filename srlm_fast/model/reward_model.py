@@ -32,6 +32,7 @@ from .load import (
     resolve_device,
     resolve_dtype,
 )
+from .parallel import local
 from .weights import weight_files
 
 MAX_TOKENS = 8192  # run at once; a longer conversation runs alone
@@ -216,7 +217,7 @@ def packed_scores(model: Model, token_ids: Tensor, lengths: Sequence[int], rows:
     context = PackedContext(lengths, model.config.windows, model.device)
     hidden_SD = model(token_ids, context.positions, context).index_select(0, rows)
     wide = torch.promote_types(model.dtype, torch.float32)
-    return F.linear(hidden_SD.to(wide), model.score.weight.to(wide))[:, 0]
+    return F.linear(hidden_SD.to(wide), local(model.score.weight).to(wide))[:, 0]
 
 
 def with_score_head(model: Model, seed: int) -> Model:

@@ -1,17 +1,19 @@
 """Safetensors in and out, under the names that Hugging Face has on disk, into and from the fused
 tensors.
 
-Shards are opened lazily: one tensor at a time is read and copied to its place, so that loading
-needs the model's own memory and one tensor more.
+Files are opened lazily: one tensor at a time is read and copied to its place, so that loading needs
+the model's own memory and one tensor more. A rank of several reads only the rows and columns that
+it holds.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -97,27 +99,44 @@ def read_weights(model: Model, folder: Path) -> None:
     wanted = places(model.config)
     parameters = stored_weights(model)
     missing = dict.fromkeys(wanted)
-    for file, name, tensor in _tensors(folder):
+    for file, name, stored in _tensors(folder):
         place = wanted.get(name) or wanted.get(f"model.{name}")
         if place is None:
             _check_leftover(model, file, name)
             continue
-        if tuple(tensor.shape) != place.shape:
+        if tuple(stored.get_shape()) != place.shape:
             raise ModelError(
-                f"{file}: {name} has shape {list(tensor.shape)}; "
+                f"{file}: {name} has shape {stored.get_shape()}; "
                 f"config.json asks for {list(place.shape)}"
             )
-        weight = parameters[place.parameter]
-        if model.parallel is None:
-            weight[place.start : place.stop].copy_(tensor)
-        else:
-            model.parallel.load(place.parameter, weight, place.start, tensor)
+        for offsets, local in _pieces(model, place.parameter, parameters[place.parameter]):
+            _read_box(stored, place, offsets, local)
         missing.pop(name if name in wanted else f"model.{name}", None)
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise ModelError(
             f"{folder}: tensor {next(iter(missing))} is missing from the weights{more}"
         )
+
+
+def _pieces(model: Model, name: str, weight: Tensor) -> Sequence[tuple[tuple[int, ...], Tensor]]:
+    if model.layout is None:
+        return [((0,) * weight.ndim, weight)]
+    try:
+        return model.layout.pieces(name, weight)
+    except ValueError as error:
+        raise ModelError(str(error)) from None
+
+
+def _read_box(stored: Any, place: Place, offsets: tuple[int, ...], local: Tensor) -> None:
+    """Copy what a tensor on disk has of a box of its parameter, and read no more than that."""
+    first, *columns = offsets
+    start, stop = max(place.start, first), min(place.stop, first + len(local))
+    if start >= stop:
+        return
+    box = [slice(start - place.start, stop - place.start)]
+    box += [slice(c, c + size) for c, size in zip(columns, local.shape[1:], strict=True)]
+    local[start - first : stop - first].copy_(stored[tuple(box)])
 
 
 def stored_weights(model: Model) -> dict[str, Tensor]:
@@ -127,8 +146,8 @@ def stored_weights(model: Model) -> dict[str, Tensor]:
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     if any(weight.dtype == torch.float8_e4m3fn for weight in weights.values()):
         raise ModelError("the weights are fp8, for sampling only; load or save the bf16 model")
-    if model.parallel is None and any(hasattr(w, "placements") for w in weights.values()):
-        raise ModelError("the weights are sharded; load before that, save inside dist.unsharded")
+    if model.layout is None and any(hasattr(w, "placements") for w in weights.values()):
+        raise ModelError("the weights are sharded, but not by dist.shard or dist.tensor_parallel")
     return weights
 
 
@@ -141,14 +160,15 @@ def _check_leftover(model: Model, file: Path, name: str) -> None:
     )
 
 
-def _tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
+def _tensors(folder: Path) -> Iterator[tuple[Path, str, Any]]:
+    """File, name, and what reads a box of the tensor when indexed."""
     for file in weight_files(folder):
         if file.stat().st_size == 0:
             raise ModelError(f"{file}: is empty; wanted safetensors weights")
         try:
             with safe_open(file, framework="pt") as shard:
                 for name in shard.keys():
-                    yield file, name, shard.get_tensor(name)
+                    yield file, name, shard.get_slice(name)
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{file}: is truncated or no safetensors file ({error})") from None
 

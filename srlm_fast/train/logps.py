@@ -18,14 +18,18 @@ def token_logps(model: Model, micro_batch: MicroBatch) -> Tensor:
     """
     context = PackedContext(micro_batch.lengths, model.config.windows, model.device)
     hidden_TD = model(micro_batch.token_ids, context.positions, context)
-    logp_N = linear_logprob(
-        hidden_TD.index_select(0, micro_batch.rows),
-        model.head,
-        micro_batch.targets,
-        ignore_index=None,
-    )
+    rows_ND = hidden_TD.index_select(0, micro_batch.rows)
+    if model.parallel is not None:
+        return model.parallel.logprobs(rows_ND, model.head, micro_batch.targets, _with_lse)
+    logp_N = linear_logprob(rows_ND, model.head, micro_batch.targets, ignore_index=None)
     assert isinstance(logp_N, Tensor)  # nothing else was asked for
     return logp_N
+
+
+def _with_lse(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    found = linear_logprob(hidden_ND, head_VD, targets_N, ignore_index=None, return_lse=True)
+    assert not isinstance(found, Tensor) and found.lse is not None
+    return found.logprobs, found.lse
 
 
 def sequence_logps(model: Model, micro_batch: MicroBatch) -> Tensor:

@@ -48,6 +48,7 @@ class MicroBatch:
     rows: Tensor  # [N] int64, rows of the stream that predict
     targets: Tensor  # [N] int64
     response_lengths: Tensor  # [S] int64, N in all
+    idle: bool = False  # counts for nothing: run because another rank has one more
 
 
 def make_segments(
