@@ -126,8 +126,8 @@ class Ranks:
     def _copies(self, param: Any) -> int:
         """How many ranks hold each of its elements."""
         assert self.mesh is not None
-        spread = zip(getattr(param, "placements", ()), range(self.mesh.ndim), strict=False)
-        ranks = [param.device_mesh.size(dim) for placed, dim in spread if placed.is_shard()]
+        placed = enumerate(getattr(param, "placements", ()))  # FSDP over tensor is no plain Shard
+        ranks = [param.device_mesh.size(dim) for dim, how in placed if not how.is_replicate()]
         return self.mesh.size() // math.prod(ranks)
 
 
