@@ -222,7 +222,7 @@ def packed_scores(model: Model, token_ids: Tensor, lengths: Sequence[int], rows:
 
 def with_score_head(model: Model, seed: int) -> Model:
     """A reward model over the very tensors of `model`, with a new score row: what trains it changes
-    `model`.
+    `model`. To be sharded over data ranks, it comes before `dist.shard`.
 
     The row is drawn with a standard deviation of 1 / sqrt(D + 1) (arXiv 2009.01325, appendix B.1).
     """
@@ -230,6 +230,7 @@ def with_score_head(model: Model, seed: int) -> Model:
     with torch.device("meta"):
         made = Model(config, model.tokenizer)
     made.embed, made.layers, made.norm = model.embed, model.layers, model.norm
+    made.parallel, made.layout = model.parallel, model.layout
     generator = torch.Generator().manual_seed(seed)
     row = torch.randn(1, config.hidden_size, generator=generator) * (config.hidden_size + 1) ** -0.5
     assert made.score is not None

@@ -91,7 +91,7 @@ class Checkpoint:
         if self.ranks.is_first:
             shutil.rmtree(folder, ignore_errors=True)
         self.ranks.wait()
-        save_shards(folder, tensors, alone=False)
+        save_shards(folder, tensors)
         if self.ranks.is_first:
             save_checkpoint(self.path, {**state, "folder": folder.name})
             self._remove_others(folder.name)

@@ -28,7 +28,8 @@ class Ranks:
     """A mesh ("data", "tensor") as `dist.device_mesh` makes it, or None: this process alone.
 
     scale: what a loss is multiplied with before its backward pass; FSDP divides by the data ranks.
-    Raises ValueError when the mesh has other dimensions, or weights are split and there is none.
+    Raises ValueError when the mesh has other dimensions, weights are split and there is none, or
+    only parts of the model are sharded.
     """
 
     def __init__(self, model: nn.Module, mesh: DeviceMesh | None) -> None:
@@ -134,7 +135,10 @@ class Ranks:
 def _is_sharded(model: nn.Module) -> bool:
     from torch.distributed.fsdp import FSDPModule
 
-    return isinstance(model, FSDPModule)
+    found = isinstance(model, FSDPModule)
+    if not found and any(isinstance(module, FSDPModule) for module in model.modules()):
+        raise ValueError("model: only parts of it are sharded; wanted dist.shard(model, mesh)")
+    return found
 
 
 def share(lengths: Ints, ranks: int) -> list[Ints]:

@@ -8,8 +8,7 @@ without ranks.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,19 +48,20 @@ class Spread:
         return cls(tuple(tensor.shape), [Piece((0,) * tensor.ndim, tensor)])
 
 
-def save_shards(folder: Path, tensors: Mapping[str, Spread], alone: bool) -> None:
-    """Write a new folder. All ranks call it with the same names; what several hold is written once.
-    alone: no other rank takes part.
+def save_shards(folder: Path, tensors: Mapping[str, Spread]) -> None:
+    """Write a new folder. All ranks call it with the same names; what several hold is written
+    once.
     """
-    with _silent():
-        writer = dcp.FileSystemWriter(folder)
-        dcp.save({}, storage_writer=writer, planner=_Save(tensors), no_dist=alone)
+    dcp.save({}, storage_writer=dcp.FileSystemWriter(folder), planner=_Save(tensors))
 
 
 def load_shards(folder: Path, tensors: Mapping[str, Spread], alone: bool) -> None:
-    """Fill the pieces. Raises KeyError for a name that is not there."""
-    with _silent():
-        reader = dcp.FileSystemReader(folder)
+    """Fill the pieces. All ranks call it, unless this process is `alone`. Raises KeyError for a
+    name that is not there.
+    """
+    reader = dcp.FileSystemReader(folder)
+    with warnings.catch_warnings():  # that it is alone
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.load({}, storage_reader=reader, planner=_Load(tensors), no_dist=alone)
 
 
@@ -70,14 +70,6 @@ def shapes_of(folder: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     found = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata.items()
     tensors = {name: kept for name, kept in found if isinstance(kept, TensorStorageMetadata)}
     return {name: (tuple(kept.size), kept.properties.dtype) for name, kept in tensors.items()}
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """That a process is alone is what was asked for, and no reason to warn."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
 
 
 def _views(tensors: Mapping[str, Spread]) -> dict[MetadataIndex, Tensor]:

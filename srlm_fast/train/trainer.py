@@ -96,9 +96,8 @@ def run_training(
             report.peak_bytes = max(report.peak_bytes, peak_bytes(model.device))
             if on_step is not None:
                 on_step(done)
-            if ranks.any(
-                ranks.is_first and time.monotonic() - saved_at >= config.checkpoint_seconds
-            ):
+            is_due = time.monotonic() - saved_at >= config.checkpoint_seconds
+            if kept is not None and ranks.any(ranks.is_first and is_due):
                 save(step + 1)
                 saved_at = time.monotonic()
     if start < num_steps:

@@ -22,7 +22,9 @@ def splits() -> list[tuple[str, Split, int, int]]:
     return found
 
 
-@pytest.mark.parametrize("split, count, ranks", [s[1:] for s in splits()], ids=[s[0] for s in splits()])
+@pytest.mark.parametrize(
+    "split, count, ranks", [s[1:] for s in splits()], ids=[s[0] for s in splits()]
+)
 def test_the_whole_comes_back(split: Rows, count: int, ranks: int):
     whole = torch.randn(count, 5)
     parts = [split.part(whole, rank) for rank in range(ranks)]

@@ -114,9 +114,13 @@ def test_an_infinite_gradient_on_one_rank_is_skipped_by_all(two_ranks: Ranks, la
     assert_close(first["weights"], second["weights"], 0.0)
 
 
-def test_split_weights_ask_for_their_mesh(two_ranks: Ranks):
-    for found in two_ranks(training.refuses_no_mesh, "tensor"):
-        assert found == "mesh: None, but the weights are split; wanted the mesh they lie on"
+def test_a_mesh_that_does_not_fit_is_refused(two_ranks: Ranks):
+    for found in two_ranks(training.refusals):
+        assert found == [
+            "mesh: None, but the weights are split; wanted the mesh they lie on",
+            "mesh: dimensions ('data',), wanted ('data', 'tensor')",
+            "model: only parts of it are sharded; wanted dist.shard(model, mesh)",
+        ]
 
 
 # ------------------------------------------------------------------------------ checkpoints

@@ -38,18 +38,16 @@ LAYOUTS = {"copies": (1, False), "fsdp": (1, True), "tensor": (2, False), "both"
 def made(layout: str, dtype: torch.dtype, change: str = "") -> tuple[Model, Any]:
     """A model split as `layout` says, and the mesh; of this process alone for "one"."""
     model = cases.model_of(FAMILY).to(dtype)
-    if change == "reward":
-        model = with_score_head(model, 3)
     if change == "frozen":  # all but what writes to the residual stream
         for name, weight in model.named_parameters():
             weight.requires_grad_(".o." in name or ".down." in name)
-    if layout == "one":
-        return model, None
-    tensor, sharded = LAYOUTS[layout]
-    mesh = device_mesh(tensor, "cpu")
-    if tensor > 1:
+    tensor, sharded = LAYOUTS.get(layout, (1, False))
+    mesh = None if layout == "one" else device_mesh(tensor, "cpu")
+    if mesh is not None and tensor > 1:
         tensor_parallel(model, mesh["tensor"])
-    if sharded:
+    if change == "reward":
+        model = with_score_head(model, 3)
+    if mesh is not None and sharded:
         shard(model, mesh["data"])
     return model, mesh
 
@@ -156,9 +154,15 @@ def resumed(kind: str, layout: str, path: str) -> dict[str, Any]:
     return {"told": told(report), "weights": whole(model), "seen": seen}
 
 
-def refuses_no_mesh(layout: str) -> str:
-    model, _ = made(layout, torch.float32)
-    return cases.refusal(lambda: steps("sft", model))
+def refusals() -> list[str]:
+    """No mesh, other dimensions, parts of a model."""
+    model, mesh = made("fsdp", torch.float32)
+    scored = with_score_head(model, 3)
+    return [
+        cases.refusal(lambda: steps("sft", model)),
+        cases.refusal(lambda: steps("sft", model, mesh=mesh["data"])),
+        cases.refusal(lambda: steps("reward", scored, mesh=mesh)),
+    ]
 
 
 def infinite_gradient(layout: str, broken_rank: int) -> dict[str, Any]:
