@@ -10,17 +10,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from .layout import Layout
 
 
 def shard(model: Any, mesh: DeviceMesh) -> None:
     """Shard a decoder in place over a mesh of one dimension, layer by layer, after
-    `tensor_parallel` if at all.
+    `tensor_parallel` if at all. Gradients of half precision are summed over ranks in fp32.
     """
+    half = model.dtype.itemsize < 4
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32 if half else None)
+    if model.layout is None:
+        model.layout = Layout(mesh)
+    else:
+        model.layout.groups.insert(0, mesh.get_group())
     for layer in model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def reshard(model: Any) -> None:
+    """Give back what forwards without a backward have left whole: afterwards the model's parameters
+    are the sharded ones again. A model without FSDP is left as it is.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 @contextmanager
@@ -41,8 +59,7 @@ def unsharded(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        for module in modules:
-            module.reshard()
+        reshard(model)
         if modules:
             model.set_reshard_after_forward(True)
             model.set_reshard_after_forward(False, recurse=False)

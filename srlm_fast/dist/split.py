@@ -29,8 +29,8 @@ class Split(Protocol):
         """All ranks' parts, one behind the other -> the parameter as files have it."""
         ...
 
-    def load(self, part: Tensor, rank: int, start: int, rows: Tensor) -> None:
-        """Copy rows [start, start + len(rows)) of the whole parameter into a rank's part."""
+    def rows(self, count: int, rank: int) -> Tensor:
+        """Which of the whole's `count` rows a rank holds, in the order in which it holds them."""
         ...
 
 
@@ -45,8 +45,8 @@ class Whole:
     def whole(self, stored: Tensor) -> Tensor:
         return stored
 
-    def load(self, part: Tensor, rank: int, start: int, rows: Tensor) -> None:
-        part[start : start + len(rows)].copy_(rows)
+    def rows(self, count: int, rank: int) -> Tensor:
+        return torch.arange(count)
 
 
 class Columns:
@@ -63,8 +63,8 @@ class Columns:
     def whole(self, stored: Tensor) -> Tensor:
         return stored
 
-    def load(self, part: Tensor, rank: int, start: int, rows: Tensor) -> None:
-        part[start : start + len(rows)].copy_(rows.chunk(self.ranks, 1)[rank])
+    def rows(self, count: int, rank: int) -> Tensor:
+        return torch.arange(count)
 
 
 class Rows:
@@ -93,10 +93,8 @@ class Rows:
         out[self.order.to(stored.device)] = stored
         return out
 
-    def load(self, part: Tensor, rank: int, start: int, rows: Tensor) -> None:
-        own = self.of_rank[rank] - start
-        here = (own >= 0) & (own < len(rows))
-        part[here.to(part.device)] = rows[own[here]].to(part)
+    def rows(self, count: int, rank: int) -> Tensor:
+        return self.of_rank[rank]
 
 
 def vocabulary(size: int, ranks: int) -> Rows:

@@ -18,6 +18,7 @@ the sum, so its gradients are summed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -30,9 +31,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from .collectives import gather_columns, sum_gradient, sum_over_ranks
+from .layout import Layout
 from .split import Columns, Rows, Split, Whole, gate_and_up, query_key_value, vocabulary
 
 ROW = ("o", "down")  # linears of a layer whose input is split
+Logprobs = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def tensor_parallel(model: Any, mesh: DeviceMesh) -> None:
@@ -51,7 +54,7 @@ def tensor_parallel(model: Any, mesh: DeviceMesh) -> None:
     if place not in (mesh.device_type, "meta"):
         raise ValueError(f"model: on {place}, wanted it on the mesh's {mesh.device_type}")
     splits = _splits(model, mesh.size())
-    model.parallel = TensorParallel(mesh, splits)
+    model.layout = model.parallel = TensorParallel(mesh, splits)
     for name, split in splits.items():
         _distribute(model, name, split, mesh)
     group = mesh.get_group()
@@ -76,37 +79,38 @@ def tensor_parallel(model: Any, mesh: DeviceMesh) -> None:
     _become(model.norm, _local_weight(model.norm.__class__), group)
 
 
-class TensorParallel:
-    """How a model's weights lie on the ranks of a mesh.
-
-    writes: whether this rank writes files; all take part in gathering what it writes.
-    """
+class TensorParallel(Layout):
+    """How a model's weights lie on the ranks of a mesh, and its head on the part of one rank."""
 
     def __init__(self, mesh: DeviceMesh, splits: dict[str, Split]) -> None:
-        self.mesh, self.group = mesh, mesh.get_group()
-        self.splits, self.rank = splits, mesh.get_local_rank()
-        self.writes = dist.get_rank() == 0
+        super().__init__(mesh, splits)
+        self.mesh, self.group, self.rank = mesh, mesh.get_group(), mesh.get_local_rank()
         rows = [split for split in splits.values() if isinstance(split, Rows)]
         self.has_copies = any(split.has_copies for split in rows)
-
-    def whole(self, name: str, weight: Any) -> Tensor:
-        """The parameter as files have it, on every rank, from its DTensor."""
-        return self.splits[name].whole(weight.detach().full_tensor())
-
-    def load(self, name: str, weight: Any, start: int, rows: Tensor) -> None:
-        """Copy rows [start, start + len(rows)) of the whole parameter to where they lie here."""
-        if weight.device_mesh != self.mesh:
-            raise ValueError(f"{name}: sharded over data ranks too; wanted loading before that")
-        self.splits[name].load(weight.detach().to_local(), self.rank, start, rows)
 
     def logits(self, hidden: Tensor, head: Tensor) -> Tensor:
         """hidden [U, D], head [V, D] -> [U, V], the same bits on every rank."""
         own = F.linear(sum_gradient(hidden, self.group), _local(head))
         return gather_columns(own, head.shape[0], self.group)
 
-    def wait(self) -> None:
-        """Until all ranks are here."""
-        dist.barrier(self.group)
+    def logprobs(self, hidden: Tensor, head: Tensor, targets: Tensor, local: Logprobs) -> Tensor:
+        """hidden [N, D], head [V, D], targets [N] -> log-probs [N], the same on every rank.
+
+        local: (hidden, a rank's rows of the head, targets among them) -> their log-probs and
+        log-sum-exps [N], differentiable. No rank sees logits of another's rows.
+        """
+        table = _local(head)
+        share = -(-head.shape[0] // self.mesh.size())
+        places = targets - self.rank * share
+        others = (places < 0) | (places >= len(table))
+        hidden = sum_gradient(hidden, self.group)
+        logp, lse = local(hidden, table, places.masked_fill(others, 0))
+        top = lse.detach().clone()
+        dist.all_reduce(top, dist.ReduceOp.MAX, group=self.group)
+        # logp + lse is the target's logit.
+        parts = torch.stack(((lse - top).exp(), (logp + lse - top).masked_fill(others, 0)))
+        total, logit = sum_over_ranks(parts, self.group)
+        return logit - total.log()
 
 
 class ColumnLinear:

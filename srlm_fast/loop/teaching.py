@@ -20,6 +20,7 @@ from srlm_fast.train import (
     TokenPair,
     TrainReport,
     pair_accuracy,
+    remove_checkpoint,
     train_dpo,
     train_reward_model,
     train_sft,
@@ -131,7 +132,7 @@ class Teaching:
         )
         figures = {"pairs": len(pairs), "held_out": pair_accuracy(model, held_out)}
         model.save(run.out / FOLDER)
-        checkpoint.unlink(missing_ok=True)
+        remove_checkpoint(checkpoint)
         run.model.load_weights(folder.model)
         run.display.note(accuracy_note(figures))
         return figures | training_figures(report, run.out / FOLDER)
@@ -141,7 +142,7 @@ class Teaching:
         title = f"{folder.name} {kind}"
         report = self.steps(folder.stage("train"), title, folder.checkpoint, work)
         self.run.model.save(folder.model)
-        folder.checkpoint.unlink(missing_ok=True)
+        remove_checkpoint(folder.checkpoint)
         self.run.sampler.acquire()
         trained = {"trained_parameters": trainable_parameters(self.run.model)}
         return training_figures(report, folder.model) | trained

@@ -25,7 +25,7 @@ from ..kernels.rope import rope_angles, rope_qk, rope_qkv
 from ..kernels.swiglu import swiglu
 from .config import ModelConfig
 from .context import Context, FusedContext
-from .parallel import Parallel
+from .parallel import Layout, Parallel
 from .rope import rope_frequencies
 
 if TYPE_CHECKING:
@@ -126,7 +126,8 @@ class Model(nn.Module):
         self.tokenizer = tokenizer
         self.generation_config: dict[str, Any] = {}
         self.weights_version = 0
-        self.parallel: Parallel | None = None  # how the weights are split over ranks, if they are
+        self.parallel: Parallel | None = None  # how the heads are split over ranks, if they are
+        self.layout: Layout | None = None  # how the weights lie on ranks, if they are split at all
         self.adapter: Adapter | None = None  # what trains beside frozen weights (lora.py), if any
         self.source, self.folder = "", Path()  # what the weights were loaded from, by name
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -226,8 +227,8 @@ class Model(nn.Module):
 
     def load_weights(self, folder: str | Path) -> None:
         """Read another folder's weights of the same shape into these same tensors: an adapter in
-        the place of the model's own, or a base, beside which the adapter becomes a fresh one.
-        Raises ModelError.
+        the place of the model's own, or a base, beside which the adapter becomes a fresh one. Where
+        they are split, each rank reads its own part of the files. Raises ModelError.
         """
         from .peft import load_into
 

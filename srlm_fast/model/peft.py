@@ -18,7 +18,7 @@ from .config import ModelConfig, ModelError
 from .decoder import Model
 from .lora import PARTS, TARGETS, LoraConfig, lora_parameters, reset_lora
 from .save import whole_folder, write_json
-from .weights import Place, check_not_sharded, put_rows, read_weights, tensors_of
+from .weights import Place, check_not_sharded, put_rows, read_weights, shape_of, tensors_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BLOCKS = {"qkv": "self_attn", "o": "self_attn", "gate_up": "mlp", "down": "mlp"}
@@ -146,9 +146,9 @@ def read_adapter(model: Model, folder: Path) -> None:
         place = wanted.get(name)
         if place is None:
             raise ModelError(f"{file}: tensor {name} has no place in this model's adapter")
-        if tuple(tensor.shape) != place.shape:
+        if shape_of(tensor) != place.shape:
             raise ModelError(
-                f"{file}: {name} has shape {list(tensor.shape)}; "
+                f"{file}: {name} has shape {list(shape_of(tensor))}; "
                 f"the base model asks for {list(place.shape)}"
             )
         put_rows(model, place.parameter, place.start, tensor)
@@ -183,22 +183,22 @@ def save_adapter(model: Model, folder: Path) -> None:
     """
     check_not_sharded(model)
     tensors = _gathered(model)
-    if model.parallel is None or model.parallel.writes:
+    if model.layout is None or model.layout.writes:
         with whole_folder(folder) as temporary:
             write_json(temporary / CONFIG, _config(model))
             save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
             if model.tokenizer is not None:
                 model.tokenizer.save_pretrained(temporary)
-    if model.parallel is not None:
-        model.parallel.wait()
+    if model.layout is not None:
+        model.layout.wait()
 
 
 def _gathered(model: Model) -> dict[str, Tensor]:
     """Every tensor of the file, whole."""
     assert model.adapter is not None
     factors = {name: factor.detach() for name, factor in lora_parameters(model)}
-    if model.parallel is not None:
-        factors = {name: model.parallel.whole(name, part) for name, part in factors.items()}
+    if model.layout is not None:
+        factors = {name: model.layout.whole(name, part) for name, part in factors.items()}
     places = adapter_places(model.config, model.adapter.config)
     return {
         name: factors[place.parameter][place.start : place.stop].contiguous().cpu()

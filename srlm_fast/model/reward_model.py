@@ -32,6 +32,7 @@ from .load import (
     resolve_device,
     resolve_dtype,
 )
+from .parallel import local
 from .weights import weight_files
 
 MAX_TOKENS = 8192  # run at once; a longer conversation runs alone
@@ -222,12 +223,12 @@ def packed_scores(
     context = PackedContext(lengths, model.config.windows, model.device, parents)
     hidden_SD = model(token_ids, context.positions, context).index_select(0, rows)
     wide = torch.promote_types(model.dtype, torch.float32)
-    return F.linear(hidden_SD.to(wide), model.score.weight.to(wide))[:, 0]
+    return F.linear(hidden_SD.to(wide), local(model.score.weight).to(wide))[:, 0]
 
 
 def with_score_head(model: Model, seed: int) -> Model:
     """A reward model over the very tensors of `model`, with a new score row: what trains it changes
-    `model`.
+    `model`. To be sharded over data ranks, it comes before `dist.shard`.
 
     The row is drawn with a standard deviation of 1 / sqrt(D + 1) (arXiv 2009.01325, appendix B.1).
     Raises ValueError for frozen weights with an adapter, beside which a reward model has no files.
@@ -238,6 +239,7 @@ def with_score_head(model: Model, seed: int) -> Model:
     with torch.device("meta"):
         made = Model(config, model.tokenizer)
     made.embed, made.layers, made.norm = model.embed, model.layers, model.norm
+    made.parallel, made.layout = model.parallel, model.layout
     generator = torch.Generator().manual_seed(seed)
     row = torch.randn(1, config.hidden_size, generator=generator) * (config.hidden_size + 1) ** -0.5
     assert made.score is not None

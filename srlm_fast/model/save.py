@@ -33,13 +33,13 @@ def save_model(model: Model, folder: Path, max_shard_bytes: int = MAX_SHARD_BYTE
         raise ModelError(f"the weights are {kind}, which is not saved; wanted an adapter to save")
     shards = _shards(model, max_shard_bytes)
     tensors = _gathered(model, stored_weights(model), shards)
-    if model.parallel is None or model.parallel.writes:
+    if model.layout is None or model.layout.writes:
         _write(model, folder, shards, tensors)
     else:
         for _ in tensors:
             pass
-    if model.parallel is not None:
-        model.parallel.wait()
+    if model.layout is not None:
+        model.layout.wait()
 
 
 def _write(
@@ -104,8 +104,8 @@ def _gathered(
         for name, place in shard.items():
             if place.parameter != held:  # parts of a fused weight follow each other
                 held, whole = place.parameter, weights[place.parameter]
-                if model.parallel is not None:
-                    whole = model.parallel.whole(held, whole)
+                if model.layout is not None:
+                    whole = model.layout.whole(held, whole)
             tensors[name] = whole[place.start : place.stop].contiguous()
         yield tensors
 

@@ -1,17 +1,19 @@
 """Safetensors in and out, under the names that Hugging Face has on disk, into and from the fused
 tensors.
 
-Shards are opened lazily: one tensor at a time is read and copied to its place, so that loading
-needs the model's own memory and one tensor more.
+Files are opened lazily: one tensor at a time is read and copied to its place, so that loading needs
+the model's own memory and one tensor more. A rank of several reads only the rows and columns that
+it holds.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -98,17 +100,17 @@ def read_weights(model: Model, folder: Path) -> None:
     check_not_sharded(model)
     wanted = places(model.config)
     missing = dict.fromkeys(wanted)
-    for file, name, tensor in tensors_of(weight_files(folder)):
+    for file, name, stored in tensors_of(weight_files(folder)):
         place = wanted.get(name) or wanted.get(f"model.{name}")
         if place is None:
             _check_leftover(model, file, name)
             continue
-        if tuple(tensor.shape) != place.shape:
+        if tuple(stored.get_shape()) != place.shape:
             raise ModelError(
-                f"{file}: {name} has shape {list(tensor.shape)}; "
+                f"{file}: {name} has shape {stored.get_shape()}; "
                 f"config.json asks for {list(place.shape)}"
             )
-        put_rows(model, place.parameter, place.start, tensor)
+        put_rows(model, place.parameter, place.start, stored)
         missing.pop(name if name in wanted else f"model.{name}", None)
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
@@ -118,22 +120,44 @@ def read_weights(model: Model, folder: Path) -> None:
 
 
 @torch.no_grad()
-def put_rows(model: Model, name: str, start: int, rows: Tensor) -> None:
-    """Copy rows [start, start + len(rows)) of the whole parameter to where they lie, quantised
-    where it is.
+def put_rows(model: Model, name: str, start: int, rows: Any) -> None:
+    """Copy rows [start, start + N) of the whole parameter to where they lie, quantised where it is.
+
+    rows: a tensor, or what reads a box of one when indexed; no more is read than lies here.
     """
     path, _, kind = name.rpartition(".")
     module = model.get_submodule(path)
     found = {name: rows}
-    if isinstance(module, QuantisedLinear) and kind == "weight":
-        weight, scale = module.quantise(rows.to(model.device))
+    if isinstance(module, QuantisedLinear) and kind == "weight":  # a scale is that of a whole row
+        weight, scale = module.quantise(rows[:].to(model.device))
         found = {name: weight, f"{path}.scale": scale}
     for key, part in found.items():
-        stored = model.get_parameter(key).detach()
-        if model.parallel is None:
-            stored[start : start + len(part)].copy_(part)
-        else:
-            model.parallel.load(key, stored, start, part)
+        for offsets, local in _pieces(model, key, model.get_parameter(key).detach()):
+            _read_box(part, start, offsets, local)
+
+
+def _pieces(model: Model, name: str, weight: Tensor) -> Sequence[tuple[tuple[int, ...], Tensor]]:
+    if model.layout is None:
+        return [((0,) * weight.ndim, weight)]
+    try:
+        return model.layout.pieces(name, weight)
+    except ValueError as error:
+        raise ModelError(str(error)) from None
+
+
+def _read_box(rows: Any, begin: int, offsets: tuple[int, ...], local: Tensor) -> None:
+    """Copy to a box of the parameter, `local`, what rows [begin, begin + N) of it have there."""
+    first, *columns = offsets
+    start, stop = max(begin, first), min(begin + shape_of(rows)[0], first + len(local))
+    if start >= stop:
+        return
+    box = [slice(start - begin, stop - begin)]
+    box += [slice(c, c + size) for c, size in zip(columns, local.shape[1:], strict=True)]
+    local[start - first : stop - first].copy_(rows[tuple(box)])
+
+
+def shape_of(rows: Any) -> tuple[int, ...]:
+    return tuple(rows.shape if isinstance(rows, Tensor) else rows.get_shape())
 
 
 def stored_weights(model: Model) -> dict[str, Tensor]:
@@ -145,8 +169,8 @@ def stored_weights(model: Model) -> dict[str, Tensor]:
 
 
 def check_not_sharded(model: Model) -> None:
-    if model.parallel is None and any(hasattr(w, "placements") for w in model.parameters()):
-        raise ModelError("the weights are sharded; load before that, save inside dist.unsharded")
+    if model.layout is None and any(hasattr(w, "placements") for w in model.parameters()):
+        raise ModelError("the weights are sharded, but not by dist.shard or dist.tensor_parallel")
 
 
 def _check_leftover(model: Model, file: Path, name: str) -> None:
@@ -158,15 +182,15 @@ def _check_leftover(model: Model, file: Path, name: str) -> None:
     )
 
 
-def tensors_of(files: Iterable[Path]) -> Iterator[tuple[Path, str, Tensor]]:
-    """(file, name, tensor) of safetensors files, one tensor at a time. Raises ModelError."""
+def tensors_of(files: Iterable[Path]) -> Iterator[tuple[Path, str, Any]]:
+    """File, name, and what reads a box of the tensor when indexed. Raises ModelError."""
     for file in files:
         if file.stat().st_size == 0:
             raise ModelError(f"{file}: is empty; wanted safetensors weights")
         try:
             with safe_open(file, framework="pt") as shard:
                 for name in shard.keys():
-                    yield file, name, shard.get_tensor(name)
+                    yield file, name, shard.get_slice(name)
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{file}: is truncated or no safetensors file ({error})") from None
 

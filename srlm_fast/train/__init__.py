@@ -1,6 +1,6 @@
 """The trainer: packed tokens in, the same weight tensors changed in place, a report out."""
 
-from .checkpoint import CheckpointError
+from .checkpoint import CheckpointError, remove_checkpoint
 from .config import DpoConfig, RewardConfig, SftConfig, TrainConfig
 from .dpo import TokenPair, pair_logps, train_dpo
 from .report import StepReport, TrainReport
@@ -22,6 +22,7 @@ __all__ = [
     "TrainingInterrupted",
     "pair_accuracy",
     "pair_logps",
+    "remove_checkpoint",
     "train_dpo",
     "train_reward_model",
     "train_sft",

@@ -1,15 +1,26 @@
-"""The state of a training on disk: written whole or not at all, and read back bit for bit."""
+"""The state of a training on disk: written whole or not at all, and read back bit for bit.
+
+A checkpoint is one file. Where the weights lie on many ranks its tensors are in a folder beside it
+that the file names: the file is replaced after all ranks have written, and the folder of the one
+before it is removed then. Any number of ranks reads what any other has written.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-FORMAT = 1
+from .optimizer import Optimizer, local
+from .ranks import Ranks
+
+FORMAT = 2
 
 
 class CheckpointError(ValueError):
@@ -38,7 +49,7 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         found = (state["format"], state["fingerprint"])
     except Exception as error:
         raise CheckpointError(
@@ -51,6 +62,76 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
     return state
 
 
+def remove_checkpoint(path: Path) -> None:
+    """The file, if there is one, and what belongs to it."""
+    path.unlink(missing_ok=True)
+    for folder in _folders(path):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Checkpoint:
+    """The checkpoint of one training at `path`. All ranks call the same methods."""
+
+    def __init__(self, path: Path, fingerprint: str, ranks: Ranks) -> None:
+        self.path, self.fingerprint, self.ranks = path, fingerprint, ranks
+        self._folder = ""  # the one that the file names
+
+    def save(self, state: dict[str, Any], model: Any, optimizer: Optimizer) -> None:
+        """Replace what is there by `state`, the weights that are trained, and the optimizer's."""
+        tensors = _spread(model, optimizer)
+        state = {**state, "fingerprint": self.fingerprint}
+        if self.ranks.mesh is None:
+            whole = {name: spread.pieces[0].local for name, spread in tensors.items()}
+            save_checkpoint(self.path, {**state, "tensors": whole})
+            self._remove_others("")
+            return
+        from .shards import save_shards
+
+        folder = next(f for f in _folders(self.path) if f.name != self._folder)
+        if self.ranks.is_first:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.ranks.wait()
+        save_shards(folder, tensors)
+        if self.ranks.is_first:
+            save_checkpoint(self.path, {**state, "folder": folder.name})
+            self._remove_others(folder.name)
+        self.ranks.wait()
+        self._folder = folder.name
+
+    def load(self, model: Any, optimizer: Optimizer) -> dict[str, Any] | None:
+        """Fill the weights and the optimizer; returns the state beside them, or None when there is
+        no checkpoint. Raises CheckpointError.
+        """
+        state = load_checkpoint(self.path, self.fingerprint)
+        self.ranks.wait()  # nobody replaces what another is still to read
+        if state is None:
+            return None
+        self._folder = state.get("folder", "")
+        if self._folder:
+            self._load_folder(self.path.with_name(self._folder), model, optimizer)
+        else:
+            _load_whole(state.pop("tensors"), model, optimizer)
+        model.touch()
+        return state
+
+    def _load_folder(self, folder: Path, model: Any, optimizer: Optimizer) -> None:
+        from .shards import load_shards, shapes_of
+
+        try:
+            states = _room(shapes_of(folder), model, optimizer)
+            load_shards(folder, _spread(model, optimizer, states), self.ranks.mesh is None)
+        except Exception as error:
+            raise CheckpointError(
+                f"checkpoint: {folder}: {type(error).__name__}, wanted what {self.path.name} names"
+            ) from error
+        optimizer.load(states)
+
+    def _remove_others(self, kept: str) -> None:
+        for folder in _folders(self.path):
+            if folder.name != kept:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 def fingerprint_of(*parts: bytes | str) -> str:
     """A hash of all that decides a training's numbers besides the weights it starts from."""
     digest = hashlib.sha256()
@@ -58,3 +139,62 @@ def fingerprint_of(*parts: bytes | str) -> str:
         data = part.encode() if isinstance(part, str) else part
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()
+
+
+def _folders(path: Path) -> list[Path]:
+    """Two, by turns: the one that counts stays while the other is written."""
+    return [path.with_name(f"{path.name}.{i}") for i in range(2)]
+
+
+def _named(model: nn.Module) -> list[tuple[str, Any]]:
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def _spread(
+    model: Any, optimizer: Optimizer, states: list[dict[str, Tensor]] | None = None
+) -> dict[str, Any]:
+    """Name in the checkpoint -> `shards.Spread`, for weights that are trained and the optimizer's
+    tensors, or `states` in their place.
+    """
+    from .shards import Spread
+
+    found = {}
+    states = optimizer.state() if states is None else states
+    for (name, weight), kinds in zip(_named(model), states, strict=True):
+        values = {f"weights.{name}": local(weight).detach()}
+        values |= {f"optimizer.{kind}.{name}": value for kind, value in kinds.items()}
+        for key, value in values.items():
+            if hasattr(weight, "placements") and value.shape == local(weight).shape:
+                pieces = model.layout.pieces(name, weight, value)
+                found[key] = Spread(tuple(weight.shape), pieces)
+            else:  # the same on all ranks
+                found[key] = Spread.whole(value)
+    return found
+
+
+def _room(
+    shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]], model: Any, optimizer: Optimizer
+) -> list[dict[str, Tensor]]:
+    """The optimizer's tensors, and new ones for those of a checkpoint that it does not have yet."""
+    states = optimizer.state()
+    for (name, weight), kinds in zip(_named(model), states, strict=True):
+        for key, (shape, dtype) in shapes.items():
+            scope, _, rest = key.partition(".")
+            kind, _, of = rest.partition(".")
+            if scope == "optimizer" and of == name and kind not in kinds:
+                own = local(weight)
+                size = own.shape if shape == tuple(weight.shape) else shape
+                kinds[kind] = torch.empty(size, dtype=dtype, device=own.device)
+    return states
+
+
+@torch.no_grad()
+def _load_whole(tensors: Mapping[str, Tensor], model: Any, optimizer: Optimizer) -> None:
+    shapes = {name: (tuple(whole.shape), whole.dtype) for name, whole in tensors.items()}
+    states = _room(shapes, model, optimizer)
+    for name, spread in _spread(model, optimizer, states).items():
+        for offsets, piece in spread.pieces:
+            sizes = zip(offsets, piece.shape, strict=True)
+            box = tuple(slice(first, first + size) for first, size in sizes)
+            piece.copy_(tensors[name][box])
+    optimizer.load(states)

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -36,9 +37,13 @@ from .packing import (
     micro_batches,
     num_batches,
 )
+from .ranks import Ranks
 from .report import StepReport, TrainReport
 from .step import StepResult
 from .trainer import run_training
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,13 @@ def pair_logps(
     *,
     micro_batch_tokens: int = 16384,
     share_prompts: bool = True,
+    mesh: DeviceMesh | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of chosen and rejected: [P] each, fp32 nats, on the CPU, summed over the response.
 
-    share_prompts: as in training; it changes the last digits alone. Without gradient and without
-    dropout. No pairs: two empty tensors. Raises ValueError on a token id outside the vocabulary.
+    share_prompts: as in training; it changes the last digits alone. mesh: as in `train_sft`; every
+    rank gets all of them. Without gradient and without dropout. No pairs: two empty tensors. Raises
+    ValueError on a token id outside the vocabulary.
     """
     if len(pairs) == 0:
         return torch.zeros(0), torch.zeros(0)
@@ -86,7 +93,7 @@ def pair_logps(
     )
     task = DpoTask(model, pairs, config, None)
     with torch.no_grad():
-        logps = task.reference(model, [np.arange(len(pairs))])
+        logps = task.reference(model, [np.arange(len(pairs))], Ranks(model, mesh))
     return _columns(logps)
 
 
@@ -100,6 +107,7 @@ def train_dpo(
     on_step: Callable[[StepReport], None] | None = None,
     checkpoint: Path | None = None,
     stop: Callable[[], bool] | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> TrainReport:
     """Train `model` in place so that it prefers chosen over rejected more than the reference does.
 
@@ -111,7 +119,7 @@ def train_dpo(
     """
     config = config or DpoConfig()
     task = DpoTask(model, pairs, config, ref_logps, seed)
-    return run_training(model, task, config, seed, on_step, checkpoint, stop)
+    return run_training(model, task, config, seed, on_step, checkpoint, stop, mesh)
 
 
 class DpoTask:
@@ -143,7 +151,9 @@ class DpoTask:
             # Equal responses are one where their references are one.
             self.segments = self.segments.apart(self.ref_logps.view(-1).tolist())
 
-    def begin(self, model: Model, saved: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    def begin(
+        self, model: Model, saved: dict[str, Tensor] | None, ranks: Ranks
+    ) -> dict[str, Tensor]:
         if saved is not None:
             self.ref_logps = saved["ref_logps"]
         elif self.ref_logps is None:
@@ -152,20 +162,23 @@ class DpoTask:
             # With gradients on the model takes the very operations that training takes: step 0 is
             # ln 2 to the last bit. Without, faster native ones may differ in the last place.
             with torch.enable_grad():
-                self.ref_logps = self.reference(model, epoch)
+                self.ref_logps = self.reference(model, epoch, ranks)
         return {"ref_logps": self.ref_logps}
 
-    def reference(self, model: Model, batches: list[Ints]) -> Tensor:
+    def reference(self, model: Model, batches: list[Ints], ranks: Ranks) -> Tensor:
         """[P, 2] on the CPU, without dropout. Batches of training give its micro-batches."""
+        ranks.reshard()
         was_training = model.training
         model.eval()
         logps = torch.zeros(self.num_items, 2, dtype=_sum_dtype(model))
         for items in batches:
-            for micro_batch in self.micro_batches(items):
+            for micro_batch in ranks.micro_batches(items, self.lengths[items], self.micro_batches):
                 sums = sequence_logps(model, micro_batch).view(-1, 2)
-                logps[torch.from_numpy(micro_batch.items)] = sums.detach().cpu()
+                if not micro_batch.idle:
+                    logps[torch.from_numpy(micro_batch.items)] = sums.detach().cpu()
         model.train(was_training)
-        return logps
+        ranks.reshard()
+        return ranks.sum(logps.to(model.device)).cpu()
 
     def micro_batches(self, items: Ints) -> list[MicroBatch]:
         budget = self.config.micro_batch_tokens

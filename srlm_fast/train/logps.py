@@ -26,14 +26,18 @@ def token_logps(model: Model, micro_batch: MicroBatch) -> Tensor:
     hidden_TD = model(micro_batch.token_ids, context.positions, context)
     # A shared prompt's last row is taken by every response. Behind an embedding such gradients are
     # added up in a fixed order on a GPU, behind index_select by atomics.
-    logp_N = linear_logprob(
-        F.embedding(micro_batch.rows, hidden_TD),
-        model.head,
-        micro_batch.targets,
-        ignore_index=None,
-    )
+    rows_ND = F.embedding(micro_batch.rows, hidden_TD)
+    if model.parallel is not None:
+        return model.parallel.logprobs(rows_ND, model.head, micro_batch.targets, _with_lse)
+    logp_N = linear_logprob(rows_ND, model.head, micro_batch.targets, ignore_index=None)
     assert isinstance(logp_N, Tensor)  # nothing else was asked for
     return logp_N
+
+
+def _with_lse(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    found = linear_logprob(hidden_ND, head_VD, targets_N, ignore_index=None, return_lse=True)
+    assert not isinstance(found, Tensor) and found.lse is not None
+    return found.logprobs, found.lse
 
 
 def sequence_logps(model: Model, micro_batch: MicroBatch) -> Tensor:

@@ -37,9 +37,9 @@ class Optimizer:
         if not self.params:
             raise ValueError("model: no parameter that requires a gradient, wanted at least one")
         self.has_masters = config.master_weights and self.params[0].dtype.itemsize < 4
-        self.masters: list[Tensor] = list(self.params)
+        self.masters: list[Tensor] = [local(param) for param in self.params]
         if self.has_masters:
-            self.masters = [param.detach().float() for param in self.params]
+            self.masters = [local(param).detach().float() for param in self.params]
         matrices = [weight for weight in self.masters if weight.ndim >= 2]
         others = [weight for weight in self.masters if weight.ndim < 2]
         groups: list[dict[str, Any]] = [
@@ -57,18 +57,19 @@ class Optimizer:
 
     def accumulate(self) -> None:
         """Take over the gradients of one micro-batch."""
-        if not self.has_masters:
-            return
         for param, master in zip(self.params, self.masters, strict=True):
-            if param.grad is not None:
-                grad = param.grad.float()
+            if param.grad is not None and param is not master:
+                grad = local(param.grad).to(master.dtype)
                 master.grad = grad if master.grad is None else master.grad.add_(grad)
                 param.grad = None
 
-    def clip(self) -> Tensor:
-        """Scale the gradients to a total norm of at most max_grad_norm; returns the norm before."""
-        grads = [master.grad for master in self.masters if master.grad is not None]
-        norm = nn.utils.get_total_norm(grads)
+    def clip(self, norm: Tensor | None = None) -> Tensor:
+        """Scale the gradients to a total norm of at most max_grad_norm; returns the norm before.
+
+        norm: that norm, where this process has only a part of them.
+        """
+        if norm is None:
+            norm = nn.utils.get_total_norm([m.grad for m in self.masters if m.grad is not None])
         nn.utils.clip_grads_with_norm_(self.masters, self.config.max_grad_norm, norm)
         return norm
 
@@ -78,21 +79,31 @@ class Optimizer:
             group["lr"] = rate
         self._adamw.step()
         if self.has_masters:
-            torch._foreach_copy_(self.params, self.masters)
+            torch._foreach_copy_([local(param) for param in self.params], self.masters)
 
     def zero(self) -> None:
         for weight in (*self.params, *self.masters):
             weight.grad = None
 
-    def state(self) -> dict[str, Any]:
-        """Moments, step counts and masters: with the weights, all that the next step depends on."""
-        return {
-            "adamw": self._adamw.state_dict(),
-            "masters": self.masters if self.has_masters else [],
-        }
+    def state(self) -> list[dict[str, Tensor]]:
+        """Per parameter: its moments and step count, none before the first step, and its master.
+        With the weights, all that the next step depends on.
+        """
+        found = [dict(self._adamw.state.get(master, {})) for master in self.masters]
+        if self.has_masters:
+            found = [s | {"master": m} for s, m in zip(found, self.masters, strict=True)]
+        return found
 
     @torch.no_grad()
-    def load(self, state: dict[str, Any]) -> None:
-        self._adamw.load_state_dict(state["adamw"])
-        for master, saved in zip(self.masters, state["masters"], strict=False):
-            master.copy_(saved)
+    def load(self, state: list[dict[str, Tensor]]) -> None:
+        for master, saved in zip(self.masters, state, strict=True):
+            kinds = dict(saved)
+            if self.has_masters:
+                master.copy_(kinds.pop("master"))
+            if kinds:
+                self._adamw.state[master] = kinds
+
+
+def local(weight: Any) -> Tensor:
+    """This rank's plain tensor of a weight, without its graph where the weight is split."""
+    return weight.detach().to_local() if hasattr(weight, "to_local") else weight

@@ -78,6 +78,7 @@ class MicroBatch:
     responses: Ints  # [R] a segment of the data set that has it: the first of those here
     response_lengths: Tensor  # [R] int64, N in all
     sequences: Tensor  # [S] int64, which of the R is the response of each of the items' segments
+    idle: bool = False  # counts for nothing: run because another rank has one more
 
 
 def make_segments(

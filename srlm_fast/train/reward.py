@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,9 +24,13 @@ from srlm_fast.model.reward_model import packed_scores
 
 from .config import RewardConfig
 from .packing import Ints, MicroBatch, item_tokens, make_segments, micro_batches
+from .ranks import Ranks
 from .report import StepReport, TrainReport
 from .step import StepResult
 from .trainer import run_training
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ def train_reward_model(
     on_step: Callable[[StepReport], None] | None = None,
     checkpoint: Path | None = None,
     stop: Callable[[], bool] | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> TrainReport:
     """Train `model`, a decoder with one label (`with_score_head`, `load_reward_model`), in place.
 
@@ -71,7 +77,7 @@ def train_reward_model(
     of `train_sft`; ValueError also for a model that has no score head of one label.
     """
     task = RewardTask(model, pairs, config or RewardConfig())
-    return run_training(model, task, task.config, seed, on_step, checkpoint, stop)
+    return run_training(model, task, task.config, seed, on_step, checkpoint, stop, mesh)
 
 
 def pair_accuracy(model: Model, pairs: Sequence[RewardPair]) -> dict[str, float | int | None]:
@@ -116,7 +122,9 @@ class RewardTask:
             for name in ("weight", "label", "margin")
         )
 
-    def begin(self, model: Model, saved: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    def begin(
+        self, model: Model, saved: dict[str, Tensor] | None, ranks: Ranks
+    ) -> dict[str, Tensor]:
         return {}
 
     def micro_batches(self, items: Ints) -> list[MicroBatch]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,9 +17,13 @@ from srlm_fast.model import Model
 from .config import SftConfig
 from .logps import sequence_logps
 from .packing import Ints, MicroBatch, item_tokens, make_segments, micro_batches
+from .ranks import Ranks
 from .report import StepReport, TrainReport
 from .step import StepResult
 from .trainer import run_training
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ def train_sft(
     on_step: Callable[[StepReport], None] | None = None,
     checkpoint: Path | None = None,
     stop: Callable[[], bool] | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> TrainReport:
     """Train `model` in place on the response tokens of `rows`.
 
@@ -64,12 +70,18 @@ def train_sft(
         weights, bit for bit, as an unbroken one. Remove it once the model is stored: any call with
         the same rows, settings, seed and shapes takes it up, whatever the model's weights.
     stop: asked before each step; when true, saves and raises TrainingInterrupted.
+    mesh: of `dist.device_mesh`, where many ranks train one model, whole on each of them, split by
+        `dist.tensor_parallel`, sharded by `dist.shard`, or both. All ranks call it with the same
+        rows. Losses and gradients are those of one process up to rounding, reports are of all
+        ranks, and all stop where `stop` is true on one. The checkpoint is then a file and a folder,
+        on a disk that all ranks see, which any number of ranks reads, split any way, as does a
+        process without a mesh (`remove_checkpoint` removes both).
 
     Raises ValueError on no rows or a token id outside the vocabulary, CheckpointError on a
     checkpoint that is not this training's.
     """
     task = SftTask(model, rows, config or SftConfig())
-    return run_training(model, task, task.config, seed, on_step, checkpoint, stop)
+    return run_training(model, task, task.config, seed, on_step, checkpoint, stop, mesh)
 
 
 class SftTask:
@@ -89,7 +101,9 @@ class SftTask:
         self.lengths = item_tokens(self.segments, 1)
         self.weights = np.array([row.weight for row in rows], dtype=np.float64)
 
-    def begin(self, model: Model, saved: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    def begin(
+        self, model: Model, saved: dict[str, Tensor] | None, ranks: Ranks
+    ) -> dict[str, Tensor]:
         return {}
 
     def micro_batches(self, items: Ints) -> list[MicroBatch]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -14,12 +14,16 @@ from torch import Tensor
 
 from srlm_fast.model import Model
 
-from .checkpoint import fingerprint_of, load_checkpoint, save_checkpoint
+from .checkpoint import Checkpoint, fingerprint_of
 from .config import TrainConfig
 from .optimizer import Optimizer, learning_rate
 from .packing import Ints, MicroBatch, batch_items, num_batches
+from .ranks import Ranks
 from .report import StepReport, TrainReport, peak_bytes
 from .step import StepResult, train_step
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -33,7 +37,9 @@ class Task(Protocol):
     batch_size: int
     lengths: Ints  # tokens that each item feeds when it is alone
 
-    def begin(self, model: Model, saved: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    def begin(
+        self, model: Model, saved: dict[str, Tensor] | None, ranks: Ranks
+    ) -> dict[str, Tensor]:
         """Get ready, from what an earlier `begin` returned if resuming. Returns what to save."""
         ...
 
@@ -58,36 +64,40 @@ def run_training(
     on_step: Callable[[StepReport], None] | None,
     checkpoint: Path | None,
     stop: Callable[[], bool] | None,
+    mesh: DeviceMesh | None = None,
 ) -> TrainReport:
     """Train `model` in place; see `train_sft` for the arguments that it shares with `train_dpo`."""
     num_steps = config.epochs * num_batches(task.num_items, task.batch_size)
-    fingerprint = _fingerprint(model, task, config, seed)
+    ranks = Ranks(model, mesh)
+    ranks.reshard()
     optimizer, report = Optimizer(model, config), TrainReport()
-    saved = None if checkpoint is None else load_checkpoint(checkpoint, fingerprint)
+    kept = None
+    if checkpoint is not None:
+        kept = Checkpoint(checkpoint, _fingerprint(model, task, config, seed), ranks)
+    saved = None if kept is None else kept.load(model, optimizer)
     if saved is not None:
-        _restore(saved, model, optimizer, report)
-    begun = task.begin(model, None if saved is None else saved["task"])
+        vars(report).update(saved["report"])
+    begun = task.begin(model, None if saved is None else saved["task"], ranks)
 
     def save(step: int) -> None:
-        if checkpoint is not None:
-            state = {"step": step, "fingerprint": fingerprint, "report": report.to_row()}
-            weights = {"weights": trained_weights(model), "optimizer": optimizer.state()}
-            save_checkpoint(checkpoint, {**state, **weights, "task": begun})
+        if kept is not None:
+            kept.save({"step": step, "report": report.to_row(), "task": begun}, model, optimizer)
 
     start = 0 if saved is None else saved["step"]
     saved_at = time.monotonic()
     with _train_mode(model, config.dropout):
         for step in range(start, num_steps):
-            if stop is not None and stop():
+            if ranks.any(stop is not None and stop()):
                 save(step)
                 raise TrainingInterrupted(f"stopped before step {step} of {num_steps}")
-            with _noise(config.dropout, seed, step):
-                done = _one_step(model, task, config, optimizer, seed, step, num_steps)
+            with _noise(config.dropout, seed, step, ranks.data_rank):
+                done = _one_step(model, task, config, optimizer, seed, step, num_steps, ranks)
             report.add(done)
             report.peak_bytes = max(report.peak_bytes, peak_bytes(model.device))
             if on_step is not None:
                 on_step(done)
-            if time.monotonic() - saved_at >= config.checkpoint_seconds:
+            is_due = time.monotonic() - saved_at >= config.checkpoint_seconds
+            if kept is not None and ranks.any(ranks.is_first and is_due):
                 save(step + 1)
                 saved_at = time.monotonic()
     if start < num_steps:
@@ -103,12 +113,14 @@ def _one_step(
     seed: int,
     step: int,
     num_steps: int,
+    ranks: Ranks,
 ) -> StepReport:
     began = time.perf_counter()
     items = batch_items(task.num_items, task.batch_size, seed, step)
-    batches = task.micro_batches(items)
+    batches = ranks.micro_batches(items, task.lengths[items], task.micro_batches)
     rate = learning_rate(config, step, num_steps)
-    result = train_step(model, batches, task.objective, task.normalizer(items), optimizer, rate)
+    normalizer = task.normalizer(items)
+    result = train_step(model, batches, task.objective, normalizer, optimizer, rate, ranks)
     return StepReport(
         step=step,
         num_steps=num_steps,
@@ -117,7 +129,7 @@ def _one_step(
         learning_rate=rate,
         grad_norm=result.grad_norm,
         seconds=time.perf_counter() - began,
-        num_tokens=sum(batch.token_ids.numel() for batch in batches),
+        num_tokens=result.num_tokens,
         skipped=not result.applied,
         **task.metrics(result, items),
     )
@@ -133,21 +145,6 @@ def _fingerprint(model: Model, task: Task, config: TrainConfig, seed: int) -> st
     return fingerprint_of(
         type(task).__name__, str(settings), str(seed), *shapes, *task.fingerprint()
     )
-
-
-def trained_weights(model: Model) -> dict[str, Tensor]:
-    """What training moves, by name: a frozen base is not written again and again."""
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _restore(
-    saved: dict[str, Any], model: Model, optimizer: Optimizer, report: TrainReport
-) -> None:
-    # The fingerprint has said that these are all that is trained.
-    model.load_state_dict(saved["weights"], strict=False)
-    model.touch()
-    optimizer.load(saved["optimizer"])
-    vars(report).update(saved["report"])
 
 
 @contextmanager
@@ -167,15 +164,17 @@ def _train_mode(model: Model, dropout: float) -> Iterator[None]:
 
 
 @contextmanager
-def _noise(dropout: float, seed: int, step: int) -> Iterator[None]:
-    """Dropout's random numbers depend on (seed, step) alone, so a resumed step draws the same ones.
+def _noise(dropout: float, seed: int, step: int, data_rank: int) -> Iterator[None]:
+    """Dropout's random numbers depend on (seed, step) alone, so a resumed step draws the same ones;
+    data ranks, which have other rows, draw others.
 
     The caller's generators are put back as they were.
     """
     if dropout == 0:
         yield
         return
+    keys = [seed % 2**64, step, *([data_rank] if data_rank else [])]
     with torch.random.fork_rng():
-        (state,) = np.random.SeedSequence([seed % 2**64, step]).generate_state(1, np.uint64)
+        (state,) = np.random.SeedSequence(keys).generate_state(1, np.uint64)
         torch.manual_seed(int(state) >> 1)
         yield

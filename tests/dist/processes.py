@@ -17,7 +17,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-PRELOAD = ["torch.distributed.tensor", "torch.distributed.fsdp", "tests.dist.cases"]
+PRELOAD = [
+    "torch.distributed.tensor",
+    "torch.distributed.fsdp",
+    "tests.dist.cases",
+    "tests.dist.training",
+]
 SECONDS = 200
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from srlm_fast.dist.layout import _runs
 from srlm_fast.dist.split import Columns, Rows, Split, gate_and_up, query_key_value, vocabulary
 
 HEADS = [(4, 4, 1), (4, 2, 2), (8, 2, 4), (8, 1, 8), (6, 2, 2), (6, 1, 3)]  # H, G, ranks
@@ -21,33 +22,22 @@ def splits() -> list[tuple[str, Split, int, int]]:
     return found
 
 
-@pytest.mark.parametrize("split, count, ranks", [s[1:] for s in splits()], ids=[s[0] for s in splits()])
+@pytest.mark.parametrize(
+    "split, count, ranks", [s[1:] for s in splits()], ids=[s[0] for s in splits()]
+)
 def test_the_whole_comes_back(split: Rows, count: int, ranks: int):
     whole = torch.randn(count, 5)
     parts = [split.part(whole, rank) for rank in range(ranks)]
     assert torch.equal(split.whole(torch.cat(parts)), whole)
+    assert all(torch.equal(whole[split.rows(count, r)], part) for r, part in enumerate(parts))
     assert {len(part) for part in parts[:-1]} <= {len(parts[0])}
 
 
-@pytest.mark.parametrize("split, count, ranks", [s[1:] for s in splits()], ids=[s[0] for s in splits()])
-def test_loading_piece_by_piece_fills_what_a_rank_holds(split: Rows, count: int, ranks: int):
-    whole = torch.randn(count, 5)
-    for rank in range(ranks):
-        wanted = split.part(whole, rank)
-        part = torch.full_like(wanted, torch.nan)
-        for start in range(0, count, 4):
-            split.load(part, rank, start, whole[start : start + 4])
-        assert torch.equal(part, wanted)
-
-
-def test_columns_come_back_and_load():
+def test_columns_come_back():
     split, whole = Columns(3), torch.randn(4, 6)
     parts = [split.part(whole, rank) for rank in range(3)]
     assert torch.equal(torch.cat(parts, 1), whole)
-    loaded = torch.full_like(parts[1], torch.nan)
-    for start in (0, 2):
-        split.load(loaded, 1, start, whole[start : start + 2])
-    assert torch.equal(loaded, parts[1])
+    assert split.rows(4, 1).tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("heads, keys, ranks", HEADS)
@@ -81,3 +71,17 @@ def test_sizes_that_do_not_divide_are_named(call, message: str):
     with pytest.raises(ValueError) as error:
         call()
     assert str(error.value) == message
+
+
+def test_rows_are_cut_where_they_do_not_follow():
+    rows = query_key_value((2, 2), 1, 2).rows(6, 1)
+    assert rows.tolist() == [1, 3, 5]
+    held = torch.arange(8.0).view(4, 2)
+    pieces = _runs(torch.tensor([2, 3, 5, 7]), 4, held)
+    assert [(piece.offsets, piece.local.tolist()) for piece in pieces] == [
+        ((2, 4), [[0, 1], [2, 3]]),
+        ((5, 4), [[4, 5]]),
+        ((7, 4), [[6, 7]]),
+    ]
+    assert pieces[0].local.data_ptr() == held.data_ptr()
+    assert _runs(torch.arange(0), 0, held[:0]) == []
