@@ -31,7 +31,7 @@ namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr int64_t kQueryRows = 32;   // of a head that attend together
-constexpr int64_t kQueryChunk = 128; // columns of P^T at a time: they and dS^T fit a first cache
+constexpr int64_t kQueryChunk = 128;  // columns of P^T at a time: they and dS^T fit a first cache
 constexpr int64_t kApart = 16;       // words that keep rows of a large matrix out of one cache set
 
 template <typename T>
@@ -87,7 +87,7 @@ struct Buffer {
   }
 };
 
-// Forms of an operand. Rows of T are [rows, width] with zeros up to the padded width.
+// Forms of an operand.
 
 // Lane l of the first comes from a where bit STEP of l is clear, else from b STEP lanes before; the
 // second has the others.
@@ -161,9 +161,6 @@ SRLM_CLONES float dot_row(const T* a, const T* b, int64_t width) {
   return total;
 }
 
-// exp(x), where a NaN stays one: a step that has gone wrong must show.
-SRLM_INLINE v16f weights16(v16f x) { return x == x ? exp16(x) : x; }
-
 struct Softmax {
   float total, lse;  // sum of the exponentials above the largest, log of their true sum
 };
@@ -177,7 +174,7 @@ SRLM_CLONES Softmax softmax_row(float* scores, int64_t columns, float scale) {
   v16f sum = {};
   T* weights = reinterpret_cast<T*>(scores);
   for (int64_t j = 0; j < columns; j += kWide) {
-    const v16f p = weights16(load16(scores + j) * scale - top);
+    const v16f p = exp16(load16(scores + j) * scale - top);
     store16(weights + j, p);
     sum += p;
   }
@@ -194,7 +191,7 @@ SRLM_CLONES void slope_row(float* scores, float* slopes, const float* lse, const
   for (int64_t c = 0; c < columns; c += kWide) {
     v16f p = {}, ds = {};
     if (c < high && c + kWide > low) {
-      p = weights16(load16(scores + c) * scale - load16(lse + c));
+      p = exp16(load16(scores + c) * scale - load16(lse + c));
       if (c < low || c + kWide > high) {
         const v16i lane = kLaneIds + static_cast<int32_t>(c);
         p = lane < static_cast<int32_t>(low) ? v16f{} : p;
@@ -409,11 +406,10 @@ struct Backward : Item<T> {
     put_queries(head);
   }
 
-  // lse and delta; with an infinite lse the weights of rows that are none vanish.
+  // lse and delta of each row.
   void take_facts(int64_t head) {
-    lse = buffers.lse.room<float>(rows());
+    lse = buffers.lse.zeros(rows());
     delta = buffers.delta.zeros(rows());
-    std::fill(lse, lse + rows(), kInf);
     for (const Span& span : tree.spans)
       for (int64_t r = 0; r < span.length; ++r) {
         const int64_t row = span.start + r;
@@ -443,8 +439,7 @@ struct Backward : Item<T> {
                          kStride);
     for (int64_t j = 0; j < kBlock<T>; ++j) {
       const int64_t low = before > 0 ? 0 : key + j;
-      const bool is_key = key + j < key_span.length;
-      const int64_t high = is_key ? std::min(span.length, key + j + call.window - before) : 0;
+      const int64_t high = std::min(span.length, key + j + call.window - before);
       slope_row<T>(scores + j * kStride, slopes + j * kStride, lse + column, delta + column,
                    columns, low - first, high - first, call.shape.scale);
     }
