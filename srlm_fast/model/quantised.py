@@ -46,9 +46,6 @@ class Scratch:
             self._buffer = held
         return held[: shape.numel()].view(shape)
 
-    def release(self) -> None:
-        self._buffer = None
-
 
 class QuantisedLinear(nn.Module):
     """y = x W^T + b; x and y in the model's dtype. A kind says how it quantises and multiplies."""

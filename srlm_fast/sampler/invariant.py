@@ -47,12 +47,19 @@ def invariant_matmuls(dtype: torch.dtype) -> Iterator[None]:
 
 
 class RowBlocks(TorchFunctionMode):
-    """F.linear in blocks of `ROW_BLOCK` rows, the last one filled up."""
+    """F.linear, and the addmm_ of adapters, in blocks of `ROW_BLOCK` rows, the last one filled
+    up.
+    """
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if function is Tensor.addmm_ and not kwargs:
+            out, x, weight = args
+            return out.add_(
+                torch.cat([_block(part, [weight.T], {}) for part in x.split(ROW_BLOCK)])
+            )
         if function is not F.linear or len(args) < 2 or args[0].ndim != 2:
             return function(*args, **kwargs)
         x, *rest = args
