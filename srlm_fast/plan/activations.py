@@ -1,11 +1,12 @@
 """Bytes that the backward pass needs of the forward pass, for a token.
 
 Of a layer, in the form that runs on a GPU (rms_norm, rope and swiglu keep what they were given;
-the fused projection stays because the values are a part of it):
+attention keeps q, k and v for itself, not the projection that they are cut from):
 
-    sums before both norms  2 D         their norms, inputs of two projections  2 D
-    q, k, v as projected    (H + 2G) K  q and k as rotated                      (H + G) K
-    attention's output      H K         gate and up, and their product          2 F + F
+    sums before both norms       2 D         their norms, inputs of two projections  2 D
+    q and k as rotated, and v    (H + 2G) K  attention's output                      H K
+    gate and up, their product   2 F + F     with head norms also q, k and v         (H + 2G) K
+                                             as projected
 
 and in float32 one number a row and norm (one a head with head norms) and one a head of attention.
 With checkpointing a layer keeps the one sum it was given, and its own are made again one layer at a
@@ -24,7 +25,8 @@ def layer_bytes(
 ) -> float:
     """Of one token in one layer, on one of `tensor` ranks."""
     queries, keys = model.num_heads, model.num_kv_heads
-    split = 3 * (queries + keys) * model.head_dim + 3 * model.intermediate_size
+    heads = 2 * (queries + keys) + (queries + 2 * keys) * model.qk_norm
+    split = heads * model.head_dim + 3 * model.intermediate_size
     norms = 2 + (queries + keys) * model.qk_norm / tensor
     masks = 2 * model.hidden_size * dropout
     adapters = 7 * lora_rank * width

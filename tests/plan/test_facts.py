@@ -76,7 +76,7 @@ def test_an_adapter_takes_16_bytes_a_parameter():
 
 def test_activations_of_a_token():
     layer = layer_bytes(MODEL, BF16)
-    assert layer == pytest.approx(0.32e6, rel=0.1)
+    assert layer == pytest.approx(0.32e6, rel=0.15)
     assert kept_bytes(MODEL, BF16, layer, checkpointing=True) == pytest.approx(1.31e6, rel=0.03)
 
 

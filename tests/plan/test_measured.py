@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import srlm_fast.model as models
 import srlm_fast.model.decoder as decoder
 from srlm_fast.config import Config
 from srlm_fast.kernels import logprob_route
 from srlm_fast.model import Model, PackedContext, load_model, random_model
+from srlm_fast.model.fp8 import quantise_linears
 from srlm_fast.plan import memory, recipe
 from srlm_fast.plan.activations import kept_bytes, layer_bytes
 from srlm_fast.plan.mesh import Mesh
@@ -91,6 +93,22 @@ def test_every_optimizer_keeps_what_the_trainer_says(
     assert own.optimizer_bytes(width) == state
 
 
+@pytest.mark.skipif(not hasattr(models, "add_lora"), reason="there are no adapters yet")
+@pytest.mark.parametrize("base", ["model", "fp8"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_adapter_and_its_base_are_those_of_a_model(base: str, dtype: torch.dtype):
+    model = shaped(dtype, **SHAPES["all heads have keys"])
+    if base == "fp8":
+        quantise_linears(model)
+    models.add_lora(model, models.LoraConfig(rank=4))
+    found = planned(model, Recipe(lora_rank=4, base_dtype=base))
+    assert found.weights == tensor_bytes([p.detach() for p in model.parameters()])
+    learned = [p.detach() for p in model.parameters() if p.requires_grad]
+    assert found.gradients == tensor_bytes(learned)
+    optimizer = optimizers.Optimizer(model, DpoConfig())
+    assert found.optimizer == tensor_bytes(optimizer.state())
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_keys_and_values_are_those_of_the_pool(dtype: torch.dtype):
     model = load_model("tiny", "cpu", dtype)
@@ -136,6 +154,18 @@ def rope_qkv(
     return *Rope.apply(q, k, cos, sin), v
 
 
+class Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out, lse = q.clone(), q.new_zeros(q.shape[:2], dtype=torch.float32)
+        ctx.save_for_backward(q, k, v, out, lse)
+        return out
+
+
+def attend(self: PackedContext, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return Attention.apply(*(x.contiguous() for x in (q, k, v)))
+
+
 class Swiglu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
@@ -179,6 +209,7 @@ def test_activations_are_what_autograd_keeps(
     for name, function in functions.items():
         monkeypatch.setattr(decoder, name, function.apply)
     monkeypatch.setattr(decoder, "rope_qkv", rope_qkv, raising=False)
+    monkeypatch.setattr(PackedContext, "attend", attend)
     model = shaped(dtype, **shape)
     model.dropout_p = dropout
     width = dtype.itemsize

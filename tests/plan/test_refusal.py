@@ -15,6 +15,7 @@ from srlm_fast.plan.cards import Card
 from srlm_fast.plan.devices import Devices
 from srlm_fast.plan.recipe import Recipe
 from srlm_fast.plan.settings import Settings
+from srlm_fast.plan.shape import adapter_rank
 from srlm_fast.records import InputError
 
 LLAMA_70B = Config(model="llama-2-70b")
@@ -91,17 +92,29 @@ def test_the_recipe_that_was_asked_for_is_what_is_counted(
 
 
 def test_an_adapter_is_trained_on_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "config.json").write_text(json.dumps(PRESETS["qwen2.5-1.5b"].hf))
-    (tmp_path / "adapter_config.json").write_text('{"r": 4}')
-    config = Config(model=str(tmp_path))
+    base, folder = tmp_path / "base", tmp_path / "adapter"
+    for each in (base, folder):
+        each.mkdir()
+        (each / "config.json").write_text(json.dumps(PRESETS["qwen2.5-1.5b"].hf))
+    saved = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 8,
+        "lora_dropout": 0.0,
+        "target_modules": ["q_proj"],
+    }
+    saved["base_model_name_or_path"] = str(base)
+    (folder / "adapter_config.json").write_text(json.dumps(saved))
+    config = Config(model=str(folder))
     assert settings.settings_of(config).recipe == Recipe(lora_rank=4)
     machine(monkeypatch, 6e9)
     said = complaint(config)
     assert "(LoRA r=4, float32)" in said
-    assert f"{tmp_path} with --base-dtype" in said
+    assert f"{folder} with --base-dtype" in said
     assert "--lora-rank" not in said
-    (tmp_path / "adapter_config.json").write_text("{}")
-    assert "adapter_config.json: found no rank, wanted the field 'r'" in complaint(config)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="adapter_config.json: found no rank, wanted the field"):
+        adapter_rank(str(folder))
 
 
 def test_settings_of_options_that_are_not_given():
