@@ -40,12 +40,13 @@ def train_step(
     gradient are the same however the batch is cut. 0 (no weight at all) gives loss 0.
     """
     seen = []  # per micro-batch: its part of the loss, then the objective's sums
-    for micro_batch in micro_batches:
-        loss, sums = objective(model, micro_batch)
-        loss = loss / (normalizer or 1.0)
-        loss.backward()
-        optimizer.accumulate()
-        seen.append(torch.cat([loss.detach()[None], sums.to(loss)]))
+    with optimizer.summing(len(micro_batches)):
+        for micro_batch in micro_batches:
+            loss, sums = objective(model, micro_batch)
+            loss = loss / (normalizer or 1.0)
+            loss.backward()
+            optimizer.accumulate()
+            seen.append(torch.cat([loss.detach()[None], sums.to(loss)]))
     norm = optimizer.clip()
     # The step's only wait for the device.
     totals = torch.stack(seen).sum(0)

@@ -61,7 +61,7 @@ def run_training(
     """Train `model` in place; see `train_sft` for the arguments that it shares with `train_dpo`."""
     num_steps = config.epochs * num_batches(task.num_items, task.batch_size)
     fingerprint = _fingerprint(model, task, config, seed)
-    optimizer, report = Optimizer(model, config), TrainReport()
+    optimizer, report = Optimizer(model, config, seed), TrainReport()
     saved = None if checkpoint is None else load_checkpoint(checkpoint, fingerprint)
     if saved is not None:
         _restore(saved, model, optimizer, report)
