@@ -77,13 +77,13 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         if not (self.checkpointing and self.training and torch.is_grad_enabled()):
             return self.block(delta_TD, hidden_TD, cos, sin, context)
-        if delta_TD is None:
-            whole_TD, rest = hidden_TD, lambda x: None
-        else:  # only the sum is kept; with zeros added to it, it goes through the same operations
-            whole_TD, rest = delta_TD + hidden_TD, torch.zeros_like
+        # Only the sum is kept. With zeros added to it, it goes through the operations of a sum.
+        is_sum = delta_TD is not None
         return checkpoint(
-            lambda x_TD: self.block(rest(x_TD), x_TD, cos, sin, context),
-            whole_TD,
+            lambda x_TD: self.block(
+                torch.zeros_like(x_TD) if is_sum else None, x_TD, cos, sin, context
+            ),
+            hidden_TD if delta_TD is None else delta_TD + hidden_TD,
             use_reentrant=False,
             preserve_rng_state=self.dropout_p > 0,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from srlm_fast.model import Model
 
 from .checkpoint import fingerprint_of, load_checkpoint, save_checkpoint
 from .config import TrainConfig
+from .held_out import BestWeights
 from .optimizer import Optimizer, learning_rate
 from .packing import Ints, MicroBatch, batch_items, num_batches
 from .report import StepReport, TrainReport, peak_bytes
@@ -57,31 +59,40 @@ def run_training(
     on_step: Callable[[StepReport], None] | None,
     checkpoint: Path | None,
     stop: Callable[[], bool] | None,
+    held_out: Task | None = None,
 ) -> TrainReport:
     """Train `model` in place; see `train_sft` for the arguments that it shares with `train_dpo`."""
     num_steps = config.epochs * num_batches(task.num_items, task.batch_size)
-    fingerprint = _fingerprint(model, task, config, seed)
+    fingerprint = _fingerprint(model, task, config, seed, held_out)
     optimizer, report = Optimizer(model, config, seed), TrainReport()
     saved = None if checkpoint is None else load_checkpoint(checkpoint, fingerprint)
     if saved is not None:
         _restore(saved, model, optimizer, report)
-    begun = task.begin(model, None if saved is None else saved["task"])
+    best = BestWeights(model, held_out, config, report.evaluations, checkpoint, fingerprint)
+    tasks = {"task": task} | ({} if held_out is None else {"held_out": held_out})
+    begun = {n: t.begin(model, None if saved is None else saved[n]) for n, t in tasks.items()}
 
-    def save(step: int) -> None:
+    def save(step: int, finished: bool = False) -> None:
         if checkpoint is not None:
             state = {"step": step, "fingerprint": fingerprint, "report": report.to_row()}
             weights = {"weights": model.state_dict(), "optimizer": optimizer.state()}
-            save_checkpoint(checkpoint, {**state, **weights, "task": begun})
+            save_checkpoint(checkpoint, {**state, **weights, **begun, "finished": finished})
 
     start = 0 if saved is None else saved["step"]
     saved_at = time.monotonic()
-    with _train_mode(model, config.dropout):
+    with _train_mode(model, config):
         for step in range(start, num_steps):
+            if best.exhausted:
+                break
             if stop is not None and stop():
                 save(step)
                 raise TrainingInterrupted(f"stopped before step {step} of {num_steps}")
             with _noise(config.dropout, seed, step):
                 done = _one_step(model, task, config, optimizer, seed, step, num_steps)
+            if found := best.after(step + 1, num_steps):
+                done = dataclasses.replace(
+                    done, held_out_loss=found.loss, held_out_accuracy=found.accuracy
+                )
             report.add(done)
             report.peak_bytes = max(report.peak_bytes, peak_bytes(model.device))
             if on_step is not None:
@@ -89,8 +100,11 @@ def run_training(
             if time.monotonic() - saved_at >= config.checkpoint_seconds:
                 save(step + 1)
                 saved_at = time.monotonic()
-    if start < num_steps:
-        save(num_steps)
+    if saved is None or not saved["finished"]:
+        best.restore()
+        report.best_step = None if best.best is None else best.best.step
+        save(num_steps, finished=True)
+    best.discard()
     return report
 
 
@@ -122,16 +136,17 @@ def _one_step(
     )
 
 
-def _fingerprint(model: Model, task: Task, config: TrainConfig, seed: int) -> str:
+def _fingerprint(
+    model: Model, task: Task, config: TrainConfig, seed: int, held_out: Task | None
+) -> str:
     shapes = [
         f"{name} {list(p.shape)} {p.dtype} {p.requires_grad}"
         for name, p in model.named_parameters()
     ]
     # How often to save changes nothing; how to cut a batch changes the order of sums: last bits.
     settings = {**vars(config), "checkpoint_seconds": None}
-    return fingerprint_of(
-        type(task).__name__, str(settings), str(seed), *shapes, *task.fingerprint()
-    )
+    data = [*task.fingerprint(), *(held_out.fingerprint() if held_out else [])]
+    return fingerprint_of(type(task).__name__, str(settings), str(seed), *shapes, *data)
 
 
 def _restore(
@@ -140,21 +155,21 @@ def _restore(
     model.load_state_dict(saved["weights"])
     model.touch()
     optimizer.load(saved["optimizer"])
-    vars(report).update(saved["report"])
+    report.take_up(saved["report"])
 
 
 @contextmanager
-def _train_mode(model: Model, dropout: float) -> Iterator[None]:
+def _train_mode(model: Model, config: TrainConfig) -> Iterator[None]:
     """Gradients and dropout on; afterwards, however it ends, as before and the weights touched."""
-    before = (model.training, model.dropout_p)
+    before = (model.training, model.dropout_p, model.checkpointing)
     model.train()
-    model.dropout_p = dropout
+    model.dropout_p, model.checkpointing = config.dropout, config.activation_checkpointing
     try:
         with torch.enable_grad():
             yield
     finally:
         model.train(before[0])
-        model.dropout_p = before[1]
+        model.dropout_p, model.checkpointing = before[1:]
         model.zero_grad(set_to_none=True)
         model.touch()
 
