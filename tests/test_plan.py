@@ -47,10 +47,9 @@ def test_training_keeps_what_the_optimizer_makes():
         model.weight.grad = torch.ones_like(model.weight)
         optimizer.accumulate()
         optimizer.step(1e-3)
-        masters = sum(t.nbytes for t in optimizer.masters) if optimizer.has_masters else 0
-        state = optimizer.state()["adamw"]["state"].values()
-        moments = sum(each[name].nbytes for each in state for name in ("exp_avg", "exp_avg_sq"))
-        held = (masters + moments) / model.weight.numel()
+        state = optimizer.state()
+        kept = [t for part in ("first", "second", "masters") for t in state[part].values()]
+        held = sum(t.nbytes for t in kept) / model.weight.numel()
         found = memory(LLAMA_8B, Devices(1, H100), str(dtype).removeprefix("torch."))
         assert found.optimizer / (found.weights / width) == held
 

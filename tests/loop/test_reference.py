@@ -35,6 +35,7 @@ SFT_AND_HELD_OUT = FAST | {
     "dpo.epochs": 2,
     "dpo.evaluate_every": 2,
     "dpo.patience": 2,
+    "dpo.checkpoint_seconds": 0.0,
 }
 
 
