@@ -63,9 +63,10 @@ def trained(split: str, kind: str, dtype: torch.dtype, again: bool = False) -> d
 
 
 def whole(model: Model, key: str, weight: Any) -> Tensor:
+    """A copy, also of what each rank has whole."""
     if model.parallel is not None:
-        return model.parallel.whole(key, weight)
-    return weight.detach().full_tensor()
+        return model.parallel.whole(key, weight).clone()
+    return weight.detach().full_tensor().clone()
 
 
 def resumed(model: Model, optimizer: Optimizer, config: DpoConfig, state: dict[str, Any]) -> bool:
