@@ -127,6 +127,8 @@ class Config:
     )
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     pairs: PairConfig = field(default_factory=PairConfig)
+    reference: str = "round"  # of DPO: whose log-probs; "sft": M1's
+    held_out_pairs: float = 0.0  # share of a round's prompts
     dpo: DpoConfig = field(default_factory=lambda: DpoConfig(micro_batch_tokens=MICRO_BATCH))
     reward_training: RewardConfig = field(
         default_factory=lambda: RewardConfig(micro_batch_tokens=MICRO_BATCH)
@@ -260,7 +262,9 @@ def from_options(arguments: Namespace) -> Config:
 
 def put_option(config: Config, option: Option, value: Any) -> Config:
     try:
-        return put(config, option.path, value)
+        for path in option.paths:
+            config = put(config, path, value)
+        return config
     except ValueError as error:  # the stage's own check, which names its field
         said = str(error).removeprefix(f"{option.path.rpartition('.')[2]}: ")
         raise InputError(f"{option.name}: {said}") from error
@@ -322,13 +326,14 @@ def fingerprint(option: str, path: str) -> str:
 
 def option_at(path: str) -> str:
     """The option that sets a field, or the field itself."""
-    return next((option.name for option in OPTIONS if option.path == path), path)
+    return next((option.name for option in OPTIONS if path in option.paths), path)
 
 
 def check(config: Config) -> None:
     """Raise InputError for a value out of range, or for values that do not go together."""
     for option in OPTIONS:
-        check_range(option, get(config, option.path))
+        for path in option.paths:
+            check_range(option, get(config, path))
     if config.reward == "gold" and config.model != TINY:
         raise InputError(
             f"--reward: found 'gold' with --model {config.model}, wanted --model tiny: only its "
@@ -352,6 +357,18 @@ def check(config: Config) -> None:
         )
     check_pair_options(config)
     check_adapter_options(config)
+    check_evaluation_options(config)
+
+
+def check_evaluation_options(config: Config) -> None:
+    """Refuse evaluations without pairs to make them on, and the other way round."""
+    share, every, patience = config.held_out_pairs, config.dpo.evaluate_every, config.dpo.patience
+    if share and not every:
+        raise InputError(f"--held-out-pairs: found {share:g} alone, wanted --evaluate-every too")
+    if every and not share:
+        raise InputError(f"--evaluate-every: found {every} alone, wanted --held-out-pairs too")
+    if patience and not every:
+        raise InputError(f"--patience: found {patience} alone, wanted --evaluate-every too")
 
 
 def check_adapter_options(config: Config) -> None:

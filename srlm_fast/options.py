@@ -23,6 +23,9 @@ RECIPES = ("default", "paper")
 JUDGE_STOPS = ("end", "line")
 JUDGES = ("sampled", "expected", "direct")
 LOSSES = ("sigmoid", "robust", "hinge", "ipo", "simpo")
+OPTIMIZERS = ("adamw", "adamw-bf16", "adamw-8bit")
+SCHEDULES = ("linear", "cosine", "constant")
+REFERENCES = ("round", "sft")
 DTYPES = ("float32", "bfloat16", "float16")
 BASE_DTYPES = ("fp8", "int8")
 DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
@@ -59,24 +62,38 @@ def one_of(*names: str, aliases: dict[str, str] | None = None) -> Kind:
     return Kind(lambda text: (aliases or {}).get(text, text), lambda v: v in names, spelled)
 
 
+def yes_or_no() -> Kind:
+    meant = {"yes": True, "no": False}
+    return Kind(
+        lambda given: meant.get(given, given), lambda value: value in (True, False), "yes or no"
+    )
+
+
 def text(wanted: str) -> Kind:
     return Kind(str, lambda value: bool(value.strip()) and "\0" not in value, wanted)
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option. `path` is the dotted field of `config.Config` that it sets."""
+    """One option. `path` is the dotted field of `config.Config` that it sets, `also` are others of
+    the same meaning that it sets too.
+    """
 
     name: str
     path: str
     kind: Kind
     metavar: str
     help: str
+    also: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         """The attribute argparse keeps it under."""
         return self.name.lstrip("-").replace("-", "_")
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.path, *self.also)
 
     def parse(self, given: str) -> Any:
         """The value of `given`. Raises InputError naming the option, what was found and wanted."""
@@ -99,6 +116,13 @@ def shown(value: Any) -> str:
     """A value on one line, cut where it is long."""
     line = repr(value)
     return line if len(line) <= 80 else line[:77] + "..."
+
+
+def of_training(field: str, kind: Kind, metavar: str, help: str) -> Option:
+    """An option of every training of a run."""
+    name = "--" + field.replace("_", "-")
+    also = (f"sft.{field}", f"reward_training.{field}")
+    return Option(name, f"dpo.{field}", kind, metavar, help, also)
 
 
 _FILE = text("the name of a file")
@@ -359,6 +383,74 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         ),
         Option("--epochs", "dpo.epochs", _AT_LEAST_1, "N", "passes over a round's pairs"),
         Option("--batch-pairs", "dpo.batch_pairs", _AT_LEAST_1, "N", "pairs in an optimizer step"),
+        Option(
+            "--reference",
+            "reference",
+            one_of(*REFERENCES),
+            "MODEL",
+            "of DPO: round, the model that the round starts from; sft, M1 in every round",
+        ),
+        Option(
+            "--held-out-pairs",
+            "held_out_pairs",
+            real(0.0, 0.9),
+            "SHARE",
+            "of a round's prompts with pairs, not learnt from but evaluated on (default: 0, none)",
+        ),
+        Option(
+            "--evaluate-every",
+            "dpo.evaluate_every",
+            _AT_LEAST_0,
+            "N",
+            "steps of DPO between evaluations on --held-out-pairs; the model ends with the weights "
+            "of the lowest loss",
+        ),
+        Option(
+            "--patience",
+            "dpo.patience",
+            _AT_LEAST_0,
+            "N",
+            "evaluations without a lower loss that end a round's DPO (default: 0, none do)",
+        ),
+    ),
+    "every training": (
+        of_training(
+            "optimizer",
+            one_of(*OPTIMIZERS),
+            "NAME",
+            "adamw; adamw-bf16, adamw-8bit: moments in so many bits, and bfloat16 weights rounded "
+            "at random in place of float32 copies",
+        ),
+        of_training(
+            "schedule",
+            one_of(*SCHEDULES),
+            "NAME",
+            f"of the learning rate: {', '.join(SCHEDULES)}",
+        ),
+        of_training(
+            "final_fraction",
+            real(0.0, 1.0),
+            "F",
+            "of the first learning rate, behind the last step",
+        ),
+        of_training("warmup_steps", _AT_LEAST_0, "N", "steps up to the first learning rate"),
+        of_training("weight_decay", real(0.0), "W", "of AdamW, on matrices"),
+        of_training(
+            "max_grad_norm",
+            real(0.0, above=True),
+            "X",
+            "gradients of a larger norm are scaled to it",
+        ),
+        of_training("dropout", real(0.0, 0.99), "P", "on the two branches of each block"),
+        of_training(
+            "activation_checkpointing",
+            yes_or_no(),
+            "YES_OR_NO",
+            "run each block again in the backward pass: less memory, a third more arithmetic",
+        ),
+        of_training(
+            "micro_batch_tokens", _AT_LEAST_1, "N", "tokens at once; changes memory, not the loss"
+        ),
     ),
     "measuring": (
         Option(

@@ -11,10 +11,11 @@ import pytest
 
 from srlm_fast import config as configs
 from srlm_fast.config import Config, differences, from_json, from_options
-from srlm_fast.options import LOSSES, OPTIONS
+from srlm_fast.options import LOSSES, OPTIMIZERS, OPTIONS, SCHEDULES
 from srlm_fast.records import InputError
 from srlm_fast.run import read_options
 from srlm_fast.tiny.settings import SETTINGS
+from srlm_fast.train import config as train_config
 
 
 def tree(*argv: str) -> Config:
@@ -80,6 +81,33 @@ def test_losses_are_the_kernels_and_gamma_is_simpos():
     assert (made.dpo.loss, made.dpo.gamma, made.dpo.nll_weight) == ("simpo", 0.5, 0.1)
     with pytest.raises(InputError, match="--gamma: 0.5, wanted 0: sigmoid has no target margin"):
         tree("--gamma", "0.5")
+
+
+def test_options_of_every_training_set_all_of_them():
+    made = tree(
+        "--optimizer", "adamw-8bit", "--activation-checkpointing", "yes", "--dropout", "0.2"
+    )
+    for each in (made.sft, made.dpo, made.reward_training):
+        assert (each.optimizer, each.activation_checkpointing, each.dropout) == (
+            "adamw-8bit",
+            True,
+            0.2,
+        )
+    found = {each.option for each in differences(tree(), made)}
+    assert found == {"--optimizer", "--activation-checkpointing", "--dropout"}
+    assert tree("--activation-checkpointing", "no") == tree()
+    for argv in (["--activation-checkpointing", "maybe"], ["--optimizer", "sgd"]):
+        with pytest.raises(InputError, match=f"^{argv[0]}: found '{argv[1]}', wanted "):
+            tree(*argv)
+    assert (OPTIMIZERS, SCHEDULES) == (train_config.OPTIMIZERS, train_config.SCHEDULES)
+
+
+def test_evaluations_need_pairs_that_are_held_out():
+    made = tree("--held-out-pairs", "0.1", "--evaluate-every", "5", "--patience", "2")
+    assert (made.held_out_pairs, made.dpo.evaluate_every, made.dpo.patience) == (0.1, 5, 2)
+    for argv in (["--held-out-pairs", "0.1"], ["--evaluate-every", "5"], ["--patience", "2"]):
+        with pytest.raises(InputError, match=f"^{argv[0]}: found {argv[1]} alone, wanted --"):
+            tree(*argv)
 
 
 def test_pairwise_gives_labels_that_robust_cannot_take():

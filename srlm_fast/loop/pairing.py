@@ -1,27 +1,24 @@
-"""The pairs of a round, with the log-probs of the weights that sampled their answers."""
+"""The pairs of a round, with the log-probs of their reference."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from srlm_fast.eval import collapse_figures, judge_table
 from srlm_fast.judge import PairSet, make_pairs, mean_score, score_candidates
-from srlm_fast.model import Model
-from srlm_fast.records import Candidate, Prompt, RowWriter, read_jsonl, write_jsonl
+from srlm_fast.records import Candidate, Prompt, read_jsonl, write_jsonl
 from srlm_fast.sampler import SamplingParams
-from srlm_fast.train import TokenPair, pair_logps
 
 from .judging import top_score
+from .reference import Reference
 from .state import ModelFolder, weights_hash
 from .stopping import StoppedError, reasons
 from .token_rows import token_pair
 
 if TYPE_CHECKING:
     from .loop import Run
-
-REFERENCE_ROWS = 64  # pairs whose reference log-probs are written at a time
 
 Groups = Mapping[str, Sequence[Candidate]]  # prompt_id -> candidates
 Scores = Mapping[tuple[str, int], Sequence[float | None]]  # (prompt_id, candidate) -> samples
@@ -98,7 +95,7 @@ class Pairing:
         pairs = [token_pair(run.model, row, groups) for row in rows]
         run.sampler.release()
         with run.counting(f"{folder.name} reference", len(pairs), "pairs") as progress:
-            write_reference(run.model, folder, rows, pairs, progress)
+            Reference(run, folder).write(rows, pairs, progress)
 
     def judge_on_own(
         self, prompts: Sequence[Prompt], groups: Groups, scores: Scores
@@ -126,32 +123,3 @@ class Pairing:
 
 def sampling_row(params: SamplingParams) -> dict[str, Any]:
     return {name: getattr(params, name) for name in ("n", "temperature", "top_p", "max_tokens")}
-
-
-def write_reference(
-    model: Model,
-    folder: ModelFolder,
-    rows: Sequence[dict[str, Any]],
-    pairs: Sequence[TokenPair],
-    progress: Callable[[int], None],
-) -> None:
-    """Append the pair rows with the log-probs of the round's starting weights; goes on behind those
-    written.
-    """
-    # Whole groups only: log-probs are computed in the same company as in an unbroken run.
-    written = read_jsonl(folder.pairs)
-    done = len(written) - len(written) % REFERENCE_ROWS if len(written) < len(rows) else len(rows)
-    if done < len(written):
-        write_jsonl(folder.pairs, written[:done])
-    with RowWriter(folder.pairs) as writer:
-        for start in range(done, len(rows), REFERENCE_ROWS):
-            part = slice(start, start + REFERENCE_ROWS)
-            chosen, rejected = pair_logps(model, pairs[part])
-            logps = zip(chosen.tolist(), rejected.tolist(), strict=True)
-            writer.write(
-                *(
-                    row | {"ref_logps": {"chosen": c, "rejected": r}}
-                    for row, (c, r) in zip(rows[part], logps, strict=True)
-                )
-            )
-            progress(min(start + REFERENCE_ROWS, len(rows)))

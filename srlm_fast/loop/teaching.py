@@ -4,7 +4,8 @@ reward model on the user's pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import torch
 
 from srlm_fast.data import PreferenceRow
 from srlm_fast.model import trainable_parameters, with_score_head
-from srlm_fast.records import Candidate, InputError, write_jsonl
+from srlm_fast.records import InputError, write_jsonl
 from srlm_fast.train import (
     CheckpointError,
     SftRow,
@@ -26,6 +27,8 @@ from srlm_fast.train import (
     train_sft,
 )
 
+from .held_out import held_out_prompts
+from .reference import Reference
 from .reward_model import FOLDER, accuracy_note, reward_pairs
 from .state import ModelFolder, weights_hash
 from .token_rows import best_sft_rows, fitting, sft_rows, token_pair
@@ -80,33 +83,51 @@ class Teaching:
         )
 
     def pairs(self, folder: ModelFolder) -> dict[str, Any]:
-        """DPO on the round's own pairs; the reference is the round's start."""
+        """DPO on the round's own pairs, some of them held out where `--held-out-pairs` says so."""
         run = self.run
         rows = run.rows_of(folder, folder.pairs, "pairs", "pairs")
         candidates = run.rewarding.sampled(folder)
         try:
-            pairs, reference = self.dpo_rows(rows, candidates)
+            pairs = [token_pair(run.model, row, candidates) for row in rows]
+            rows = Reference(run, folder).renewed(rows, pairs)
+            prompt_ids = [row["prompt_id"] for row in rows]
         except KeyError as error:
             raise InputError(f"{folder.pairs}: found a row without {error}, wanted pairs") from None
+        share, seed = run.config.held_out_pairs, run.seed(folder.name, "held out")
+        apart = held_out_prompts(prompt_ids, share, seed)
+        kept = [i for i, prompt_id in enumerate(prompt_ids) if prompt_id in apart]
+        learnt = [i for i, prompt_id in enumerate(prompt_ids) if prompt_id not in apart]
+        return self.dpo(folder, rows, pairs, learnt, kept)
+
+    def dpo(
+        self,
+        folder: ModelFolder,
+        rows: Sequence[dict[str, Any]],
+        pairs: Sequence[TokenPair],
+        learnt: Sequence[int],
+        held_out: Sequence[int],
+    ) -> dict[str, Any]:
+        """DPO on the pairs at some places, evaluated on those at others."""
+        run, config = self.run, self.run.config.dpo
+        if config.evaluate_every and not held_out:
+            run.display.note(f"{folder.name}: one prompt gave pairs, so that none is held out")
+            config = dataclasses.replace(config, evaluate_every=0)
         seed = run.seed(folder.name, "dpo")
-        return self.train(
+        figures = self.train(
             folder,
             "DPO",
             lambda **keep: train_dpo(
-                run.model, pairs, run.config.dpo, reference, seed=seed, **keep
+                run.model,
+                [pairs[i] for i in learnt],
+                config,
+                ref_logps([rows[i] for i in learnt]),
+                held_out=[pairs[i] for i in held_out],
+                held_out_ref_logps=ref_logps([rows[i] for i in held_out]),
+                seed=seed,
+                **keep,
             ),
         )
-
-    def dpo_rows(
-        self, rows: Sequence[dict[str, Any]], candidates: Mapping[str, Sequence[Candidate]]
-    ) -> tuple[list[TokenPair], tuple[torch.Tensor, torch.Tensor]]:
-        """(pairs as tokens, their reference log-probs: chosen and rejected, float [pairs] each)."""
-        pairs = [token_pair(self.run.model, row, candidates) for row in rows]
-        chosen, rejected = (
-            torch.tensor([row["ref_logps"][side] for row in rows])
-            for side in ("chosen", "rejected")
-        )
-        return pairs, (chosen, rejected)
+        return figures | ({"held_out_pairs": len(held_out)} if held_out else {})
 
     def reward_model(
         self,
@@ -163,13 +184,22 @@ class Teaching:
                 raise InputError(f"{error}; delete it to train this stage from its start") from None
 
 
+def ref_logps(rows: Sequence[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Chosen and rejected of pair rows: float [rows] each."""
+    chosen, rejected = (
+        torch.tensor([row["ref_logps"][side] for row in rows]) for side in ("chosen", "rejected")
+    )
+    return chosen, rejected
+
+
 def training_figures(report: TrainReport, folder: Path) -> dict[str, Any]:
-    return {
+    figures = {
         "model_hash": weights_hash(folder),
         "steps": len(report.losses),
         "skipped_steps": report.skipped_steps,
         "peak_bytes": report.peak_bytes,
     }
+    return figures | ({"best_step": report.best_step} if report.evaluations else {})
 
 
 def all_too_long(pairs: int, context: int) -> InputError:

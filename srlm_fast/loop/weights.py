@@ -11,14 +11,16 @@ if TYPE_CHECKING:
 
 
 class WeightsOf:
-    """Another model's weights in the run's own tensors for a while: no second copy in memory."""
+    """Another model's weights in the run's own tensors for a while: no second copy in memory.
 
-    def __init__(self, run: Run, folder: ModelFolder) -> None:
+    back: whose come back afterwards; those of the last model that is there, unless said.
+    """
+
+    def __init__(self, run: Run, folder: ModelFolder, back: ModelFolder | None = None) -> None:
         self.run, self.folder = run, folder
+        self.back = back or [f for f in run.folders if f.model.is_dir()][-1]
 
     def __enter__(self) -> None:
-        made = [f for f in self.run.folders if f.model.is_dir()]
-        self.back = made[-1]
         self.run.model.load_weights(self.folder.model)
 
     def __exit__(self, *exc: object) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..kernels.linear import linear
 from ..kernels.rms_norm import rms_norm, rms_norm_residual
@@ -83,6 +84,22 @@ class Layer(nn.Module):
     def forward(
         self, delta_TD: Tensor | None, hidden_TD: Tensor, cos: Tensor, sin: Tensor, context: Context
     ) -> tuple[Tensor, Tensor]:
+        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
+            return self.block(delta_TD, hidden_TD, cos, sin, context)
+        # Only the sum is kept. With zeros added to it, it goes through the operations of a sum.
+        is_sum = delta_TD is not None
+        return checkpoint(
+            lambda x_TD: self.block(
+                torch.zeros_like(x_TD) if is_sum else None, x_TD, cos, sin, context
+            ),
+            hidden_TD if delta_TD is None else delta_TD + hidden_TD,
+            use_reentrant=False,
+            preserve_rng_state=self.dropout_p > 0,
+        )
+
+    def block(
+        self, delta_TD: Tensor | None, hidden_TD: Tensor, cos: Tensor, sin: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
         x_TD, hidden_TD = self.attn_norm.of_sum(delta_TD, hidden_TD)
         x_TD = self.drop(self.attention(x_TD, cos, sin, context))
         x_TD, hidden_TD = self.mlp_norm.of_sum(x_TD, hidden_TD)
@@ -111,6 +128,7 @@ class Layer(nn.Module):
         return F.dropout(x, self.dropout_p, self.training) if self.dropout_p else x
 
     dropout_p: float = 0.0
+    checkpointing: bool = False
 
 
 class Model(nn.Module):
@@ -203,6 +221,18 @@ class Model(nn.Module):
     def dropout_p(self, value: float) -> None:
         for layer in self.layers:
             layer.dropout_p = value  # type: ignore[assignment]
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether backward runs each block again from its inputs, all that is kept of it then
+        (arXiv 1604.06174); in train mode only.
+        """
+        return self.layers[0].checkpointing  # type: ignore[return-value]
+
+    @checkpointing.setter
+    def checkpointing(self, value: bool) -> None:
+        for layer in self.layers:
+            layer.checkpointing = value  # type: ignore[assignment]
 
     def touch(self) -> None:
         """Say that the weights have changed."""

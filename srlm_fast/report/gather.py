@@ -14,7 +14,7 @@ from typing import Any
 from srlm_fast.records import iter_jsonl
 
 SCORE_BINS = 20
-CURVES = ("loss", "margin", "chosen_logratio", "rejected_logratio")
+CURVES = ("loss", "held_out_loss", "margin", "chosen_logratio", "rejected_logratio")
 
 
 @dataclass(frozen=True)

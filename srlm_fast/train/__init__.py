@@ -3,7 +3,7 @@
 from .checkpoint import CheckpointError, remove_checkpoint
 from .config import DpoConfig, RewardConfig, SftConfig, TrainConfig
 from .dpo import TokenPair, pair_logps, train_dpo
-from .report import StepReport, TrainReport
+from .report import Evaluation, StepReport, TrainReport
 from .reward import RewardPair, pair_accuracy, train_reward_model
 from .sft import SftRow, train_sft
 from .trainer import TrainingInterrupted
@@ -11,6 +11,7 @@ from .trainer import TrainingInterrupted
 __all__ = [
     "CheckpointError",
     "DpoConfig",
+    "Evaluation",
     "RewardConfig",
     "RewardPair",
     "SftConfig",

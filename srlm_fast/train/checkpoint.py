@@ -76,9 +76,9 @@ class Checkpoint:
         self.path, self.fingerprint, self.ranks = path, fingerprint, ranks
         self._folder = ""  # the one that the file names
 
-    def save(self, state: dict[str, Any], model: Any, optimizer: Optimizer) -> None:
+    def save(self, state: dict[str, Any], model: Any, optimizer: Optimizer | None) -> None:
         """Replace what is there by `state`, the weights that are trained, and the optimizer's."""
-        tensors = _spread(model, optimizer)
+        tensors = _spread(model, {} if optimizer is None else optimizer.state())
         state = {**state, "fingerprint": self.fingerprint}
         if self.ranks.mesh is None:
             whole = {name: spread.pieces[0].local for name, spread in tensors.items()}
@@ -98,7 +98,7 @@ class Checkpoint:
         self.ranks.wait()
         self._folder = folder.name
 
-    def load(self, model: Any, optimizer: Optimizer) -> dict[str, Any] | None:
+    def load(self, model: Any, optimizer: Optimizer | None) -> dict[str, Any] | None:
         """Fill the weights and the optimizer; returns the state beside them, or None when there is
         no checkpoint. Raises CheckpointError.
         """
@@ -107,24 +107,26 @@ class Checkpoint:
         if state is None:
             return None
         self._folder = state.get("folder", "")
+        kept = {} if optimizer is None else optimizer.state()
+        spread = _spread(model, kept)
         if self._folder:
-            self._load_folder(self.path.with_name(self._folder), model, optimizer)
+            self._load_folder(self.path.with_name(self._folder), spread)
         else:
-            _load_whole(state.pop("tensors"), model, optimizer)
+            _fill(spread, state.pop("tensors"))
+        if optimizer is not None:
+            optimizer.load(kept)
         model.touch()
         return state
 
-    def _load_folder(self, folder: Path, model: Any, optimizer: Optimizer) -> None:
-        from .shards import load_shards, shapes_of
+    def _load_folder(self, folder: Path, spread: Mapping[str, Any]) -> None:
+        from .shards import load_shards
 
         try:
-            states = _room(shapes_of(folder), model, optimizer)
-            load_shards(folder, _spread(model, optimizer, states), self.ranks.mesh is None)
+            load_shards(folder, spread, self.ranks.mesh is None)
         except Exception as error:
             raise CheckpointError(
                 f"checkpoint: {folder}: {type(error).__name__}, wanted what {self.path.name} names"
             ) from error
-        optimizer.load(states)
 
     def _remove_others(self, kept: str) -> None:
         for folder in _folders(self.path):
@@ -150,51 +152,33 @@ def _named(model: nn.Module) -> list[tuple[str, Any]]:
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
-def _spread(
-    model: Any, optimizer: Optimizer, states: list[dict[str, Tensor]] | None = None
-) -> dict[str, Any]:
+def _spread(model: Any, state: Mapping[str, Any]) -> dict[str, Any]:
     """Name in the checkpoint -> `shards.Spread`, for weights that are trained and the optimizer's
-    tensors, or `states` in their place.
+    `state`, {} for none.
     """
     from .shards import Spread
 
     found = {}
-    states = optimizer.state() if states is None else states
-    for (name, weight), kinds in zip(_named(model), states, strict=True):
-        values = {f"weights.{name}": local(weight).detach()}
-        values |= {f"optimizer.{kind}.{name}": value for kind, value in kinds.items()}
+    for name, weight in _named(model):
+        values = {f"weights.{name}": local(weight)}
+        for kind in ("first", "second", "masters"):
+            if name in state.get(kind, {}):
+                values[f"optimizer.{kind}.{name}"] = state[kind][name]
         for key, value in values.items():
-            if hasattr(weight, "placements") and value.shape == local(weight).shape:
+            if hasattr(weight, "placements"):
                 pieces = model.layout.pieces(name, weight, value)
                 found[key] = Spread(tuple(weight.shape), pieces)
             else:  # the same on all ranks
                 found[key] = Spread.whole(value)
+    if "steps" in state:
+        found["optimizer.steps"] = Spread.whole(state["steps"])
     return found
 
 
-def _room(
-    shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]], model: Any, optimizer: Optimizer
-) -> list[dict[str, Tensor]]:
-    """The optimizer's tensors, and new ones for those of a checkpoint that it does not have yet."""
-    states = optimizer.state()
-    for (name, weight), kinds in zip(_named(model), states, strict=True):
-        for key, (shape, dtype) in shapes.items():
-            scope, _, rest = key.partition(".")
-            kind, _, of = rest.partition(".")
-            if scope == "optimizer" and of == name and kind not in kinds:
-                own = local(weight)
-                size = own.shape if shape == tuple(weight.shape) else shape
-                kinds[kind] = torch.empty(size, dtype=dtype, device=own.device)
-    return states
-
-
 @torch.no_grad()
-def _load_whole(tensors: Mapping[str, Tensor], model: Any, optimizer: Optimizer) -> None:
-    shapes = {name: (tuple(whole.shape), whole.dtype) for name, whole in tensors.items()}
-    states = _room(shapes, model, optimizer)
-    for name, spread in _spread(model, optimizer, states).items():
-        for offsets, piece in spread.pieces:
+def _fill(spread: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    for name, held in spread.items():
+        for offsets, piece in held.pieces:
             sizes = zip(offsets, piece.shape, strict=True)
             box = tuple(slice(first, first + size) for first, size in sizes)
             piece.copy_(tensors[name][box])
-    optimizer.load(states)

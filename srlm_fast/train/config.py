@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from srlm_fast.kernels.dpo_loss import LOSSES
 
 SCHEDULES = ("linear", "cosine", "constant")
+OPTIMIZERS = ("adamw", "adamw-bf16", "adamw-8bit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +24,13 @@ class TrainConfig:
     weight_decay: float = 0.0  # on matrices only
     max_grad_norm: float = 1.0
     dropout: float = 0.0  # on each block's two residual branches
-    master_weights: bool = (
-        True  # fp32 copies for the optimizer where the model is in half precision
-    )
+    optimizer: str = "adamw"  # what its states are kept in: `optimizer.py`
+    # fp32 copies for the optimizer where the model is in half precision; False: bf16 weights are
+    # rounded at random instead. None: as the optimizer is made for, adamw with, the others without.
+    master_weights: bool | None = None
+    activation_checkpointing: bool = False  # each block is run again in the backward pass
+    evaluate_every: int = 0  # steps between evaluations on held-out data; 0: none
+    patience: int = 0  # evaluations without a new best that end the training; 0: none do
     micro_batch_tokens: int = 16384  # memory, not mathematics: the loss does not depend on it
     share_prompts: bool = True  # speed, not mathematics: what a prompt's responses share runs once
     checkpoint_seconds: float = 300.0
@@ -42,6 +47,9 @@ class TrainConfig:
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
             "max_grad_norm": (self.max_grad_norm > 0, "above 0"),
             "dropout": (0 <= self.dropout < 1, "0 <= dropout < 1"),
+            "optimizer": (self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
+            "evaluate_every": (self.evaluate_every >= 0, "0 or more"),
+            "patience": (self.patience >= 0, "0 or more"),
             "micro_batch_tokens": (self.micro_batch_tokens >= 1, "1 or more"),
             "checkpoint_seconds": (self.checkpoint_seconds >= 0, "0 or more"),
         }

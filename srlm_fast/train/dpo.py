@@ -103,6 +103,8 @@ def train_dpo(
     config: DpoConfig | None = None,
     ref_logps: tuple[Tensor, Tensor] | None = None,
     *,
+    held_out: Sequence[TokenPair] = (),
+    held_out_ref_logps: tuple[Tensor, Tensor] | None = None,
     seed: int = 0,
     on_step: Callable[[StepReport], None] | None = None,
     checkpoint: Path | None = None,
@@ -114,12 +116,14 @@ def train_dpo(
     ref_logps: (chosen, rejected), [P] each, as `pair_logps` gives them; without them the reference
     is the model as it is now, and the first step's loss is ln 2 (sigmoid loss, no dropout). The
     loss of simpo has no reference: there it only is what the reported log-ratios are relative to.
-    The loss of a step is the mean over its pairs, weighted by `weight`. The other arguments, the
+    The loss of a step is the mean over its pairs, weighted by `weight`. held_out: pairs that are
+    evaluated and not learnt from, with a reference of their own. The other arguments, the
     guarantees and the errors are those of `train_sft`; ref_logps of wrong shape raise ValueError.
     """
     config = config or DpoConfig()
     task = DpoTask(model, pairs, config, ref_logps, seed)
-    return run_training(model, task, config, seed, on_step, checkpoint, stop, mesh)
+    kept = DpoTask(model, held_out, config, held_out_ref_logps, seed) if held_out else None
+    return run_training(model, task, config, seed, on_step, checkpoint, stop, mesh, kept)
 
 
 class DpoTask:

@@ -1,14 +1,33 @@
-"""AdamW over the model's own tensors (arXiv 1711.05101), its schedule and clipping."""
+"""AdamW over the model's own tensors (arXiv 1711.05101), its schedule and clipping.
+
+Bytes per parameter of a bf16 model, its weight (2) and its gradient (2) counted in:
+
+    adamw        16    fp32 moments and fp32 master weights
+    adamw-bf16    8    bf16 moments; they and the weights are rounded at random, no masters
+    adamw-8bit    6    8-bit moments in blocks of 256 (`block_code.py`); the same
+
+The arithmetic is fp32 for all of them, done piece by piece; they differ in how tensors are kept
+between steps (`stores.py`). It is elementwise on what a rank holds of a DTensor.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .block_code import BLOCK, BlockCode
 from .config import TrainConfig
+from .rounding import Noise
+from .stores import Coded, Exact, Mastered, Rounded, Store
+
+# Elements at once, a multiple of BLOCK: fp32 copies that stay in a core's cache, or fill a GPU.
+PIECE = {"cpu": 1 << 17, "cuda": 1 << 24}
 
 
 def learning_rate(config: TrainConfig, step: int, num_steps: int) -> float:
@@ -24,86 +43,254 @@ def learning_rate(config: TrainConfig, step: int, num_steps: int) -> float:
     return config.learning_rate * (floor + (1 - floor) * left[config.schedule])
 
 
-class Optimizer:
-    """AdamW with fp32 master weights where the model is in half precision.
+def bytes_per_parameter(
+    optimizer: str,
+    dtype: torch.dtype,
+    *,
+    master_weights: bool | None = None,
+    micro_batches: int = 2,
+) -> tuple[float, float]:
+    """(gradient, state) in bytes for each trained parameter of `dtype`, weights not counted.
 
-    Without them lr 1e-6 would not move a bf16 weight: the update is below half a unit in the last
-    place. With them gradients of several micro-batches are also summed in fp32.
+    micro_batches: of a step; from two on gradients are summed in fp32, one keeps the weights' own
+    dtype.
+    """
+    wide = _wide(dtype).itemsize
+    moments = {"adamw": 2 * wide, "adamw-bf16": 4, "adamw-8bit": 2 + 2 * 4 / BLOCK}
+    masters = wide if _has_masters(optimizer, dtype, master_weights) else 0
+    return wide if micro_batches > 1 else dtype.itemsize, moments[optimizer] + masters
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The precision of the arithmetic."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _has_masters(optimizer: str, dtype: torch.dtype, asked: bool | None) -> bool:
+    if dtype == torch.float64 and optimizer != "adamw":
+        raise ValueError(f"optimizer: {optimizer!r} for float64 weights, wanted 'adamw'")
+    if dtype.itemsize >= 4:
+        return False
+    if asked is False and dtype != torch.bfloat16:
+        raise ValueError(f"master_weights: False for {dtype} weights, wanted True: only bfloat16")
+    return asked if asked is not None else optimizer == "adamw" or dtype != torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A parameter and what the optimizer keeps of it; flat, and this rank's part only."""
+
+    name: str
+    parameter: Tensor
+    master: Tensor | None
+    first: Store
+    second: Store
+    decay: float
+
+    def weight(self) -> Store:
+        weights = local(self.parameter).reshape(-1)  # FSDP may have put it elsewhere
+        if self.master is not None:
+            return Mastered(self.master, weights)
+        return Exact(weights) if weights.dtype.itemsize >= 4 else Rounded(weights)
+
+
+class Optimizer:
+    """AdamW for the parameters that require a gradient.
+
+    At lr 1e-6 an update is far below half a unit in a bf16 weight's last place: without a master
+    it must be rounded at random, or the weight stands still. Random numbers depend on (seed, step,
+    parameter, element of the rank's part) alone.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+    def __init__(self, model: nn.Module, config: TrainConfig, seed: int = 0) -> None:
         self.config = config
-        self.params: list[Tensor] = [param for param in model.parameters() if param.requires_grad]
-        if not self.params:
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        if not named:
             raise ValueError("model: no parameter that requires a gradient, wanted at least one")
-        self.has_masters = config.master_weights and self.params[0].dtype.itemsize < 4
-        self.masters: list[Tensor] = [local(param) for param in self.params]
-        if self.has_masters:
-            self.masters = [local(param).detach().float() for param in self.params]
-        matrices = [weight for weight in self.masters if weight.ndim >= 2]
-        others = [weight for weight in self.masters if weight.ndim < 2]
-        groups: list[dict[str, Any]] = [
-            {"params": matrices},
-            {"params": others, "weight_decay": 0.0},
+        self.params: list[nn.Parameter] = [parameter for _, parameter in named]
+        self.dtype = _wide(self.params[0].dtype)
+        self.device = self.params[0].device
+        self.num_steps = 0  # applied so far
+        self._noise = Noise(seed, self.device)
+        make = _moments(config.optimizer, self.dtype, self.device)
+        with torch.no_grad():
+            self.trained = [self._trained(name, p, make) for name, p in named]
+        self._sums: dict[Tensor, Tensor] = {}  # parameter -> fp32 gradient
+        self._sum_half = True  # half-precision gradients are taken over into fp32 sums
+        self._factor: Tensor | None = None  # from clipping
+
+    def _trained(self, name: str, parameter: Tensor, make: Moments) -> Trained:
+        weights = local(parameter).reshape(-1)
+        mastered = _has_masters(self.config.optimizer, weights.dtype, self.config.master_weights)
+        decay = self.config.weight_decay if parameter.ndim >= 2 else 0.0
+        master = weights.to(self.dtype) if mastered else None
+        return Trained(name, parameter, master, *make(len(weights)), decay)
+
+    @contextmanager
+    def summing(self, several: bool) -> Iterator[None]:
+        """Around the backward passes of a step. Half-precision gradients of several, of this rank
+        or of others, are summed in fp32, each taken over as soon as it is there, so that they never
+        exist all at once.
+        """
+        self._sum_half = several
+        hooks = [
+            param.register_post_accumulate_grad_hook(self._take_over)
+            for param in self.params
+            if self._sum_half and param.dtype.itemsize < 4
         ]
-        self._adamw = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=config.learning_rate,
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def accumulate(self) -> None:
-        """Take over the gradients of one micro-batch."""
-        for param, master in zip(self.params, self.masters, strict=True):
-            if param.grad is not None and param is not master:
-                grad = local(param.grad).to(master.dtype)
-                master.grad = grad if master.grad is None else master.grad.add_(grad)
-                param.grad = None
-
-    def clip(self, norm: Tensor | None = None) -> Tensor:
-        """Scale the gradients to a total norm of at most max_grad_norm; returns the norm before.
-
-        norm: that norm, where this process has only a part of them.
+        """Take over what a backward pass has left in half precision (FSDP's gradients come late).
+        A single micro-batch's gradient stays where it is.
         """
-        if norm is None:
-            norm = nn.utils.get_total_norm([m.grad for m in self.masters if m.grad is not None])
-        nn.utils.clip_grads_with_norm_(self.masters, self.config.max_grad_norm, norm)
+        for param in self.params:
+            if self._sum_half and param.dtype.itemsize < 4:
+                self._take_over(param)
+
+    def _take_over(self, param: Tensor) -> None:
+        if param.grad is None:
+            return
+        if param in self._sums:
+            self._sums[param].add_(param.grad)
+        else:
+            self._sums[param] = param.grad.to(self.dtype)
+        param.grad = None
+
+    def gradient(self, param: Tensor) -> Tensor | None:
+        """What this step has gathered: this rank's plain tensor."""
+        found = self._sums.get(param, param.grad)
+        return None if found is None else local(found)
+
+    def gradients(self) -> list[Tensor | None]:
+        """Of each parameter in turn."""
+        return [self.gradient(param) for param in self.params]
+
+    @torch.no_grad()
+    def clip(self, norm: Tensor | None = None) -> Tensor:
+        """Let `step` scale the gradients to a total norm of at most max_grad_norm; returns the norm
+        before.
+
+        norm: that norm, where this process has only a part of the gradients.
+        """
+        norm = norm_of(self.gradients()) if norm is None else norm
+        self._factor = (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         return norm
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        for group in self._adamw.param_groups:
-            group["lr"] = rate
-        self._adamw.step()
-        if self.has_masters:
-            torch._foreach_copy_([local(param) for param in self.params], self.masters)
+        self.num_steps += 1
+        count = torch.full((), float(self.num_steps), device=self.device)
+        for index, trained in enumerate(self.trained):
+            grad = self.gradient(trained.parameter)
+            if grad is None:
+                continue
+            stores = (trained.weight(), trained.first, trained.second)
+            grads, size = grad.reshape(-1), PIECE.get(self.device.type, PIECE["cuda"])
+            for start in range(0, len(grads), size):
+                piece = slice(start, min(start + size, len(grads)))
+                weight, first, second = values = [store.read(piece) for store in stores]
+                wide = grads[piece].to(self.dtype)
+                self._adamw(weight, first, second, wide, count, rate, trained.decay)
+                noise = self._noise.at(self.num_steps, index, start)
+                for store, new in zip(stores, values, strict=True):
+                    store.write(piece, new, noise)
+
+    def _adamw(
+        self,
+        weight: Tensor,
+        first: Tensor,
+        second: Tensor,
+        grad: Tensor,
+        count: Tensor,
+        rate: float,
+        decay: float,
+    ) -> None:
+        """One step in place: all [n] in the precision of the arithmetic."""
+        if self._factor is not None:
+            grad.mul_(self._factor)
+        torch._fused_adamw_(
+            [weight],
+            [grad],
+            [first],
+            [second],
+            [],
+            [count],
+            lr=rate,
+            beta1=self.config.betas[0],
+            beta2=self.config.betas[1],
+            weight_decay=decay,
+            eps=self.config.eps,
+            amsgrad=False,
+            maximize=False,
+        )
 
     def zero(self) -> None:
-        for weight in (*self.params, *self.masters):
-            weight.grad = None
+        self._sums.clear()
+        self._factor = None
+        for param in self.params:
+            param.grad = None
 
-    def state(self) -> list[dict[str, Tensor]]:
-        """Per parameter: its moments and step count, none before the first step, and its master.
-        With the weights, all that the next step depends on.
+    def state(self) -> dict[str, Any]:
+        """Step count, and moments and masters by parameter name, in the shape of this rank's part:
+        with the weights, all that the next step depends on.
+
+        8-bit moments are given as the fp32 numbers that they stand for, on the CPU: loaded into the
+        same layout they are the same codes, loaded into another one they are encoded anew.
         """
-        found = [dict(self._adamw.state.get(master, {})) for master in self.masters]
-        if self.has_masters:
-            found = [s | {"master": m} for s, m in zip(found, self.masters, strict=True)]
-        return found
+        return {
+            "steps": torch.tensor(self.num_steps),
+            "first": {t.name: _saved(t.first, t.parameter) for t in self.trained},
+            "second": {t.name: _saved(t.second, t.parameter) for t in self.trained},
+            "masters": {
+                t.name: t.master.view(local(t.parameter).shape)
+                for t in self.trained
+                if t.master is not None
+            },
+        }
 
     @torch.no_grad()
-    def load(self, state: list[dict[str, Tensor]]) -> None:
-        for master, saved in zip(self.masters, state, strict=True):
-            kinds = dict(saved)
-            if self.has_masters:
-                master.copy_(kinds.pop("master"))
-            if kinds:
-                self._adamw.state[master] = kinds
+    def load(self, state: dict[str, Any]) -> None:
+        """What `state` gave; its tensors may be those of this optimizer, filled in place."""
+        self.num_steps = int(state["steps"])
+        for trained in self.trained:
+            trained.first.fill(state["first"][trained.name].reshape(-1))
+            trained.second.fill(state["second"][trained.name].reshape(-1))
+            if trained.master is not None:
+                trained.master.copy_(state["masters"][trained.name].reshape(-1))
 
 
 def local(weight: Any) -> Tensor:
     """This rank's plain tensor of a weight, without its graph where the weight is split."""
-    return weight.detach().to_local() if hasattr(weight, "to_local") else weight
+    return weight.detach().to_local() if hasattr(weight, "to_local") else weight.detach()
+
+
+def norm_of(gradients: Sequence[Tensor | None]) -> Tensor:
+    """[] of all together, at least fp32: a norm in bf16 has three digits."""
+    found = [g for g in gradients if g is not None]
+    norms = [torch.linalg.vector_norm(g, dtype=_wide(g.dtype)) for g in found]
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+Moments = Callable[[int], tuple[Store, Store]]  # elements -> first and second moment, zeros
+
+
+def _moments(optimizer: str, wide: torch.dtype, device: torch.device) -> Moments:
+    if optimizer == "adamw-8bit":
+        codes = BlockCode(signed=True, device=device), BlockCode(signed=False, device=device)
+        return lambda size: (Coded(size, codes[0]), Coded(size, codes[1]))
+    kind, dtype = (Exact, wide) if optimizer == "adamw" else (Rounded, torch.bfloat16)
+
+    def make(size: int) -> Store:
+        return kind(torch.zeros(size, dtype=dtype, device=device))
+
+    return lambda size: (make(size), make(size))
+
+
+def _saved(store: Store, like: Tensor) -> Tensor:
+    whole = store.whole().view(local(like).shape)
+    return whole.cpu() if isinstance(store, Coded) else whole

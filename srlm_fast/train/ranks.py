@@ -8,7 +8,7 @@ many ranks and micro-batches the items are spread over.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ReduceOp
 
+from .optimizer import norm_of
 from .packing import Ints, MicroBatch
 
 if TYPE_CHECKING:  # a process without ranks does not pay for importing it
@@ -48,7 +49,8 @@ class Ranks:
         self._model = model
         self._sharded = mesh is not None and _is_sharded(model)
         self.scale = self.num_data if self._sharded else 1
-        self._device = next(model.parameters()).device
+        first = next(model.parameters())
+        self._device, self._dtype = first.device, first.dtype
 
     def micro_batches(
         self, items: Ints, lengths: Ints, cut: Callable[[Ints], list[MicroBatch]]
@@ -97,32 +99,33 @@ class Ranks:
             dist.all_reduce(x, group=group)
         return x
 
-    def sum_gradients(self, weights: Iterable[Tensor]) -> None:
-        """Sum what the data ranks have in .grad, each for its own items; FSDP has done it."""
+    def sum_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        """Sum, in place, what the data ranks have for their own items; FSDP has done it."""
         if self._sharded or not self._data:
             return
-        grads = [weight.grad for weight in weights if weight.grad is not None]
-        works: list[Any] = [dist.all_reduce(g, group=self._data[0], async_op=True) for g in grads]
+        group = self._data[0]
+        found = [grad for grad in gradients if grad is not None]
+        works: list[Any] = [dist.all_reduce(grad, group=group, async_op=True) for grad in found]
         for work in works:
             work.wait()
 
-    def norm(self, params: Sequence[Any], weights: Sequence[Tensor]) -> Tensor:
-        """[] fp32: the norm of all gradients, each element counted once wherever it has copies.
+    def norm(self, params: Sequence[Any], gradients: Sequence[Tensor | None]) -> Tensor:
+        """[] at least fp32: the norm of all gradients, each element counted once wherever it has
+        copies.
 
-        params: of the model; weights: for each, this rank's plain tensor with the gradient.
+        params: of the model; gradients: of each, this rank's plain tensor.
         """
         if self.mesh is None:
-            return nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
-        found = [(w.grad, self._copies(p)) for p, w in zip(params, weights, strict=True)]
-        grads = [grad for grad, _ in found if grad is not None]
-        copies = [count for grad, count in found if grad is not None]
+            return norm_of(gradients)
+        pairs = [(g, p) for g, p in zip(gradients, params, strict=True) if g is not None]
+        squares = [torch.linalg.vector_norm(g, dtype=torch.float64).square() for g, _ in pairs]
+        copies = [self._copies(param) for _, param in pairs]
         # A rank may hold no row of any parameter that has a gradient.
-        norms = torch.stack(torch._foreach_norm(grads)) if grads else torch.zeros(0)
-        squares = norms.double().to(self._device).square()
-        total = (squares / torch.tensor(copies, device=self._device)).sum()
+        total = torch.stack(squares) if squares else torch.zeros(0, dtype=torch.float64)
+        total = (total.to(self._device) / torch.tensor(copies, device=self._device)).sum()
         for group in self._groups:
             dist.all_reduce(total, group=group)
-        return total.sqrt().to(norms.dtype)
+        return total.sqrt().to(torch.promote_types(self._dtype, torch.float32))
 
     def _copies(self, param: Any) -> int:
         """How many ranks hold each of its elements."""

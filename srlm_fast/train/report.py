@@ -12,9 +12,19 @@ import torch
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """Of the weights behind `step` optimizer steps, on held-out data. accuracy: of pairs."""
+
+    step: int
+    loss: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
 class StepReport:
-    """One optimizer step. The last four are means over the step's pairs for DPO and
-    None for SFT; a reward model has the first two of them."""
+    """One optimizer step. `margin` and those below it are means over the step's pairs for DPO and
+    None for SFT; a reward model has the first two of them. The last two are of held-out data, where
+    an evaluation was due behind the step."""
 
     step: int  # from 0
     num_steps: int
@@ -29,6 +39,8 @@ class StepReport:
     accuracy: float | None = None
     chosen_logratio: float | None = None
     rejected_logratio: float | None = None
+    held_out_loss: float | None = None
+    held_out_accuracy: float | None = None
 
     def to_row(self) -> dict[str, Any]:
         """For JSON, which has no NaN and no infinity: they become None."""
@@ -49,6 +61,8 @@ class TrainReport:
     grad_norms: list[float] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)  # on held-out data
+    best_step: int | None = None  # steps behind which the weights are those left in the model
     skipped_steps: int = 0
     peak_bytes: int = 0  # of the device's allocator; on a CPU the process's largest resident size
 
@@ -71,6 +85,11 @@ class TrainReport:
 
     def to_row(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def take_up(self, row: dict[str, Any]) -> None:
+        """Go on from what `to_row` gave."""
+        vars(self).update(row)
+        self.evaluations = [Evaluation(**found) for found in row["evaluations"]]
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -50,6 +50,7 @@ def train_sft(
     rows: Sequence[SftRow],
     config: SftConfig | None = None,
     *,
+    held_out: Sequence[SftRow] = (),
     seed: int = 0,
     on_step: Callable[[StepReport], None] | None = None,
     checkpoint: Path | None = None,
@@ -64,6 +65,10 @@ def train_sft(
     only; results are the same bit for bit for the same number of threads. A step whose loss or
     gradient is not finite is skipped and counted.
 
+    held_out: rows that are evaluated and not learnt from, every `config.evaluate_every` steps and
+        behind the last one. The model is left with the weights of the lowest held-out loss, and
+        the training ends when `config.patience` evaluations in a row brought no lower one. Until
+        then these weights lie beside the checkpoint, without one in the host's memory.
     on_step: called after each optimizer step.
     checkpoint: a file. The whole state is saved there every `config.checkpoint_seconds`, when
         stopped and at the end; a call that finds it goes on from there and ends with the same
@@ -77,11 +82,14 @@ def train_sft(
         on a disk that all ranks see, which any number of ranks reads, split any way, as does a
         process without a mesh (`remove_checkpoint` removes both).
 
-    Raises ValueError on no rows or a token id outside the vocabulary, CheckpointError on a
+    Raises ValueError on no rows, a token id outside the vocabulary or `held_out` without
+    `evaluate_every` (and the other way round), CheckpointError on a
     checkpoint that is not this training's.
     """
-    task = SftTask(model, rows, config or SftConfig())
-    return run_training(model, task, task.config, seed, on_step, checkpoint, stop, mesh)
+    config = config or SftConfig()
+    task = SftTask(model, rows, config)
+    kept = SftTask(model, held_out, config) if held_out else None
+    return run_training(model, task, config, seed, on_step, checkpoint, stop, mesh, kept)
 
 
 class SftTask:

@@ -45,15 +45,17 @@ def train_step(
     """
     ranks = ranks or Ranks(model, None)
     seen = []  # per micro-batch: its part of the loss, then the objective's sums
-    for micro_batch in micro_batches:
-        loss, sums = objective(model, micro_batch)
-        loss, sums = (x * (not micro_batch.idle) for x in (loss, sums))
-        loss = loss / (normalizer or 1.0)
-        (loss * ranks.scale).backward()
-        optimizer.accumulate()
-        seen.append(torch.cat([loss.detach()[None], sums.to(loss)]))
-    ranks.sum_gradients(optimizer.masters)
-    norm = optimizer.clip(ranks.norm(optimizer.params, optimizer.masters))
+    with optimizer.summing(len(micro_batches) > 1 or ranks.num_data > 1):
+        for micro_batch in micro_batches:
+            loss, sums = objective(model, micro_batch)
+            loss, sums = (x * (not micro_batch.idle) for x in (loss, sums))
+            loss = loss / (normalizer or 1.0)
+            (loss * ranks.scale).backward()
+            optimizer.accumulate()
+            seen.append(torch.cat([loss.detach()[None], sums.to(loss)]))
+    gradients = optimizer.gradients()
+    ranks.sum_gradients(gradients)
+    norm = optimizer.clip(ranks.norm(optimizer.params, gradients))
     num_tokens = sum(batch.token_ids.numel() for batch in micro_batches if not batch.idle)
     counted = torch.tensor([num_tokens], dtype=torch.float64, device=norm.device)
     totals = ranks.sum(torch.cat([counted, torch.stack(seen).sum(0).double()]))

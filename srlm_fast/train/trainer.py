@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from srlm_fast.model import Model
 
 from .checkpoint import Checkpoint, fingerprint_of
 from .config import TrainConfig
+from .held_out import BestWeights
 from .optimizer import Optimizer, learning_rate
 from .packing import Ints, MicroBatch, batch_items, num_batches
 from .ranks import Ranks
@@ -65,33 +67,46 @@ def run_training(
     checkpoint: Path | None,
     stop: Callable[[], bool] | None,
     mesh: DeviceMesh | None = None,
+    held_out: Task | None = None,
 ) -> TrainReport:
     """Train `model` in place; see `train_sft` for the arguments that it shares with `train_dpo`."""
     num_steps = config.epochs * num_batches(task.num_items, task.batch_size)
     ranks = Ranks(model, mesh)
     ranks.reshard()
-    optimizer, report = Optimizer(model, config), TrainReport()
-    kept = None
+    optimizer, report = Optimizer(model, config, seed), TrainReport()
+    fingerprint, kept = _fingerprint(model, task, config, seed, held_out), None
     if checkpoint is not None:
-        kept = Checkpoint(checkpoint, _fingerprint(model, task, config, seed), ranks)
+        kept = Checkpoint(checkpoint, fingerprint, ranks)
     saved = None if kept is None else kept.load(model, optimizer)
     if saved is not None:
-        vars(report).update(saved["report"])
-    begun = task.begin(model, None if saved is None else saved["task"], ranks)
+        report.take_up(saved["report"])
+    best = BestWeights(model, held_out, config, ranks, report.evaluations, checkpoint, fingerprint)
+    tasks = {"task": task} | ({} if held_out is None else {"held_out": held_out})
+    begun = {
+        name: each.begin(model, None if saved is None else saved[name], ranks)
+        for name, each in tasks.items()
+    }
 
-    def save(step: int) -> None:
+    def save(step: int, finished: bool = False) -> None:
         if kept is not None:
-            kept.save({"step": step, "report": report.to_row(), "task": begun}, model, optimizer)
+            state = {"step": step, "report": report.to_row(), "finished": finished}
+            kept.save(state | begun, model, optimizer)
 
     start = 0 if saved is None else saved["step"]
     saved_at = time.monotonic()
-    with _train_mode(model, config.dropout):
+    with _train_mode(model, config):
         for step in range(start, num_steps):
+            if best.exhausted:
+                break
             if ranks.any(stop is not None and stop()):
                 save(step)
                 raise TrainingInterrupted(f"stopped before step {step} of {num_steps}")
             with _noise(config.dropout, seed, step, ranks.data_rank):
                 done = _one_step(model, task, config, optimizer, seed, step, num_steps, ranks)
+            if found := best.after(step + 1, num_steps):
+                done = dataclasses.replace(
+                    done, held_out_loss=found.loss, held_out_accuracy=found.accuracy
+                )
             report.add(done)
             report.peak_bytes = max(report.peak_bytes, peak_bytes(model.device))
             if on_step is not None:
@@ -100,8 +115,11 @@ def run_training(
             if kept is not None and ranks.any(ranks.is_first and is_due):
                 save(step + 1)
                 saved_at = time.monotonic()
-    if start < num_steps:
-        save(num_steps)
+    if saved is None or not saved["finished"]:
+        best.restore()
+        report.best_step = None if best.best is None else best.best.step
+        save(num_steps, finished=True)
+    best.discard()
     return report
 
 
@@ -135,30 +153,31 @@ def _one_step(
     )
 
 
-def _fingerprint(model: Model, task: Task, config: TrainConfig, seed: int) -> str:
+def _fingerprint(
+    model: Model, task: Task, config: TrainConfig, seed: int, held_out: Task | None
+) -> str:
     shapes = [
         f"{name} {list(p.shape)} {p.dtype} {p.requires_grad}"
         for name, p in model.named_parameters()
     ]
     # How often to save changes nothing; how to cut a batch changes the order of sums: last bits.
     settings = {**vars(config), "checkpoint_seconds": None}
-    return fingerprint_of(
-        type(task).__name__, str(settings), str(seed), *shapes, *task.fingerprint()
-    )
+    data = [*task.fingerprint(), *(held_out.fingerprint() if held_out else [])]
+    return fingerprint_of(type(task).__name__, str(settings), str(seed), *shapes, *data)
 
 
 @contextmanager
-def _train_mode(model: Model, dropout: float) -> Iterator[None]:
+def _train_mode(model: Model, config: TrainConfig) -> Iterator[None]:
     """Gradients and dropout on; afterwards, however it ends, as before and the weights touched."""
-    before = (model.training, model.dropout_p)
+    before = (model.training, model.dropout_p, model.checkpointing)
     model.train()
-    model.dropout_p = dropout
+    model.dropout_p, model.checkpointing = config.dropout, config.activation_checkpointing
     try:
         with torch.enable_grad():
             yield
     finally:
         model.train(before[0])
-        model.dropout_p = before[1]
+        model.dropout_p, model.checkpointing = before[1:]
         model.zero_grad(set_to_none=True)
         model.touch()
 
