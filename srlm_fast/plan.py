@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from srlm_fast.config import TINY, Config
@@ -342,6 +342,17 @@ def here(config: Config) -> Devices:
     return Devices(1, Card(name, float(free), like.bytes_per_s, like.flops))
 
 
+def of_run(config: Config) -> Devices:
+    """What a copy of the training state is spread over: this device, or those of several ranks."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    found = here(config)
+    card = found.card
+    if card.name == "cpu":  # whose memory the ranks of a machine share
+        card = replace(card, memory_bytes=card.memory_bytes / local)
+    return Devices(world if config.shard == "yes" else config.tensor_parallel, card)
+
+
 def host_bytes() -> float:
     """Memory a new process may use: what is available, or a container's limit if less."""
     text = Path("/proc/meminfo").read_text(encoding="ascii")
@@ -356,7 +367,7 @@ def host_bytes() -> float:
 def check_fits(config: Config) -> None:
     """Raise InputError, in one line, for a model that this machine cannot train: what is missing,
     what would fit."""
-    devices = here(config)
+    devices = of_run(config)
     model = model_config(config.model)
     check_lengths(config, model)
     dtype = config.dtype or ("float32" if devices.card.name == "cpu" else "bfloat16")

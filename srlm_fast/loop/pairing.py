@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from srlm_fast.eval import collapse_figures, judge_table
 from srlm_fast.judge import PairSet, make_pairs, mean_score, score_candidates
 from srlm_fast.model import Model
-from srlm_fast.records import Candidate, Prompt, RowWriter, read_jsonl, write_jsonl
+from srlm_fast.records import Candidate, Prompt, read_jsonl
 from srlm_fast.sampler import SamplingParams
 from srlm_fast.train import TokenPair, pair_logps
 
 from .judging import top_score
-from .state import ModelFolder, weights_hash
+from .ranks import Ranks
+from .state import ModelFolder
 from .stopping import StoppedError, reasons
 from .token_rows import token_pair
 
@@ -45,7 +46,7 @@ class Pairing:
             self.stop_for_lack_of_pairs(folder, found)
         origin, figures = self.origin(folder), {}
         if best is not None:
-            write_jsonl(folder.sft, best)
+            self.run.ranks.write(folder.sft, best)
             figures = {"sft_rows": len(best), "unread": len(prompts) - len(best)}
             origin["objective"] = "sft"  # the pairs are for the reader; no DPO is done with them
         self.write(folder, [row | origin for row in found.pairs], groups)
@@ -89,7 +90,7 @@ class Pairing:
         """What every pair row says of the weights that answered and of the rubric."""
         before = self.run.folders[folder.number - 2]
         return {
-            "model_hash": weights_hash(before.model),
+            "model_hash": self.run.weights_hash(before.model),
             "rubric": self.run.material.rubric.provenance,
         }
 
@@ -97,8 +98,9 @@ class Pairing:
         run = self.run
         pairs = [token_pair(run.model, row, groups) for row in rows]
         run.sampler.release()
-        with run.counting(f"{folder.name} reference", len(pairs), "pairs") as progress:
-            write_reference(run.model, folder, rows, pairs, progress)
+        counting = run.counting(f"{folder.name} reference", len(pairs), "pairs", in_step=True)
+        with counting as progress, run.memory.phase("reference"):
+            write_reference(run.model, folder, rows, pairs, progress, run.ranks)
 
     def judge_on_own(
         self, prompts: Sequence[Prompt], groups: Groups, scores: Scores
@@ -134,19 +136,21 @@ def write_reference(
     rows: Sequence[dict[str, Any]],
     pairs: Sequence[TokenPair],
     progress: Callable[[int], None],
+    ranks: Ranks,
 ) -> None:
     """Append the pair rows with the log-probs of the round's starting weights; goes on behind those
-    written.
+    written. All ranks compute them together.
     """
     # Whole groups only: log-probs are computed in the same company as in an unbroken run.
     written = read_jsonl(folder.pairs)
+    ranks.wait()  # until all have read them
     done = len(written) - len(written) % REFERENCE_ROWS if len(written) < len(rows) else len(rows)
     if done < len(written):
-        write_jsonl(folder.pairs, written[:done])
-    with RowWriter(folder.pairs) as writer:
+        ranks.write(folder.pairs, written[:done])
+    with ranks.writing(folder.pairs) as writer:
         for start in range(done, len(rows), REFERENCE_ROWS):
             part = slice(start, start + REFERENCE_ROWS)
-            chosen, rejected = pair_logps(model, pairs[part])
+            chosen, rejected = pair_logps(model, pairs[part], **ranks.over_mesh)
             logps = zip(chosen.tolist(), rejected.tolist(), strict=True)
             writer.write(
                 *(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from srlm_fast.kernels import dpo_loss_tokens
 from srlm_fast.model import Model
@@ -60,7 +61,11 @@ class TokenPair:
 
 
 def pair_logps(
-    model: Model, pairs: Sequence[TokenPair], *, micro_batch_tokens: int = 16384
+    model: Model,
+    pairs: Sequence[TokenPair],
+    *,
+    micro_batch_tokens: int = 16384,
+    mesh: DeviceMesh | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of chosen and rejected: [P] each, fp32 nats, on the CPU, summed over the response.
 
@@ -86,6 +91,7 @@ def train_dpo(
     on_step: Callable[[StepReport], None] | None = None,
     checkpoint: Path | None = None,
     stop: Callable[[], bool] | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> TrainReport:
     """Train `model` in place so that it prefers chosen over rejected more than the reference does.
 
@@ -97,7 +103,8 @@ def train_dpo(
     """
     config = config or DpoConfig()
     task = DpoTask(model, pairs, config, ref_logps, seed)
-    return run_training(model, task, config, seed, on_step, checkpoint, stop)
+    kept = None if mesh is not None else checkpoint
+    return run_training(model, task, config, seed, on_step, kept, stop)
 
 
 class DpoTask:

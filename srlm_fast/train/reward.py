@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from srlm_fast.model import Model, reward_scores
 from srlm_fast.model.reward_model import packed_scores
@@ -63,6 +64,7 @@ def train_reward_model(
     on_step: Callable[[StepReport], None] | None = None,
     checkpoint: Path | None = None,
     stop: Callable[[], bool] | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> TrainReport:
     """Train `model`, a decoder with one label (`with_score_head`, `load_reward_model`), in place.
 
@@ -71,7 +73,8 @@ def train_reward_model(
     of `train_sft`; ValueError also for a model that has no score head of one label.
     """
     task = RewardTask(model, pairs, config or RewardConfig())
-    return run_training(model, task, task.config, seed, on_step, checkpoint, stop)
+    kept = None if mesh is not None else checkpoint
+    return run_training(model, task, task.config, seed, on_step, kept, stop)
 
 
 def pair_accuracy(model: Model, pairs: Sequence[RewardPair]) -> dict[str, float | int | None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from srlm_fast.model import Model
 
@@ -49,6 +50,7 @@ def train_sft(
     on_step: Callable[[StepReport], None] | None = None,
     checkpoint: Path | None = None,
     stop: Callable[[], bool] | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> TrainReport:
     """Train `model` in place on the response tokens of `rows`.
 
@@ -68,7 +70,8 @@ def train_sft(
     checkpoint that is not this training's.
     """
     task = SftTask(model, rows, config or SftConfig())
-    return run_training(model, task, task.config, seed, on_step, checkpoint, stop)
+    kept = None if mesh is not None else checkpoint
+    return run_training(model, task, task.config, seed, on_step, kept, stop)
 
 
 class SftTask:
