@@ -17,7 +17,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-PRELOAD = ["torch.distributed.tensor", "torch.distributed.fsdp", "tests.dist.cases"]
+PRELOAD = [
+    *("torch.distributed.tensor", "torch.distributed.fsdp"),
+    *("tests.dist.cases", "tests.loop.rank_cases"),
+]
 SECONDS = 200
 
 

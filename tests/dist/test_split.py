@@ -21,7 +21,9 @@ def splits() -> list[tuple[str, Split, int, int]]:
     return found
 
 
-@pytest.mark.parametrize("split, count, ranks", [s[1:] for s in splits()], ids=[s[0] for s in splits()])
+@pytest.mark.parametrize(
+    "split, count, ranks", [s[1:] for s in splits()], ids=[s[0] for s in splits()]
+)
 def test_the_whole_comes_back(split: Rows, count: int, ranks: int):
     whole = torch.randn(count, 5)
     parts = [split.part(whole, rank) for rank in range(ranks)]
@@ -29,7 +31,9 @@ def test_the_whole_comes_back(split: Rows, count: int, ranks: int):
     assert {len(part) for part in parts[:-1]} <= {len(parts[0])}
 
 
-@pytest.mark.parametrize("split, count, ranks", [s[1:] for s in splits()], ids=[s[0] for s in splits()])
+@pytest.mark.parametrize(
+    "split, count, ranks", [s[1:] for s in splits()], ids=[s[0] for s in splits()]
+)
 def test_loading_piece_by_piece_fills_what_a_rank_holds(split: Rows, count: int, ranks: int):
     whole = torch.randn(count, 5)
     for rank in range(ranks):
