@@ -6,16 +6,15 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
 from srlm_fast.records import read_jsonl
-from srlm_fast.run_folder import Lock
+from srlm_fast.run_folder import Lock, write_config
 from tests.dist.processes import Ranks
 from tests.loop import rank_cases as cases
-from tests.loop.worlds import share_first_model, small_run
+from tests.loop.worlds import share_first_model, small_config, small_run
 
 SHORT = {"iterations": 1, "num_prompts": 8, "evaluation.num_prompts": 6, "evaluation.num_judged": 2}
 SAMPLED = ("prompts", "candidates", "judgements")
@@ -140,12 +139,15 @@ MISTAKES = {
     "a divisor": (["--tensor-parallel", "3"], "--tensor-parallel: found 3, wanted a divisor of"),
     "each its own device": (["--device", "cuda:1"], "--device: found cuda:1 with 2 ranks"),
     "a file": (["--prompts", "none.jsonl"], "--prompts"),
-    "a count": (["--eval-count", "99999"], "--eval-count: found 99999"),
+    "a count": (["--eval-count", "500"], "--eval-count: found 99999"),
 }
 
 
 @pytest.mark.parametrize("argv, said", MISTAKES.values(), ids=MISTAKES)
 def test_mistakes_are_told_once(two_ranks, tmp_path, argv, said):
+    if argv[0] == "--ift":
+        (tmp_path / "rows.jsonl").write_text(f"{argv[1]}\n")
+        argv = ["--ift", str(tmp_path / "rows.jsonl")]
     argv = [*argv, "--out", str(tmp_path / "run")]
     (one, first_said), (other, second_said) = two_ranks(cases.command_line, argv)
     assert one == other == 2
@@ -166,6 +168,7 @@ def test_an_error_of_one_rank_ends_both(two_ranks, first, tmp_path):
     ):
         out = tmp_path / str(number)
         share_first_model(first, out)
+        write_config(out, small_config(out, **SHORT).to_json(), {})
         quiet, loud = two_ranks(case, str(out), 1, SHORT)
         assert quiet[0] == loud[0] == status
         assert said in loud[1] and not quiet[1]
