@@ -118,7 +118,8 @@ def memory_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The trace in short, for `summary.json`: the most of each kind, and the peak of each phase.
 
     weight_copies: models held at once, apart from a reward model that scores. weights_moved: how
-    often a process's weights were found at other addresses than before.
+    often a process's weights were found at other addresses than before; shards that have been
+    gathered for sampling do not count.
     """
     seen = [row["memory"] | {"phase": row["phase"].split()[0]} for row in rows if "memory" in row]
     if not seen:
@@ -127,12 +128,13 @@ def memory_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for row in seen:
         if row["phase"] in peaks:
             peaks[row["phase"]] = max(peaks[row["phase"]], row["peak_bytes"])
-    places = {(row["process"], row["weights_at"]) for row in seen}
+    still = [row for row in seen if row["weights_bytes"] == seen[0]["weights_bytes"]]
+    places = {(row["process"], row["weights_at"]) for row in still}
     kinds = ("weights_bytes", "packed_bytes", "kv_bytes", "optimizer_bytes")
     counts = ("graph_captures", "graph_seconds")
     return {
         "weight_copies": max(row.get("models", 1) for row in seen if row["phase"] != "scoring"),
-        "weights_moved": len(places) - len({row["process"] for row in seen}),
+        "weights_moved": len(places) - len({row["process"] for row in still}),
         **{kind: max(row.get(kind, 0) for row in seen) for kind in kinds},
         **{kind: sum(_by_process(seen, kind).values()) for kind in counts},
         "peak_bytes": peaks,

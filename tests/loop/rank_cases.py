@@ -25,10 +25,13 @@ def ranks_of(tensor: int = 1) -> ManyRanks:
     return ManyRanks(device_mesh(tensor, "cpu"))
 
 
-def whole_run(out: str, tensor: int, changes: dict[str, Any]) -> dict[str, Any]:
+def whole_run(
+    out: str, tensor: int, changes: dict[str, Any], sharded: bool = False
+) -> dict[str, Any]:
     """The summary of a run, and what this rank has shown."""
-    screen = Silent()
-    summary = run(small_config(Path(out), **changes), screen, ranks=ranks_of(tensor))
+    screen, ranks = Silent(), ranks_of(tensor)
+    ranks.sharded = sharded
+    summary = run(small_config(Path(out), **changes), screen, ranks=ranks)
     return {"summary": summary, "stages": screen.stages}
 
 

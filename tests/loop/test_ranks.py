@@ -135,11 +135,23 @@ def test_two_tensor_ranks_run_to_the_end(two_ranks, first, tmp_path):
     small_run(out, **changes)  # finished; one process reads what two have written
 
 
+def test_weights_sharded_over_two_ranks_are_gathered_to_sample(two_ranks, first, alone, tmp_path):
+    out = tmp_path / "run"
+    share_first_model(first, out)
+    found = two_ranks(cases.whole_run, str(out), 1, SHORT, True)
+    same_round(out, alone)
+    memory = found[0]["summary"]["memory"]
+    assert memory["weights_moved"] == 0 and memory["weight_copies"] == 1
+    rows = [row for row in read_jsonl(out / "metrics.jsonl") if "memory" in row]
+    held = {row["phase"].split()[0]: row["memory"]["weights_bytes"] for row in rows}
+    assert held["training"] < 0.6 * held["sampling"]
+
+
 MISTAKES = {
     "a divisor": (["--tensor-parallel", "3"], "--tensor-parallel: found 3, wanted a divisor of"),
     "each its own device": (["--device", "cuda:1"], "--device: found cuda:1 with 2 ranks"),
     "a file": (["--prompts", "none.jsonl"], "--prompts"),
-    "a count": (["--eval-count", "500"], "--eval-count: found 99999"),
+    "what a file holds": (["--ift", "no json"], "line 1: not JSON"),
 }
 
 
