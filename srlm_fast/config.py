@@ -44,8 +44,8 @@ FOLDERS = ("model", "reward_model")
 MICRO_BATCH = 2048
 ENDS_BYTES = 1 << 20  # read of each end of a file of weights
 JUDGED = ("self", "frozen", "best-of-n")  # rewards whose scores a judge writes
-# Where a run is written is not what it is.
-NOT_COMPARED = ("out",)
+# Where a run is written, and on how many devices with which memory, is not what it is.
+NOT_COMPARED = ("out", "tensor_parallel", "shard", "kv_gb")
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,9 @@ class Config:
     reward: str = "self"
     device: str | None = None
     dtype: str | None = None
+    tensor_parallel: int = 1  # ranks that hold one copy of the weights together
+    shard: str = "auto"  # weights over data ranks
+    kv_gb: float | None = None  # None: the sampler's default
     prompts_file: str | None = None
     ift_file: str | None = None
     eft_file: str | None = None

@@ -26,6 +26,7 @@ LOSSES = ("sigmoid", "robust", "hinge", "ipo", "simpo")
 OPTIMIZERS = ("adamw", "adamw-bf16", "adamw-8bit")
 SCHEDULES = ("linear", "cosine", "constant")
 REFERENCES = ("round", "sft")
+SHARDS = ("auto", "yes", "no")
 DTYPES = ("float32", "bfloat16", "float16")
 BASE_DTYPES = ("fp8", "int8")
 DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
@@ -160,6 +161,32 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             one_of(*DTYPES, aliases=DTYPE_ALIASES),
             "NAME",
             "of weights and activations (default: float32 on cpu, bfloat16 on a GPU)",
+        ),
+    ),
+    "many devices": (
+        Option(
+            "--tensor-parallel",
+            "tensor_parallel",
+            _AT_LEAST_1,
+            "N",
+            "of a start with torchrun: ranks that hold one copy of the weights together, a divisor "
+            "of all ranks; prompts and pairs are split over the rest (default: 1)",
+        ),
+        Option(
+            "--shard",
+            "shard",
+            one_of(*SHARDS),
+            "WHEN",
+            "weights over the ranks that prompts are split over (FSDP): yes, no, or auto, where "
+            "training a copy on each would not fit (default: auto)",
+        ),
+        Option(
+            "--kv-gb",
+            "kv_gb",
+            real(0.0, above=True),
+            "GB",
+            "of each device for keys and values while sampling (default: a quarter of its memory, "
+            "on a CPU at most 0.54)",
         ),
     ),
     "your own data": (

@@ -2,7 +2,8 @@
 
 Exit status: 0 done; 1 a fault of ours; 2 the input cannot be used (one line on stderr); 3 the run
 stopped by itself and says why; 130 interrupted. Only the standard library is imported before the
-options have been read.
+options have been read. Of the ranks of a torchrun start one tells what went wrong, and all end with
+its status.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -26,9 +28,15 @@ from srlm_fast.records import InputError
 
 if TYPE_CHECKING:
     from srlm_fast.config import Config, Difference
+    from srlm_fast.loop.ranks import ManyRanks, Ranks
     from srlm_fast.report.display import Display
 
+Tell = Callable[[int], bool]  # exit status -> whether this process says why
+
 DONE, FAULT, UNUSABLE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # ask for a stop at the next safe point
+PARTING_SECONDS = {UNUSABLE: 2.0, FAULT: 2.0}  # that ranks wait for each other; others may write
+LONGEST_PARTING = 60.0
 RUNS = Path("runs")
 
 DESCRIPTION = """\
@@ -113,30 +121,99 @@ def unknown_message(word: str, parser: argparse.ArgumentParser) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status. Every mistake ends as one line on stderr."""
-    return end_of(lambda: command(sys.argv[1:] if argv is None else argv))
+    # What is wrong with the options all ranks see alike.
+    return end_of(lambda: command(sys.argv[1:] if argv is None else argv), tells_of_options)
 
 
-def end_of(work: Callable[[], int]) -> int:
+def tells(status: int) -> bool:
+    """One process tells everything."""
+    return True
+
+
+def tells_of_options(status: int) -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def end_of(work: Callable[[], int], tell: Tell = tells) -> int:
     """The exit status of a command, whatever way it ends."""
     try:
         return work()
     except InputError as error:
-        return complain(str(error), UNUSABLE)
+        return complain(str(error), UNUSABLE, tell)
     except (PermissionError, NotADirectoryError, FileNotFoundError) as error:
-        return complain(f"{error.filename}: {error.strerror}", UNUSABLE)
+        return complain(f"{error.filename}: {error.strerror}", UNUSABLE, tell)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); nothing is left to say to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except KeyboardInterrupt:
-        return complain("interrupted", INTERRUPTED)
+        return complain("interrupted", INTERRUPTED, tell)
 
 
 def command(argv: Sequence[str]) -> int:
     arguments = read_options(argv)
     if arguments.out is not None:
         run_folder.check_out(Path(arguments.out))
+    if arguments.plan and not tells_of_options(DONE):
+        return DONE
     # From here on torch is needed, which takes seconds to import.
+    ranks = None if arguments.plan else launched(arguments)
+    if ranks is not None:
+        return end_together(ranks, lambda: run_as(ranks, arguments))
+    return run_as(None, arguments)
+
+
+def launched(arguments: argparse.Namespace) -> ManyRanks | None:
+    """This process as one of those that torchrun started; None where it is alone. Raises
+    InputError.
+    """
+    tensor, world = arguments.tensor_parallel or 1, int(os.environ.get("WORLD_SIZE", "1"))
+    if world % tensor:
+        raise InputError(
+            f"--tensor-parallel: found {tensor}, wanted a divisor of the {world} ranks of this "
+            "start (torchrun --nproc-per-node N -m srlm_fast.run ...)"
+        )
+    if world == 1:
+        return None
+    if arguments.device not in (None, "cpu", "cuda"):
+        raise InputError(
+            f"--device: found {arguments.device} with {world} ranks, wanted cpu or cuda: each "
+            "rank takes the device that has its number"
+        )
+    from srlm_fast.loop.ranks import join_ranks
+
+    return join_ranks(tensor, arguments.device)
+
+
+def end_together(ranks: ManyRanks, work: Callable[[], int]) -> int:
+    """The exit status of work that all ranks do: that of the rank which ended first, by itself. The
+    others end because of it and have nothing to tell.
+    """
+    try:
+        status = end_of(work, ranks.tell)
+    except Exception as error:
+        status = end_by(error, ranks)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends those that are left
+    ranks.leave(PARTING_SECONDS.get(status, LONGEST_PARTING))
+    return status
+
+
+def end_by(error: Exception, ranks: ManyRanks) -> int:
+    """The status after an error that is none of the user's; told, unless another rank's end is
+    behind it.
+    """
+    told = ranks.told()
+    if told is not None or not ranks.tell(FAULT):
+        return FAULT if told is None else told
+    if is_lost(error):
+        return complain(f"another rank has ended without a word ({first_line(error)})", FAULT)
+    traceback.print_exception(error)
+    return FAULT
+
+
+def run_as(ranks: ManyRanks | None, arguments: argparse.Namespace) -> int:
+    """The run, alone or as one of its ranks; or its plan."""
     from srlm_fast.config import from_options
     from srlm_fast.model import ModelError
 
@@ -147,23 +224,24 @@ def command(argv: Sequence[str]) -> int:
 
             print_plan(config, arguments.devices)
             return DONE
-        return train(config, None if arguments.out is None else Path(arguments.out))
+        return train(config, None if arguments.out is None else Path(arguments.out), ranks)
     except ModelError as error:
         raise InputError(str(error)) from error
 
 
-def train(config: Config, out: Path | None) -> int:
+def train(config: Config, out: Path | None, ranks: Ranks | None) -> int:
     """Find the folder, hold it, run the loop in it, and leave a report behind."""
-    from srlm_fast.plan import check_fits
+    from srlm_fast.loop.ranks import Ranks
     from srlm_fast.report.display import Display
 
-    check_fits(config)
-    folder = out or choose_folder(config)
+    ranks = ranks or Ranks()
+    ranks.sharded = checked_shards(config)
+    folder = ranks.from_first(lambda: out or choose_folder(config))
     config = dataclasses.replace(config, out=str(folder))
-    display = Display(sys.stdout)
+    display = Display(sys.stdout if ranks.first else open(os.devnull, "w"))
     run_folder.check_out(folder)
     try:
-        return hold_and_run(config, folder, display)
+        return hold_and_run(config, folder, display, ranks)
     except InputError:
         raise
     except Exception as error:
@@ -171,21 +249,44 @@ def train(config: Config, out: Path | None) -> int:
         message = resource_message(error, folder)
         if message is None:
             raise
-        return complain(message, UNUSABLE)
+        return complain(message, UNUSABLE, ranks.tell)
 
 
-def hold_and_run(config: Config, folder: Path, display: Display) -> int:
-    """Run the loop in a folder that no other process holds and that belongs to these options."""
+def checked_shards(config: Config) -> bool:
+    """Whether weights are sharded over data ranks: as --shard says; auto: where training would not
+    fit with a copy on each. Raises InputError for a model that does not fit either way.
+    """
+    from srlm_fast.plan import check_fits
+
+    if config.shard == "auto":
+        try:
+            check_fits(dataclasses.replace(config, shard="no"))
+            return False
+        except InputError:
+            config = dataclasses.replace(config, shard="yes")
+    check_fits(config)
+    return config.shard == "yes"
+
+
+def hold_and_run(config: Config, folder: Path, display: Display, ranks: Ranks) -> int:
+    """Run the loop in a folder that no other run holds and that belongs to these options."""
+    with run_folder.Lock(folder) if ranks.first else contextlib.nullcontext():
+        if ranks.first:
+            take_folder(config, folder, display)
+        ranks.wait()
+        return run_loop(config, folder, display, ranks)
+
+
+def take_folder(config: Config, folder: Path, display: Display) -> None:
+    """Refuse the folder of another run; write down whose a new one is."""
     from srlm_fast.config import differences, read_config, versions
 
-    with run_folder.Lock(folder):
-        if run_folder.is_run_folder(folder) and run_folder.is_started(folder):
-            refuse_other_run(folder, differences(read_config(folder), config))
-            display.note(f"going on in {folder}")
-        else:
-            run_folder.write_config(folder, config.to_json(), versions())
-            display.note(f"writing to {folder}")
-        return run_loop(config, folder, display)
+    if run_folder.is_run_folder(folder) and run_folder.is_started(folder):
+        refuse_other_run(folder, differences(read_config(folder), config))
+        display.note(f"going on in {folder}")
+    else:
+        run_folder.write_config(folder, config.to_json(), versions())
+        display.note(f"writing to {folder}")
 
 
 def choose_folder(config: Config) -> Path:
@@ -209,46 +310,57 @@ def refuse_other_run(folder: Path, different: list[Difference]) -> None:
         )
 
 
-def run_loop(config: Config, folder: Path, display: Display) -> int:
+def run_loop(config: Config, folder: Path, display: Display, ranks: Ranks) -> int:
     from srlm_fast.loop import StoppedError, run
     from srlm_fast.report import write_report
 
+    many = bool(ranks.over_mesh)
     try:
-        with stop_on_interrupt(display) as stop:
-            summary = run(config, display, stop=stop)
+        with stop_on_interrupt(display, at_once=not many) as stop:
+            summary = run(config, display, stop=stop, ranks=ranks)
+        if not ranks.first:
+            return DONE
         report = write_report(folder)
     except StoppedError as error:
         display.close()
-        write_report(folder)
-        return complain(f"{error}; all rows are kept in {folder}", STOPPED)
+        if ranks.first:
+            write_report(folder)
+        return complain(f"{error}; all rows are kept in {folder}", STOPPED, ranks.tell)
     except KeyboardInterrupt:
         display.close()
         kept = f"interrupted; everything finished is kept in {folder}"
-        return complain(f"{kept}: the same command goes on from there", INTERRUPTED)
+        again = f"{kept}: the same command goes on from there"
+        return complain(again, INTERRUPTED, ranks.tell)
     display.table(summary)
     display.note(f"report: {report}")
     return DONE
 
 
 @contextlib.contextmanager
-def stop_on_interrupt(display: Display) -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C asks for a stop at the next safe point, the second one stops at once."""
+def stop_on_interrupt(display: Display, at_once: bool = True) -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C, SIGTERM or SIGUSR1 asks for a stop at the next safe point. at_once: a
+    Ctrl-C behind it stops at once; not so under torchrun, which hands on what the terminal has
+    already sent.
+    """
     asked = threading.Event()
+    hint = "; Ctrl-C again stops at once" if at_once else ""
 
-    def ask(_signal: int, _frame: object) -> None:
-        if asked.is_set():
+    def ask(number: int, _frame: object) -> None:
+        if not asked.is_set():
+            asked.set()
+            display.note(f"stopping at the next safe point{hint}")
+        elif at_once and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.set()
-        display.note("stopping at the next safe point; Ctrl-C again stops at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
-    before = signal.signal(signal.SIGINT, ask)
+    before = {number: signal.signal(number, ask) for number in STOPS}
     try:
         yield asked.is_set
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def resource_message(error: BaseException, folder: Path) -> str | None:
@@ -280,9 +392,19 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def complain(message: str, status: int) -> int:
-    sys.stdout.flush()
-    print(f"srlm_fast: {' '.join(message.split())}", file=sys.stderr, flush=True)
+def is_lost(error: BaseException) -> bool:
+    """Whether another process has gone from an exchange."""
+    words = str(error)
+    return any(
+        sign in words for sign in ("Connection closed", "Connection reset", "remote process")
+    )
+
+
+def complain(message: str, status: int, tell: Tell = tells) -> int:
+    """Say why the command ends, if this process is the one that `tell` wants it to."""
+    if tell(status):
+        sys.stdout.flush()
+        print(f"srlm_fast: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return status
 
 

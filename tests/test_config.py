@@ -27,6 +27,7 @@ def test_every_option_sets_a_field_of_the_tree():
         assert configs.get(Config(), option.path) is not None or option.path in (
             "device",
             "dtype",
+            "kv_gb",
             "reward_model",
             "lora.alpha",
             "lora.base_dtype",

@@ -53,7 +53,9 @@ class FakeLoop:
     def __init__(self, end: Callable[..., Any]) -> None:
         self.end, self.outs = end, []
 
-    def __call__(self, config: Any, display: Any, stop: Callable[[], bool]) -> dict[str, Any]:
+    def __call__(
+        self, config: Any, display: Any, stop: Callable[[], bool], ranks: Any
+    ) -> dict[str, Any]:
         out = Path(config.out)
         self.outs.append(out)
         (out / "m1").mkdir(exist_ok=True)

@@ -176,18 +176,21 @@ def _launch(hidden: Tensor, head: Tensor, groups: _Groups, with_mass: bool) -> S
 
 
 def _in_torch(hidden: Tensor, head: Tensor, groups: _Groups, with_mass: bool) -> ScoreDistribution:
+    gathered = head[groups.ids.clamp(min=0).flatten()].float()  # [S * G, D]
+    logits = (hidden.float() @ gathered.T).view(-1, *groups.ids.shape)
+    return _of_logits(logits, groups, _log_sum_exp(hidden, head) if with_mass else None)
+
+
+def _of_logits(logits: Tensor, groups: _Groups, lse: Tensor | None) -> ScoreDistribution:
+    """logits [B, S, G] fp32. lse [B] fp32: of all logits of a row, None where no mass is wanted."""
     values, ids = groups
-    gathered = head[ids.clamp(min=0).flatten()].float()  # [S * G, D]
-    logits = (hidden.float() @ gathered.T).view(-1, *ids.shape)
     a = logits.masked_fill(ids < 0, -torch.inf).logsumexp(-1)
     log_p = a.log_softmax(-1)
     p = log_p.exp()
     expected = (p * values).sum(-1)
     variance = (p * (values - expected[:, None]).square()).sum(-1)
     entropy = -torch.where(p > 0, p * log_p, 0.0).sum(-1)
-    mass = None
-    if with_mass:
-        mass = (a.logsumexp(-1) - _log_sum_exp(hidden, head)).exp().clamp(max=1.0)
+    mass = None if lse is None else (a.logsumexp(-1) - lse).exp().clamp(max=1.0)
     return ScoreDistribution(values, p, expected, variance, entropy, mass)
 
 
@@ -225,6 +228,14 @@ def score_distribution(
     return (_launch if runs else _in_torch)(hidden.detach(), head.detach(), groups, mass)
 
 
+@torch.no_grad()
+def distribution_of_logits(logits: Tensor, score_ids: ScoreIds) -> ScoreDistribution:
+    """`score_distribution` from the logits themselves, [B, V], where no rank has the whole head."""
+    ids = _ids(score_ids, logits.shape[1])
+    groups, wide = _groups(ids, logits.device, False), logits.float()
+    return _of_logits(wide[:, groups.ids.clamp(min=0)], groups, wide.logsumexp(-1))
+
+
 def expected_scores(hidden: Tensor, head: Tensor, score_ids: ScoreIds) -> tuple[Tensor, Tensor]:
     """(expected [B], mass [B]) of `score_distribution`, fp32."""
     found = score_distribution(hidden, head, score_ids)
@@ -237,15 +248,17 @@ def _check(
 ) -> tuple[tuple[int, tuple[int, ...]], ...]:
     check_tensor("hidden", hidden, ["B", "D"], DTYPES)
     check_tensor("head", head, ["V", hidden.shape[1]], (hidden.dtype,), hidden.device)
+    return _ids(score_ids, head.shape[0])
+
+
+def _ids(score_ids: ScoreIds, vocabulary: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
     pairs = score_ids.items() if isinstance(score_ids, Mapping) else enumerate(score_ids)
     ids = tuple((int(score), _as_ids(score, group)) for score, group in pairs)
     flat = [i for _, group in ids for i in group]
     if not ids or len(set(flat)) != len(flat):
         raise ValueError("score_ids: no score, or one token id under two scores")
-    if not all(0 <= i < head.shape[0] for i in flat):
-        raise ValueError(
-            f"score_ids: ids {min(flat)} to {max(flat)}, wanted 0 to {head.shape[0] - 1}"
-        )
+    if not all(0 <= i < vocabulary for i in flat):
+        raise ValueError(f"score_ids: ids {min(flat)} to {max(flat)}, wanted 0 to {vocabulary - 1}")
     return ids
 
 

@@ -22,12 +22,11 @@ from srlm_fast.records import (
     InputError,
     Judgement,
     Prompt,
-    RowWriter,
     read_jsonl,
-    write_jsonl,
 )
 from srlm_fast.sampler import Generation, Progress, Request, Sample, Sampler, SamplingParams
 
+from .ranks import ALONE, Ranks
 from .readers import Answer, Reader, Reading, unread
 
 OnProgress = Callable[[Progress], None]
@@ -49,7 +48,8 @@ class AnswerStage:
 
     `reader` None samples answers without judging them; no `candidates` file: the attribute of that
     name is given, and they are only judged. Rows of one prompt (or of one candidate) count only
-    when all of them are there.
+    when all of them are there. Of many ranks each takes its share of the prompts, and has what all
+    have found in the end.
     """
 
     def __init__(
@@ -60,31 +60,50 @@ class AnswerStage:
         reader: Reader | None,
         candidates: Path | None,
         judgements: Path,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.sampler, self.params, self.rubric, self.reader = sampler, params, rubric, reader
+        self.ranks = ranks
         self.tokenizer = sampler.model.tokenizer
         pool = sampler.num_pages * sampler.page_tokens
         self.longest = min(sampler.model.config.max_position_embeddings, pool)
-        self.candidates = load_candidates(candidates, params.n) if candidates else {}
+        self.candidates: dict[str, list[Candidate]] = {}
         self.judgements: dict[Any, list[Any]] = {}
-        if candidates:
-            keep_rows(candidates, self.candidates)
-        if reader:
-            self.judgements = load_judgements(judgements, reader.n)
-            keep_rows(judgements, self.judgements)
         self._paths = (candidates, judgements)
         self.too_long: list[str] = []
         self.tokens = Tokens()
+        ranks.collect(*self._files())
+        self._load()
+        if candidates:
+            keep_rows(candidates, self.candidates, ranks)
+        if reader:
+            keep_rows(judgements, self.judgements, ranks)
+
+    def _files(self) -> list[Path]:
+        return [path for path in self._paths if path is not None]
+
+    def _load(self) -> None:
+        """What is whole in the two files."""
+        candidates, judgements = self._paths
+        if candidates:
+            self.candidates = load_candidates(candidates, self.params.n)
+        if self.reader:
+            self.judgements = load_judgements(judgements, self.reader.n)
 
     def run(self, prompts: Sequence[Prompt], progress: OnProgress | None = None) -> None:
         """Answer `prompts` that have no candidates and judge candidates that have no judgements."""
         self._texts = {prompt.prompt_id: prompt.text for prompt in prompts}
-        candidates, judgements = self._paths
+        (candidates, judgements), ranks = self._paths, self.ranks
         with ExitStack() as files:
             if candidates is not None:
-                self._write_candidates = files.enter_context(RowWriter(candidates)).write
-            self._write_judgements = files.enter_context(RowWriter(judgements)).write
-            self.sampler.run(self._requests(prompts), self._finished, progress)
+                self._write_candidates = files.enter_context(ranks.appending(candidates)).write
+            self._write_judgements = files.enter_context(ranks.appending(judgements)).write
+            requests = self._requests(ranks.share(prompts))
+            self.sampler.run(requests, ranks.in_step(self._finished), progress)
+        if ranks.join(self._files(), list(self._texts)):
+            self._load()
+            self.too_long = [key for part in ranks.gather(self.too_long) for key in part]
+            self.tokens = sum_tokens(ranks.gather(self.tokens))
 
     def _requests(self, prompts: Sequence[Prompt]) -> Iterable[Request]:
         # What an earlier process sampled but did not judge goes first, then new prompts.
@@ -197,8 +216,12 @@ def read_records(path: Path, kind: Any) -> list[Any]:
         raise InputError(f"{path}: found a row that is no {kind.__name__} ({error})") from None
 
 
-def keep_rows(path: Path, groups: Mapping[Any, Sequence[Any]]) -> None:
+def keep_rows(path: Path, groups: Mapping[Any, Sequence[Any]], ranks: Ranks) -> None:
     """Cut from the file what is not in `groups`: those of a prompt or candidate not whole."""
     rows = [row for group in groups.values() for row in group]
     if len(rows) != len(read_jsonl(path)):
-        write_jsonl(path, rows)
+        ranks.write(path, rows)
+
+
+def sum_tokens(parts: Sequence[Tokens]) -> Tokens:
+    return Tokens(sum(part.answers for part in parts), sum(part.judgements for part in parts))

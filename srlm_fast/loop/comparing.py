@@ -20,12 +20,13 @@ from srlm_fast.judge import (
     compare,
     text_pairs,
 )
-from srlm_fast.kernels import score_distribution
 from srlm_fast.model import ModelError, chat
 from srlm_fast.records import Candidate
 from srlm_fast.sampler import Generation, Request, Sampler, SamplingParams
 
 from .answers import AnswerStage, keep_rows, read_records
+from .ranks import ALONE, Ranks
+from .readers import distribution
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,9 @@ class CompareStage(AnswerStage):
         candidates: Path,
         comparisons: Path,
         prompt: PairPrompt = DEFAULT_PAIR_PROMPT,
+        ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(sampler, params, DEFAULT_RUBRIC, None, candidates, comparisons)
+        super().__init__(sampler, params, DEFAULT_RUBRIC, None, candidates, comparisons, ranks)
         self._prompt, self._halves = prompt, dict[tuple[PairKey, ...], dict[bool, Choice]]()
         try:
             self._place = ScorePlace(self.tokenizer, prompt.prefix, CHOICES)
@@ -62,9 +64,12 @@ class CompareStage(AnswerStage):
             raise ModelError(
                 f"--reward pairwise: the tokenizer has {error}; wanted one that has"
             ) from None
-        rows = read_records(comparisons, Comparison)
+        keep_rows(comparisons, self.judgements, ranks)
+
+    def _load(self) -> None:
+        super()._load()
+        rows = read_records(self._paths[1], Comparison)
         self.judgements = {(c.prompt_id, c.first, c.second): [c] for c in rows}
-        keep_rows(comparisons, self.judgements)
 
     def _judge(self, candidates: Sequence[Candidate]) -> list[Request]:
         """Both orders of every pair of texts of which a row is missing."""
@@ -98,8 +103,8 @@ class CompareStage(AnswerStage):
 
     def _choice(self, generation: Generation) -> Choice:
         assert generation.hidden is not None
-        row, head = generation.hidden[None], self.sampler.model.head
-        found = score_distribution(row, head, self._place.score_ids)
+        row = generation.hidden[None]
+        found = distribution(self.sampler.model, row, self._place.score_ids)
         assert found.mass is not None
         probability, mass = torch.stack((found.probs[0, 0], found.mass[0])).tolist()
         return probability, mass

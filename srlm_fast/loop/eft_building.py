@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from srlm_fast.judge import EftSet, Ranked, build_eft
 from srlm_fast.model.load import find_folder
-from srlm_fast.records import Judgement, Prompt, write_jsonl
+from srlm_fast.records import Judgement, Prompt
 
 from .answers import read_records
 from .judging import judge_given, ranked_id, status_counts
@@ -82,6 +82,7 @@ class EftBuilding:
             run.material.ranked,
             self.judgements,
             partial(show_answers, run, name),
+            run.ranks,
         )
         return {
             "judgements": sum(len(group) for group in stage.judgements.values()),
@@ -105,7 +106,7 @@ class EftBuilding:
         found = build_eft(ranked, judgements, run.seed("eft", "flatten"), run.config.num_eft)
         if not found.rows:
             self.stop_for_lack_of_rows(found)
-        write_jsonl(self.rows, found.rows)
+        run.ranks.write(self.rows, found.rows)
         counts = found.counts
         run.display.note(
             f"EFT: {counts.kept} rows of {counts.agreeing} prompts whose judgements agree with "

@@ -13,6 +13,7 @@ from srlm_fast.records import Candidate, Judgement, Prompt
 from srlm_fast.sampler import Sampler, SamplingParams
 
 from .answers import AnswerStage
+from .ranks import ALONE, Ranks
 from .readers import Reader
 
 
@@ -28,6 +29,7 @@ def judge_given(
     rows: Sequence[Mapping[str, Any]],
     judgements: Path,
     show: Callable[[AnswerStage, list[Prompt]], None],
+    ranks: Ranks = ALONE,
 ) -> AnswerStage:
     """Judge the answers of ranked rows into a file, going on from what it holds.
 
@@ -35,7 +37,7 @@ def judge_given(
     runs the stage. Returns the stage with `judgements`, and the rows `too_long` for the model.
     """
     prompts = [Prompt(ranked_id(i), row["prompt"], "seed") for i, row in enumerate(rows)]
-    stage = AnswerStage(sampler, SamplingParams(), rubric, reader, None, judgements)
+    stage = AnswerStage(sampler, SamplingParams(), rubric, reader, None, judgements, ranks)
     stage.candidates = {
         prompt.prompt_id: [
             Candidate(prompt.prompt_id, k, text, (), 0.0, "stop")

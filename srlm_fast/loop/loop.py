@@ -23,11 +23,14 @@ from srlm_fast.sampler import Sampler
 from .eft_building import EftBuilding
 from .material import Material, gather
 from .measuring import Measuring
+from .memory_trace import MemoryTrace, memory_figures
 from .pairing import Pairing
 from .prompting import Prompting
+from .ranks import Ranks
+from .reward_model import free_memory
 from .rewarding import REWARDINGS, Work
 from .screen import Screen
-from .state import ModelFolder, RunState, derive_seed
+from .state import ModelFolder, RunState, derive_seed, weights_hash
 from .stopping import StoppedError
 from .summary import SUMMARY_FILE, summarize, summarize_stopped
 from .teaching import Teaching
@@ -35,13 +38,17 @@ from .teaching import Teaching
 Stop = Callable[[], bool]
 
 
-def run(config: Config, display: Screen, stop: Stop = lambda: False) -> dict[str, Any]:
+def run(
+    config: Config, display: Screen, stop: Stop = lambda: False, ranks: Ranks | None = None
+) -> dict[str, Any]:
     """Run, or go on with, the run in `config.out` and return its summary.
 
+    ranks: the processes that do it together, each with a call of its own; None: this one alone.
     Raises InputError and ModelError for what the user gave, StoppedError when a round gives nothing
-    to learn from, KeyboardInterrupt at the next safe point after `stop()` is true.
+    to learn from, KeyboardInterrupt at the next safe point after `stop()` is true, on one rank or
+    several, and RankEndedError where another rank raised something.
     """
-    return Run(config, display, stop).go()
+    return Run(config, display, stop, ranks or Ranks()).go()
 
 
 class Run:
@@ -50,14 +57,17 @@ class Run:
     What a stage does is in the file beside this one that bears its name; each takes the run.
     """
 
-    def __init__(self, config: Config, display: Screen, stop: Stop) -> None:
-        self.config, self.display, self.stop = config, display, stop
+    def __init__(self, config: Config, display: Screen, stop: Stop, ranks: Ranks) -> None:
+        self.config, self.display, self.ranks = config, display, ranks
+        self.ranks.asked = stop
         self.out = Path(config.out)
         self.material: Material = gather(config)
         self.rewarding = REWARDINGS[config.reward](self)
         self.prompting, self.pairing = Prompting(self), Pairing(self)
         self.teaching, self.measuring = Teaching(self), Measuring(self)
-        self.state = RunState(self.out)
+        self.ranks.wait()  # whatever another process left is read before anything is written
+        self.state = RunState(self.out, writes=ranks.first)
+        self.memory = MemoryTrace(self.state)
         self.folders = [ModelFolder(self.out, t) for t in range(1, config.iterations + 2)]
 
     def go(self) -> dict[str, Any]:
@@ -70,30 +80,40 @@ class Run:
                 self.round(folder)
             summary = summarize(self.config, self.state, self.folders)
             summary["rubric"] = self.material.rubric.provenance
-            write_json_atomic(self.out / SUMMARY_FILE, summary)
+            self.write_summary(summary)
             return summary
         except StoppedError as error:
-            stopped = summarize_stopped(self.config, self.state, self.folders, error)
-            write_json_atomic(self.out / SUMMARY_FILE, stopped)
+            self.write_summary(summarize_stopped(self.config, self.state, self.folders, error))
             raise
         finally:
             self.state.close()
 
     def load(self) -> None:
         """Load the last model that is finished, or the one the run starts from, and make its
-        sampler.
+        sampler: the only time that memory is taken for weights.
         """
+        config, ranks = self.config, self.ranks
         made = [f for f in self.folders if self.state.finished(f.stage("train"))]
-        source: Any = made[-1].model if made else self.config.model
-        config, lora = self.config, self.config.lora
+        lora = config.lora
+        source: Any = made[-1].model if made else config.model
         self.model: Model = load_model(
             source,
             config.device,
             config.dtype,
+            ranks.split,
             base_dtype=lora.base_dtype,
             adapter=lora.fresh(self.seed("lora")),
         )
-        self.sampler = Sampler(self.model)
+        ranks.place(self.model)
+        kv_bytes = None if config.kv_gb is None else int(config.kv_gb * 1e9)
+        self.sampler = Sampler(self.model, kv_bytes)
+        self.memory.of(self.model, self.sampler)
+        self.memory.record("load", "loaded")
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        if self.ranks.first:
+            summary["memory"] = memory_figures(self.state.measured())
+            write_json_atomic(self.out / SUMMARY_FILE, summary)
 
     def first_model(self, folder: ModelFolder) -> None:
         """M1: the seeds taught by SFT, or the given model where there are none."""
@@ -120,14 +140,35 @@ class Run:
         """Do a stage unless it is finished, and mark it."""
         if self.state.finished(folder.stage(name)):
             return
-        self.check_stop()
+        self.ranks.wait()
+        self.memory.begin(folder.stage(name))
         with self.state.timed(folder.stage(name)):
             figures = work(folder)
+        self.memory.end()
         self.state.finish(folder.stage(name), figures)
 
     def check_stop(self) -> None:
-        if self.stop():
-            raise KeyboardInterrupt
+        self.ranks.check_stop()
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """A sampling phase: the weights are whole on each data rank, the KV pool is there."""
+        with self.ranks.whole(self.model), self.memory.phase("sampling"):
+            yield
+
+    @contextmanager
+    def training(self) -> Iterator[Callable[[], None]]:
+        """A training phase: the KV pool, captured graphs and packed weights have made room. What
+        is yielded is to be called behind each step.
+        """
+        self.sampler.release()
+        with self.memory.phase("training") as record_once:
+            yield record_once
+        free_memory(self.model.device)
+
+    def weights_hash(self, folder: Path) -> str:
+        """Of a model folder that is there for all ranks; all call it together."""
+        return self.ranks.from_first(lambda: weights_hash(folder))
 
     def seed(self, *parts: Any) -> int:
         return derive_seed(self.config.seed, *parts)
@@ -143,12 +184,17 @@ class Run:
         return rows
 
     @contextmanager
-    def counting(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """Something on screen that is told how many are done, and can be stopped then."""
+    def counting(
+        self, name: str, total: int, unit: str, in_step: bool = False
+    ) -> Iterator[Callable[[int], None]]:
+        """Something on screen that is told how many are done, and can be stopped then; in_step: all
+        ranks tell it together.
+        """
+        check = self.ranks.check_stop_in_step if in_step else self.ranks.check_stop
         with self.display.stage(name, total, unit) as shown:
 
             def progress(done: int) -> None:
                 shown.update(done)
-                self.check_stop()
+                check()
 
             yield progress

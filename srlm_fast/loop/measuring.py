@@ -63,7 +63,7 @@ class Measuring:
         )
         judge = reader(run, PURPOSE) if judged else None
         files = (folder.evaluation, folder.evaluation_judged)
-        stage = AnswerStage(run.sampler, params, run.material.rubric, judge, *files)
+        stage = AnswerStage(run.sampler, params, run.material.rubric, judge, *files, run.ranks)
         show_answers(run, title, stage, run.material.held_out)
         return stage
 
@@ -91,6 +91,7 @@ class Measuring:
             rows,
             folder.judge_evaluation,
             partial(show_answers, run, f"{folder.name} as judge"),
+            run.ranks,
         )
         return judge_figures(
             rows, stage.judgements, top_score(run.material.rubric.high, run.config.judge.mode)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from srlm_fast.eval import collapse_figures, judge_table
 from srlm_fast.judge import PairSet, make_pairs, mean_score, score_candidates
-from srlm_fast.records import Candidate, Prompt, read_jsonl, write_jsonl
+from srlm_fast.records import Candidate, Prompt, read_jsonl
 from srlm_fast.sampler import SamplingParams
 
 from .judging import top_score
 from .reference import Reference
-from .state import ModelFolder, weights_hash
+from .state import ModelFolder
 from .stopping import StoppedError, reasons
 from .token_rows import token_pair
 
@@ -42,7 +42,7 @@ class Pairing:
             self.stop_for_lack_of_pairs(folder, found)
         origin, figures = self.origin(folder), {}
         if best is not None:
-            write_jsonl(folder.sft, best)
+            self.run.ranks.write(folder.sft, best)
             figures = {"sft_rows": len(best), "unread": len(prompts) - len(best)}
             origin["objective"] = "sft"  # the pairs are for the reader; no DPO is done with them
         self.write(folder, [row | origin for row in found.pairs], groups)
@@ -86,7 +86,7 @@ class Pairing:
         """What every pair row says of the weights that answered and of the rubric."""
         before = self.run.folders[folder.number - 2]
         return {
-            "model_hash": weights_hash(before.model),
+            "model_hash": self.run.weights_hash(before.model),
             "rubric": self.run.material.rubric.provenance,
         }
 
@@ -94,7 +94,8 @@ class Pairing:
         run = self.run
         pairs = [token_pair(run.model, row, groups) for row in rows]
         run.sampler.release()
-        with run.counting(f"{folder.name} reference", len(pairs), "pairs") as progress:
+        counting = run.counting(f"{folder.name} reference", len(pairs), "pairs", in_step=True)
+        with counting as progress, run.memory.phase("reference"):
             Reference(run, folder).write(rows, pairs, progress)
 
     def judge_on_own(

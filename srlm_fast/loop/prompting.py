@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from srlm_fast.data import make_prompts
 from srlm_fast.data.selfmade import MadePrompts, Progress
 from srlm_fast.model import Model
-from srlm_fast.records import Prompt, RowWriter, read_jsonl, write_json_atomic, write_jsonl
+from srlm_fast.records import Prompt, read_jsonl, write_json_atomic
 
 from .material import round_prompts
 from .state import ModelFolder, derive_seed, read_object
@@ -34,12 +34,16 @@ class Prompting:
         dealt = round_prompts(
             run.material.prompts, number, run.config.num_prompts, run.seed("prompts")
         )
-        write_jsonl(folder.prompts, dealt)
+        run.ranks.write(folder.prompts, dealt)
         return {"prompts": len(dealt)}
 
 
 class PromptMaking:
-    """The live model makes a round's prompts; goes on behind those that are there."""
+    """The live model makes a round's prompts; goes on behind those that are there.
+
+    Of many ranks each samples a share of every batch of requests and gets what the others sampled:
+    all filter the same outputs in the same order, and the first one writes.
+    """
 
     def __init__(self, run: Run, folder: ModelFolder) -> None:
         self.run, self.folder = run, folder
@@ -52,10 +56,12 @@ class PromptMaking:
         """The stage's figures. Raises StoppedError when no prompt passes the filters."""
         run, name = self.run, self.folder.name
         before = read_object(self.account)
+        run.ranks.wait()  # until all have read what is there
         progress = Progress(**before) if before else None
         shown = run.display.stage(f"{name} prompts", run.config.num_prompts, "prompts", self.done)
-        with shown as self.shown, RowWriter(self.folder.prompts) as self.writer:
-            made = self.made(progress)
+        with shown as self.shown, run.sampling():
+            with run.ranks.writing(self.folder.prompts) as self.writer:
+                made = self.made(progress)
         rejects = made.progress.rejects
         if not made.prompts:
             raise StoppedError(
@@ -82,18 +88,20 @@ class PromptMaking:
 
     def generate(self, requests: list[tuple[int, str]]) -> list[str | None]:
         """What the model writes behind each (request's number, text), None where it was cut off."""
-        self.run.check_stop()
-        params = self.run.config.prompt_sampling
-        ids = [request_ids(self.run.model, text) for _, text in requests]
+        run = self.run
+        run.ranks.check_stop_in_step()
+        params = run.config.prompt_sampling
+        ids = [request_ids(run.model, text) for _, text in requests]
         # The same demonstrations drawn twice must not bring the same prompt twice.
         keyed = [dataclasses.replace(params, seed=derive_seed(self.seed, i)) for i, _ in requests]
-        found = [g.samples[0] for g in self.run.sampler.generate(ids, keyed)]
+        found = [g.samples[0] for g in run.ranks.generate(run.sampler, ids, keyed)]
         self.tokens += sum(len(sample.token_ids) for sample in found)
         return [sample.text if sample.finish_reason == "stop" else None for sample in found]
 
     def on_batch(self, prompts: list[Prompt], progress: Progress) -> None:
         self.writer.write(*prompts)
-        write_json_atomic(self.account, dataclasses.asdict(progress))
+        if self.run.ranks.first:
+            write_json_atomic(self.account, dataclasses.asdict(progress))
         self.done += len(prompts)
         self.shown.update(self.done, tokens=self.tokens)
 

@@ -14,9 +14,15 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from srlm_fast.judge import Rubric, ScorePlace, ScoreTable, compile_pattern
 from srlm_fast.kernels import ScoreStatus, extract_scores, score_distribution
+from srlm_fast.kernels.expected_scores import (
+    ScoreDistribution,
+    ScoreIds,
+    distribution_of_logits,
+)
 from srlm_fast.model import Model, ModelError
 from srlm_fast.sampler import Generation, Request, Sample, SamplingParams
 
@@ -158,8 +164,7 @@ class DirectReader:
         assert generation.hidden is not None
         # A row at a time: a matmul may round another way in other company, and a score must not
         # depend on what was finished at the same time.
-        row, head = generation.hidden[None], self._model.head
-        found = score_distribution(row, head, self._place.score_ids)
+        found = distribution(self._model, generation.hidden[None], self._place.score_ids)
         assert found.mass is not None
         score, mass = torch.stack((found.expected, found.mass)).flatten().tolist()
         if mass < MIN_MASS:
@@ -191,6 +196,13 @@ class ExpectedReader(DirectReader):
         before = sample.token_ids[: self._table.number_at(sample.token_ids)]
         written = replace(generation.tag, written=sample.text)
         return Request([*generation.prompt_token_ids, *before], tag=written, hidden=True)
+
+
+def distribution(model: Model, hidden: Tensor, score_ids: ScoreIds) -> ScoreDistribution:
+    """`score_distribution` by the model's head, which tensor ranks hold together."""
+    if model.parallel is None:
+        return score_distribution(hidden, model.head, score_ids)
+    return distribution_of_logits(model.logits(hidden), score_ids)
 
 
 def table_of(model: Model, rubric: Rubric) -> ScoreTable:

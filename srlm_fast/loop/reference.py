@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from srlm_fast.model import Model
-from srlm_fast.records import RowWriter, read_jsonl, write_jsonl
+from srlm_fast.records import read_jsonl
 from srlm_fast.train import TokenPair, pair_logps
 
-from .state import ModelFolder, weights_hash
+from .state import ModelFolder
 from .weights import WeightsOf
 
 if TYPE_CHECKING:
@@ -37,17 +37,18 @@ class Reference:
         self.run, self.path = run, folder.pairs
         self.live = run.folders[folder.number - 2]
         self.source = run.folders[0] if run.config.reference == "sft" else self.live
-        self.weights = weights_hash(self.source.model)
+        self.weights = run.weights_hash(self.source.model)
 
     def write(self, rows: Sequence[Row], pairs: Sequence[TokenPair], progress: Progress) -> None:
         """Append the pair rows with their log-probs; goes on behind those written."""
         # Whole groups only: log-probs are computed in the same company as in an unbroken run.
-        written = read_jsonl(self.path)
+        ranks, written = self.run.ranks, read_jsonl(self.path)
+        ranks.wait()  # until all have read them
         done = len(written) - len(written) % REFERENCE_ROWS
         done = done if len(written) < len(rows) else len(rows)
         if done < len(written):
-            write_jsonl(self.path, written[:done])
-        with self.in_place(), RowWriter(self.path) as writer:
+            ranks.write(self.path, written[:done])
+        with self.in_place(), ranks.writing(self.path) as writer:
             for group in self.computed(self.run.model, rows, pairs, done):
                 writer.write(*group)
                 done += len(group)
@@ -67,7 +68,7 @@ class Reference:
         self.run.sampler.release()
         with self.in_place():
             rows = [r for group in self.computed(self.run.model, rows, pairs) for r in group]
-        write_jsonl(self.path, rows)
+        self.run.ranks.write(self.path, rows)
         return rows
 
     def computed(
@@ -76,7 +77,8 @@ class Reference:
         """Rows from `start` on with `ref_logps` and `ref_key`, by groups."""
         for first in range(start, len(rows), REFERENCE_ROWS):
             part = slice(first, first + REFERENCE_ROWS)
-            logps = zip(*(side.tolist() for side in pair_logps(model, pairs[part])), strict=True)
+            found = pair_logps(model, pairs[part], **self.run.ranks.over_mesh)
+            logps = zip(*(side.tolist() for side in found), strict=True)
             yield [
                 row | {"ref_logps": {"chosen": c, "rejected": r}, "ref_key": self.key(pair)}
                 for row, pair, (c, r) in zip(rows[part], pairs[part], logps, strict=True)

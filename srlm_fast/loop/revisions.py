@@ -17,10 +17,11 @@ from typing import Any
 
 from srlm_fast.judge import Principle, critique_text, revision_text
 from srlm_fast.model import chat
-from srlm_fast.records import Candidate, InputError, Prompt, RowWriter, read_jsonl, write_jsonl
+from srlm_fast.records import Candidate, InputError, Prompt, read_jsonl
 from srlm_fast.sampler import Generation, Request, Sampler, SamplingParams
 
-from .answers import OnProgress, Tokens, make_candidate, read_records
+from .answers import OnProgress, Tokens, make_candidate, read_records, sum_tokens
+from .ranks import ALONE, Ranks
 from .state import derive_seed
 
 
@@ -66,7 +67,9 @@ class RevisionStage:
         steps: int,
         candidates: Path,
         revisions: Path,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.sampler, self.principles, self.steps = sampler, principles, steps
         self.params = replace(params, n=1)
         self.critique_params = replace(critique_params, n=1)
@@ -74,14 +77,20 @@ class RevisionStage:
         pool = sampler.num_pages * sampler.page_tokens
         self.longest = min(sampler.model.config.max_position_embeddings, pool)
         self._paths = (candidates, revisions)
-        self.candidates, self.chains = _load(candidates, revisions)
+        ranks.collect(candidates, revisions)
+        self.candidates, self.chains = _load(candidates, revisions, ranks)
         self.tokens = Tokens()  # those of critiques count as judgements
 
     def run(self, prompts: Sequence[Prompt], progress: OnProgress | None = None) -> None:
         """Take every prompt that has no chain to the end of its chain."""
-        with RowWriter(self._paths[0]) as candidates, RowWriter(self._paths[1]) as revisions:
-            self._write_candidates, self._write_chain = candidates.write, revisions.write
-            self.sampler.run(self._requests(prompts), self._finished, progress)
+        ranks, (candidates, revisions) = self.ranks, self._paths
+        with ranks.appending(candidates) as answers, ranks.appending(revisions) as chains:
+            self._write_candidates, self._write_chain = answers.write, chains.write
+            requests = self._requests(ranks.share(prompts))
+            self.sampler.run(requests, ranks.in_step(self._finished), progress)
+        if ranks.join(self._paths, [prompt.prompt_id for prompt in prompts]):
+            self.candidates, self.chains = _load(candidates, revisions, ranks)
+            self.tokens = sum_tokens(ranks.gather(self.tokens))
 
     def _requests(self, prompts: Sequence[Prompt]) -> Iterable[Request]:
         for prompt in prompts:
@@ -178,7 +187,9 @@ def load_chains(path: Path) -> list[Chain]:
     return [replace(chain, critiques=tuple(chain.critiques)) for chain in chains]
 
 
-def _load(candidates: Path, revisions: Path) -> tuple[dict[str, list[Candidate]], dict[str, Chain]]:
+def _load(
+    candidates: Path, revisions: Path, ranks: Ranks
+) -> tuple[dict[str, list[Candidate]], dict[str, Chain]]:
     """What is whole in the two files; the rest is cut from them."""
     groups: dict[str, dict[int, Candidate]] = defaultdict(dict)
     rows = read_records(candidates, Candidate)
@@ -191,7 +202,7 @@ def _load(candidates: Path, revisions: Path) -> tuple[dict[str, list[Candidate]]
     }
     kept = {key: [groups[key][k] for k in sorted(groups[key])] for key in chains}
     if sum(map(len, kept.values())) != len(rows):
-        write_jsonl(candidates, [row for group in kept.values() for row in group])
+        ranks.write(candidates, [row for group in kept.values() for row in group])
     if len(chains) != len(read_jsonl(revisions)):
-        write_jsonl(revisions, chains.values())
+        ranks.write(revisions, chains.values())
     return kept, chains

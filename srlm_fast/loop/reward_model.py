@@ -16,10 +16,11 @@ from srlm_fast.data.preferences import Message
 from srlm_fast.judge.fence import defused
 from srlm_fast.model import Model, RewardModel, chat
 from srlm_fast.model.reward_model import Messages, conversation_ids
-from srlm_fast.records import Candidate, InputError, Judgement, Prompt, RowWriter, write_jsonl
+from srlm_fast.records import Candidate, InputError, Judgement, Prompt
 from srlm_fast.train import RewardPair
 
 from .answers import load_judgements
+from .ranks import ALONE, Ranks
 
 FOLDER = "reward_model"  # in the run folder: the one that the run has trained
 HELD_OUT_SHARE = 0.1
@@ -33,30 +34,35 @@ def score_answers(
     groups: Mapping[str, Sequence[Candidate]],
     path: Path,
     progress: Callable[[int], None],
+    ranks: Ranks = ALONE,
 ) -> list[Judgement]:
-    """One row per candidate in `path`: its score, or None and why. Goes on behind what is there.
+    """One row per candidate in `path`: its score, or None and why. Goes on from what is there.
 
     Rows are written in whole groups of prompts, and a row without its group is scored again: sums
-    are rounded in the same company as in an unbroken run.
+    are rounded in the same company as in an unbroken run. Of many ranks each scores some groups.
     """
     answered = [p for p in prompts if groups.get(p.prompt_id)]
     chunks = [answered[i : i + PROMPTS_AT_ONCE] for i in range(0, len(answered), PROMPTS_AT_ONCE)]
+    keys = [
+        [(c.prompt_id, c.index) for p in chunk for c in groups[p.prompt_id]] for chunk in chunks
+    ]
+    ranks.collect(path)
     known = load_judgements(path, 1)
-    rows: list[Judgement] = []
-    while chunks:
-        keys = [(c.prompt_id, c.index) for p in chunks[0] for c in groups[p.prompt_id]]
-        if not all(key in known for key in keys):
-            break
-        rows += [known[key][0] for key in keys]
-        chunks.pop(0)
-    write_jsonl(path, rows)
-    with RowWriter(path) as writer:
-        for chunk in chunks:
+    ranks.wait()  # until all have read it
+    whole = [all(key in known for key in chunk) for chunk in keys]
+    done = sum(len(chunk) for chunk, is_whole in zip(keys, whole, strict=True) if is_whole)
+    kept = [known[key][0] for chunk, ok in zip(keys, whole, strict=True) if ok for key in chunk]
+    ranks.write(path, kept)
+    left = [chunk for chunk, is_whole in zip(chunks, whole, strict=True) if not is_whole]
+    with ranks.appending(path) as writer:
+        for chunk in ranks.share(left):
             scored = _score(reward_model, chunk, groups)
             writer.write(*scored)
-            rows += scored
-            progress(len(rows))
-    return rows
+            done += len(scored)
+            progress(done)
+    ranks.join([path], [p.prompt_id for p in answered])
+    found = load_judgements(path, 1)
+    return [found[key][0] for chunk in keys for key in chunk]
 
 
 def _score(

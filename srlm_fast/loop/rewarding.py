@@ -27,7 +27,7 @@ from srlm_fast.judge import (
 from srlm_fast.model import load_reward_model
 from srlm_fast.model.load import find_folder
 from srlm_fast.model.reward_model import check_reward_folder
-from srlm_fast.records import Candidate, Judgement, Prompt
+from srlm_fast.records import Candidate, InputError, Judgement, Prompt
 from srlm_fast.sampler import Progress
 
 from .answers import AnswerStage, load_candidates, read_records
@@ -177,7 +177,8 @@ class PairwiseRewarding(Rewarding):
     def stage(self, answers: RoundAnswers) -> AnswerStage:
         run, folder = self.run, answers.folder
         params = answer_params(run, folder)
-        return CompareStage(run.sampler, params, folder.candidates, folder.comparisons)
+        files = (folder.candidates, folder.comparisons)
+        return CompareStage(run.sampler, params, *files, ranks=run.ranks)
 
     def verdicts(self, folder: ModelFolder) -> Path:
         return folder.comparisons
@@ -216,6 +217,12 @@ class ModelRewarding(JudgedRewarding):
         return {"reward": self.score}
 
     def teach(self, folder: ModelFolder) -> Figures:
+        ranks = self.run.ranks
+        if ranks.sharded or ranks.split is not None:
+            raise InputError(
+                "--reward-pairs: found weights split over ranks, wanted them whole on each "
+                "(--tensor-parallel 1, --shard no), or --reward-model"
+            )
         return self.run.teaching.reward_model(folder, self.preferences)
 
     def score(self, folder: ModelFolder) -> Figures:
@@ -227,8 +234,9 @@ class ModelRewarding(JudgedRewarding):
         source = trained or str(run.config.reward_model)
         model = load_reward_model(source, run.config.device, run.config.dtype)
         total = sum(len(group) for group in groups.values())
-        with run.counting(f"{folder.name} reward", total, "answers") as progress:
-            rows = score_answers(model, prompts, groups, folder.judgements, progress)
+        counting = run.counting(f"{folder.name} reward", total, "answers")
+        with counting as progress, run.memory.phase("scoring"):
+            rows = score_answers(model, prompts, groups, folder.judgements, progress, run.ranks)
         del model
         free_memory(run.model.device)
         return {
@@ -254,7 +262,8 @@ class ConstitutionRewarding(Rewarding):
         run, prompts = self.run, round_prompts(self.run, folder)
         stage = self.revision_stage(folder)
         start = time.perf_counter()
-        with run.display.stage(f"{folder.name} revisions", len(prompts), "requests") as shown:
+        own, title = len(run.ranks.share(prompts)), f"{folder.name} revisions"
+        with run.display.stage(title, own, "requests") as shown, run.sampling():
 
             def progress(p: Progress) -> None:
                 run.check_stop()
@@ -275,6 +284,7 @@ class ConstitutionRewarding(Rewarding):
             run.config.revisions,
             folder.candidates,
             folder.revisions,
+            run.ranks,
         )
 
     def answers_each(self) -> int:

@@ -37,7 +37,7 @@ class RoundAnswers:
         judge = reader(run, folder.name) if judged else None
         files = (folder.candidates, folder.judgements)
         params = answer_params(run, folder)
-        return AnswerStage(run.sampler, params, run.material.rubric, judge, *files)
+        return AnswerStage(run.sampler, params, run.material.rubric, judge, *files, run.ranks)
 
     def show(self, title: str, stage: AnswerStage) -> None:
         """Run a stage on screen."""
@@ -80,10 +80,11 @@ def reader(run: Run, purpose: str) -> Reader:
 
 
 def show_answers(run: Run, name: str, stage: AnswerStage, prompts: Sequence[Prompt]) -> None:
-    """Run an answer stage on screen, counted in requests: one per prompt and one per judged
-    text.
+    """Run an answer stage on screen, counted in requests of this rank: one per prompt and one per
+    judged text.
     """
-    with run.display.stage(name, len(prompts), "requests") as shown:
+    own = len(run.ranks.share(prompts))
+    with run.display.stage(name, own, "requests") as shown, run.sampling():
 
         def progress(p: Progress) -> None:
             run.check_stop()

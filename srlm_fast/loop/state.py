@@ -23,21 +23,20 @@ class RunState:
     replace.
 
     A stage is finished when its name is in `figures`. Seconds of a stage that was broken off add up
-    over the tries that ended in an orderly way.
+    over the tries that ended in an orderly way. writes: whether this process keeps the files; one
+    of many ranks that does not only knows what is in them.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, writes: bool = True) -> None:
+        self.folder, self.writes = folder, writes
         folder.mkdir(parents=True, exist_ok=True)
         found = self._read()
         self.figures: dict[str, dict[str, Any]] = found.get("stages", {})
         self.seconds: dict[str, float] = found.get("seconds", {})
         if not isinstance(self.figures, dict) or not isinstance(self.seconds, dict):
             raise InputError(f"{folder / STATE_FILE}: found no stages, wanted what the run wrote")
-        self._metrics = RowWriter(folder / METRICS_FILE)
-        self._measured = {
-            (row["stage"], row.get("step")) for row in read_jsonl(folder / METRICS_FILE)
-        }
+        self._metrics = RowWriter(folder / METRICS_FILE) if writes else None
+        self._measured = {_key(row) for row in read_jsonl(folder / METRICS_FILE)}
 
     def _read(self) -> dict[str, Any]:
         return read_object(self.folder / STATE_FILE) or {}
@@ -63,21 +62,29 @@ class RunState:
             self._write()
 
     def measure(self, row: dict[str, Any]) -> None:
-        """Append a line to `metrics.jsonl`, once per stage and step however often the step is
+        """Append a line to `metrics.jsonl`, once per stage, step and phase however often they are
         repeated.
         """
-        key = (row["stage"], row.get("step"))
-        if key not in self._measured:
-            self._measured.add(key)
+        if self._metrics is not None and _key(row) not in self._measured:
+            self._measured.add(_key(row))
             self._metrics.write(row)
 
+    def measured(self) -> list[dict[str, Any]]:
+        """All lines of `metrics.jsonl`."""
+        return read_jsonl(self.folder / METRICS_FILE)
+
     def _write(self) -> None:
-        write_json_atomic(
-            self.folder / STATE_FILE, {"stages": self.figures, "seconds": self.seconds}
-        )
+        if self.writes:
+            state = {"stages": self.figures, "seconds": self.seconds}
+            write_json_atomic(self.folder / STATE_FILE, state)
 
     def close(self) -> None:
-        self._metrics.close()
+        if self._metrics is not None:
+            self._metrics.close()
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["stage"], row.get("step"), row.get("phase")
 
 
 def read_object(path: Path) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ import torch
 
 from srlm_fast.data import PreferenceRow
 from srlm_fast.model import trainable_parameters, with_score_head
-from srlm_fast.records import InputError, write_jsonl
+from srlm_fast.records import InputError
 from srlm_fast.train import (
     CheckpointError,
     SftRow,
@@ -30,13 +30,13 @@ from srlm_fast.train import (
 from .held_out import held_out_prompts
 from .reference import Reference
 from .reward_model import FOLDER, accuracy_note, reward_pairs
-from .state import ModelFolder, weights_hash
+from .state import ModelFolder
 from .token_rows import best_sft_rows, fitting, sft_rows, token_pair
 
 if TYPE_CHECKING:
     from .loop import Run
 
-Train = Callable[..., TrainReport]  # takes checkpoint, on_step and stop
+Train = Callable[..., TrainReport]  # takes checkpoint, on_step, stop and, of many ranks, mesh
 
 
 class Teaching:
@@ -48,8 +48,8 @@ class Teaching:
     def adopt(self, folder: ModelFolder) -> dict[str, Any]:
         """The given model as M1, untrained."""
         self.run.display.note("no --ift and no --eft: the given model is taken as M1")
-        self.run.model.save(folder.model)
-        return {"model_hash": weights_hash(folder.model)}
+        self.run.ranks.save(self.run.model, folder.model)
+        return {"model_hash": self.run.weights_hash(folder.model)}
 
     def seeds(
         self, folder: ModelFolder, eft: Sequence[dict[str, Any]] | None = None
@@ -58,7 +58,7 @@ class Teaching:
         model, material = self.run.model, self.run.material
         eft = material.eft if eft is None else eft
         texts, rows = sft_rows(model, material.rubric, material.ift, eft)
-        write_jsonl(folder.sft, texts)
+        self.run.ranks.write(folder.sft, texts)
         longest = model.config.max_position_embeddings
         fit = fitting(rows, longest)
         if not fit:
@@ -152,36 +152,49 @@ class Teaching:
             lambda **keep: train_reward_model(model, pairs, config, seed=seed, **keep),
         )
         figures = {"pairs": len(pairs), "held_out": pair_accuracy(model, held_out)}
-        model.save(run.out / FOLDER)
-        remove_checkpoint(checkpoint)
+        run.ranks.save(model, run.out / FOLDER)
+        self.drop(checkpoint)
         run.model.load_weights(folder.model)
         run.display.note(accuracy_note(figures))
-        return figures | training_figures(report, run.out / FOLDER)
+        return figures | self.figures(report, run.out / FOLDER)
 
     def train(self, folder: ModelFolder, kind: str, work: Train) -> dict[str, Any]:
         """Train, then save the model and drop the checkpoint."""
         title = f"{folder.name} {kind}"
         report = self.steps(folder.stage("train"), title, folder.checkpoint, work)
-        self.run.model.save(folder.model)
-        remove_checkpoint(folder.checkpoint)
-        self.run.sampler.acquire()
+        self.run.ranks.save(self.run.model, folder.model)
+        self.drop(folder.checkpoint)
         trained = {"trained_parameters": trainable_parameters(self.run.model)}
-        return training_figures(report, folder.model) | trained
+        return self.figures(report, folder.model) | trained
+
+    def drop(self, checkpoint: Path) -> None:
+        if self.run.ranks.first:
+            remove_checkpoint(checkpoint)
 
     def steps(self, stage: str, title: str, checkpoint: Path, work: Train) -> TrainReport:
         """Train with the KV pool's memory given back."""
         run = self.run
-        run.sampler.release()
-        with run.display.stage(title, None, "steps") as shown:
+        with run.display.stage(title, None, "steps") as shown, run.training() as watch:
 
             def on_step(step: StepReport) -> None:
                 run.state.measure({"stage": stage, **step.to_row()})
                 shown.update(step.step + 1, step.num_steps, loss=step.loss)
+                watch()
 
+            keep = {"checkpoint": checkpoint, "on_step": on_step, "stop": run.ranks.stop_in_step}
             try:
-                return work(checkpoint=checkpoint, on_step=on_step, stop=run.stop)
+                return work(**keep, **run.ranks.over_mesh)
             except CheckpointError as error:
                 raise InputError(f"{error}; delete it to train this stage from its start") from None
+
+    def figures(self, report: TrainReport, folder: Path) -> dict[str, Any]:
+        figures = {
+            "model_hash": self.run.weights_hash(folder),
+            "steps": len(report.losses),
+            "skipped_steps": report.skipped_steps,
+            "peak_bytes": report.peak_bytes,
+        }
+        return figures | ({"best_step": report.best_step} if report.evaluations else {})
 
 
 def ref_logps(rows: Sequence[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -190,16 +203,6 @@ def ref_logps(rows: Sequence[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tenso
         torch.tensor([row["ref_logps"][side] for row in rows]) for side in ("chosen", "rejected")
     )
     return chosen, rejected
-
-
-def training_figures(report: TrainReport, folder: Path) -> dict[str, Any]:
-    figures = {
-        "model_hash": weights_hash(folder),
-        "steps": len(report.losses),
-        "skipped_steps": report.skipped_steps,
-        "peak_bytes": report.peak_bytes,
-    }
-    return figures | ({"best_step": report.best_step} if report.evaluations else {})
 
 
 def all_too_long(pairs: int, context: int) -> InputError:

@@ -24,7 +24,7 @@ from ..kernels.paged_attention import flash_attn
 from ..model import Fp8Linear, Model
 from . import scheduler as twin
 from .executor import Executor, OnHidden
-from .generation import Generation, Progress, Request, Sample, Statistics
+from .generation import Generation, Held, Progress, Request, Sample, Statistics
 from .graph_executor import GraphExecutor
 from .masks import Masks
 from .paged import LANES, PagedCache, cache_dtype, page_bytes
@@ -117,6 +117,7 @@ class Sampler:
         self._score_tables: dict[ScoreTable, int] = {}
         self._busy = False
         self._steps, self._seconds, self._wait_seconds, self._device_seconds = 0, 0.0, 0.0, 0.0
+        self._captures, self._capture_seconds = 0, 0.0
 
     def _page_bytes(self) -> int:
         config, tokens = self.model.local_config, self.page_tokens
@@ -264,7 +265,17 @@ class Sampler:
             self._seconds - self._wait_seconds,
             self._wait_seconds,
             self._device_seconds + (getattr(self._executor, "device_seconds", 0.0) or 0.0),
+            self._captures + getattr(self._executor, "captures", 0),
+            self._capture_seconds + getattr(self._executor, "capture_seconds", 0.0),
         )
+
+    @property
+    def memory(self) -> Held:
+        """What is held now; nothing after `release`."""
+        packed = getattr(self._executor, "packed", None)
+        pools = () if self._cache is None else (self._cache.keys, self._cache.values)
+        kv_bytes = sum(pool.nbytes for pool in pools)
+        return Held(kv_bytes, 0 if packed is None else packed.nbytes)
 
     def release(self) -> None:
         """Give the pool's memory, captured graphs and packed weights back. Cached prefixes are
@@ -338,6 +349,8 @@ class Sampler:
 
     def _drop_executor(self) -> None:
         self._device_seconds += getattr(self._executor, "device_seconds", 0.0) or 0.0
+        self._captures += getattr(self._executor, "captures", 0)
+        self._capture_seconds += getattr(self._executor, "capture_seconds", 0.0)
         self._executor = None
 
     def _run_steps(self, on_hidden: OnHidden | None = None) -> Iterator[None]:

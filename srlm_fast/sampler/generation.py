@@ -92,7 +92,8 @@ class Statistics:
     """Counts since the sampler was made.
 
     host_seconds: the host's own work from step to step; wait_seconds: it waited for the device (on
-    a CPU: was in the model). device_seconds: a GPU was at work; 0 on a CPU.
+    a CPU: was in the model). device_seconds: a GPU was at work; 0 on a CPU. graph_captures,
+    graph_seconds: CUDA graphs that were captured, and what that took, compilation included.
     """
 
     steps: int
@@ -103,3 +104,15 @@ class Statistics:
     host_seconds: float
     wait_seconds: float
     device_seconds: float
+    graph_captures: int = 0
+    graph_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes that a sampler holds now: its KV pool, and the packed second copy of a model's matrices
+    on a CPU.
+    """
+
+    kv_bytes: int
+    packed_bytes: int

@@ -11,6 +11,7 @@ lies in buffers that stay where they are. Other steps are launched kernel by ker
 
 from __future__ import annotations
 
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +86,7 @@ class GraphExecutor:
         self.graphs: dict[tuple[int, ...], Captured] = {}
         self.pool = torch.cuda.graph_pool_handle() if self.on_cuda else None
         self.device_seconds = 0.0
+        self.captures, self.capture_seconds = 0, 0.0
 
     # ---------------------------------------------------------------------------------- steps
 
@@ -218,7 +220,10 @@ class GraphExecutor:
         arrays = _bucket_arrays(plan, key)
         captured = self.graphs.get(key)
         if captured is None:
+            before = time.perf_counter()
             captured = self.graphs[key] = self._capture(plan, key, arrays, masks)
+            self.captures += 1
+            self.capture_seconds += time.perf_counter() - before
         captured.staged.put(arrays)
         captured.work.plan(plan.row_starts, plan.context_lengths, plan.block_table)
         started = self._event()

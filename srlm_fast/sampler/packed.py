@@ -30,11 +30,15 @@ def max_packed_bytes() -> int:
 
 
 class PackedDecoder:
-    """Holds panels of the matrices, norms and biases as they are now; the embedding by address."""
+    """Holds panels of the matrices, norms and biases as they are now; the embedding by address.
+
+    nbytes: of the matrices.
+    """
 
     def __init__(self, model: Model, cache: PagedCache) -> None:
         c = model.config
         self.model, self.vocab_size = model, c.vocab_size
+        self.nbytes = matrix_bytes(model)
         self._logits = torch.empty(0, c.vocab_size)
         self._decoder = native().Decoder(
             cache.native_shape,
@@ -90,8 +94,13 @@ def can_pack(model: Model) -> bool:
     plain = all(type(m) is nn.Linear for m in linears) and len(linears) == _expected(model)
     plain &= all(type(p) is nn.Parameter for p in model.parameters())  # no DTensor has an address
     uniform = all(p.is_contiguous() and p.dtype == model.dtype for p in model.parameters())
-    size = sum({id(w): w.nbytes for w in (*(m.weight for m in linears), model.head)}.values())
-    return plain and uniform and size <= max_packed_bytes()
+    return plain and uniform and matrix_bytes(model) <= max_packed_bytes()
+
+
+def matrix_bytes(model: Model) -> int:
+    """Of a model's linear layers and its head."""
+    linears = (m.weight for m in model.modules() if isinstance(m, nn.Linear))
+    return sum({id(w): w.nbytes for w in (*linears, model.head)}.values())
 
 
 def _expected(model: Model) -> int:

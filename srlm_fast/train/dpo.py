@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from srlm_fast.kernels import dpo_loss_tokens
 from srlm_fast.model import Model

@@ -18,10 +18,8 @@ import torch
 import torch.distributed as dist
 
 PRELOAD = [
-    "torch.distributed.tensor",
-    "torch.distributed.fsdp",
-    "tests.dist.cases",
-    "tests.dist.training",
+    *("torch.distributed.tensor", "torch.distributed.fsdp"),
+    *("tests.dist.cases", "tests.dist.training", "tests.loop.rank_cases"),
 ]
 SECONDS = 200
 
