@@ -147,6 +147,7 @@ void swiglu_forward(const RowsShape& shape, const void* gate_up, int64_t stride,
 void swiglu_backward(const RowsShape& shape, const void* grad, int64_t grad_stride,
                      const void* gate_up, int64_t stride, void* out);
 
+double sum_of_squares(const void* x, bool is_bf16, int64_t count);
 // x [rows, width] of 16 bits each, rows `stride` apart -> out [width, rows].
 void transpose(const uint16_t* x, int64_t rows, int64_t width, int64_t stride, uint16_t* out);
 

@@ -447,6 +447,10 @@ void bind_training(py::module_& m) {
     py::gil_scoped_release release;
     turn_heads(head_rows(x), head_rows(y), is_bf16, rows, heads, head_dim, turns, back);
   });
+  m.def("sum_of_squares", [](uintptr_t x, bool is_bf16, int64_t count) {
+    py::gil_scoped_release release;
+    return sum_of_squares(at<void>(x), is_bf16, count);
+  });
   m.def("transpose", [](uintptr_t x, int64_t rows, int64_t width, int64_t stride, uintptr_t out) {
     py::gil_scoped_release release;
     transpose(at<uint16_t>(x), rows, width, stride, at<uint16_t>(out));

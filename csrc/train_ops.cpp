@@ -13,6 +13,7 @@ namespace srlm {
 namespace {
 
 constexpr int64_t kSerial = 16384;  // elements below which a second thread costs more than it saves
+constexpr int64_t kSquares = 4096;  // elements whose squares are added up in fp32
 constexpr int64_t kBlock = 64;      // rows whose weight gradients one thread adds up
 
 template <typename T>
@@ -168,7 +169,42 @@ void swiglu_back_rows(const RowsShape& s, const T* grad, int64_t grad_stride, co
   }
 }
 
+// A block's sum of squares; blocks begin at fixed places.
+template <typename T>
+SRLM_CLONES float squares_of(const T* x, int64_t count) {
+  v16f sums[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * kWide <= count; i += 4 * kWide)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const v16f v = load16(x + i + j * kWide);
+      sums[j] += v * v;
+    }
+  for (; i < count; i += kWide) {
+    const v16f v = load_some(x, i, count);
+    sums[0] += v * v;
+  }
+  return sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+template <typename T>
+double all_squares(const T* x, int64_t count) {
+  const int64_t blocks = (count + kSquares - 1) / kSquares;
+  std::vector<float> parts(blocks);
+#pragma omp parallel for schedule(static) if (count > kSerial)
+  for (int64_t b = 0; b < blocks; ++b)
+    parts[b] = squares_of(x + b * kSquares, std::min(kSquares, count - b * kSquares));
+  double total = 0.0;
+  for (const float part : parts) total += part;
+  return total;
+}
+
 }  // namespace
+
+double sum_of_squares(const void* x, bool is_bf16, int64_t count) {
+  if (is_bf16) return all_squares(static_cast<const uint16_t*>(x), count);
+  return all_squares(static_cast<const float*>(x), count);
+}
 
 void rms_norm_forward(const RowsShape& s, const Rows& x, const Rows& residual, const void* weight,
                       float eps, void* y, void* total, float* scales) {

@@ -159,8 +159,9 @@ class _RopeQkv(torch.autograd.Function):
     def backward(ctx, grad_q, grad_k, grad_v):
         out = grad_v.new_empty(len(grad_v), sum(ctx.heads) * grad_v.shape[2])
         q, k, v = _split(out, ctx.heads)
-        _turn(_dense(grad_q), q, *ctx.saved_tensors, back=True)
-        _turn(_dense(grad_k), k, *ctx.saved_tensors, back=True)
+        cos, sin = ctx.saved_tensors  # once: what checkpoints can be read a single time
+        _turn(_dense(grad_q), q, cos, sin, back=True)
+        _turn(_dense(grad_k), k, cos, sin, back=True)
         v.copy_(grad_v)
         return out, None, None, None
 

@@ -221,6 +221,20 @@ def test_a_fused_projection_gives_the_bits_of_its_parts(shape, dtype):
     assert torch.equal(leaf.grad, fused(wanted["dq"], wanted["dk"], grad_k * 2))
 
 
+def test_a_fused_projection_under_a_checkpoint():
+    from torch.utils.checkpoint import checkpoint
+
+    (q, k, *_), angles = make(SHAPES[0], torch.float32, "cpu")
+    leaves = [fused(q, k, k).requires_grad_() for _ in range(2)]
+
+    def squares(leaf):
+        return sum(x.square().sum() for x in rope_qkv(leaf * 1, (8, 2, 2), *angles))
+
+    squares(leaves[0]).backward()
+    checkpoint(squares, leaves[1], use_reentrant=False).backward()
+    assert torch.equal(leaves[0].grad, leaves[1].grad)
+
+
 def test_a_fused_projection_that_somebody_saved_is_missed():
     (q, k, *_), angles = make(SHAPES[0], torch.float32, "cpu")
     leaf = fused(q, k, k).requires_grad_()
