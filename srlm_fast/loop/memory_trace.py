@@ -110,7 +110,7 @@ class MemoryTrace:
         models, optimizers = live(Model, Optimizer)
         return {
             "models": len(addresses(models) - self.others),
-            "optimizer_bytes": sum(map(optimizer_bytes, optimizers)),
+            "optimizer_bytes": sum(optimizer.nbytes for optimizer in optimizers),
         }
 
 
@@ -161,22 +161,6 @@ def addresses(models: Iterable[Model]) -> set[int]:
     """Where the models' embeddings lie: those that share their weights lie at one place."""
     found = (local(model.embed.weight) for model in models)
     return {weight.data_ptr() for weight in found if not weight.is_meta}
-
-
-def optimizer_bytes(optimizer: Optimizer) -> int:
-    """Of an optimizer's state, apart from the model's own weights."""
-    own = {local(p).data_ptr() for p in optimizer.params}
-    tensors = [local(t) for t in tensors_in(optimizer.state())]
-    return total_bytes(t for t in tensors if t.data_ptr() not in own)
-
-
-def tensors_in(tree: Any) -> Iterator[Tensor]:
-    """All tensors of nested dictionaries, lists and tuples."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, dict | list | tuple):
-        for value in tree.values() if isinstance(tree, dict) else tree:
-            yield from tensors_in(value)
 
 
 def local(tensor: Any) -> Tensor:

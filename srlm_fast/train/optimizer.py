@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from srlm_fast.kernels.norm import norm
+
 from .block_code import BLOCK, BlockCode
 from .config import TrainConfig
 from .rounding import Noise
@@ -229,6 +231,12 @@ class Optimizer:
             maximize=False,
         )
 
+    @property
+    def nbytes(self) -> int:
+        """Of moments and masters on this rank."""
+        masters = sum(0 if t.master is None else t.master.nbytes for t in self.trained)
+        return masters + sum(t.first.nbytes + t.second.nbytes for t in self.trained)
+
     def zero(self) -> None:
         self._sums.clear()
         self._factor = None
@@ -272,8 +280,7 @@ def local(weight: Any) -> Tensor:
 def norm_of(gradients: Sequence[Tensor | None]) -> Tensor:
     """[] of all together, at least fp32: a norm in bf16 has three digits."""
     found = [g for g in gradients if g is not None]
-    norms = [torch.linalg.vector_norm(g, dtype=_wide(g.dtype)) for g in found]
-    return torch.linalg.vector_norm(torch.stack(norms))
+    return torch.linalg.vector_norm(torch.stack([norm(g) for g in found]))
 
 
 Moments = Callable[[int], tuple[Store, Store]]  # elements -> first and second moment, zeros

@@ -18,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ReduceOp
 
+from srlm_fast.kernels.norm import norm
+
 from .optimizer import norm_of
 from .packing import Ints, MicroBatch
 
@@ -118,7 +120,7 @@ class Ranks:
         if self.mesh is None:
             return norm_of(gradients)
         pairs = [(g, p) for g, p in zip(gradients, params, strict=True) if g is not None]
-        squares = [torch.linalg.vector_norm(g, dtype=torch.float64).square() for g, _ in pairs]
+        squares = [norm(g).double().square() for g, _ in pairs]
         copies = [self._copies(param) for _, param in pairs]
         # A rank may hold no row of any parameter that has a gradient.
         total = torch.stack(squares) if squares else torch.zeros(0, dtype=torch.float64)

@@ -27,6 +27,9 @@ class Store(Protocol):
 
     def fill(self, values: Tensor) -> None: ...
 
+    @property
+    def nbytes(self) -> int: ...
+
 
 class Exact:
     """In the precision of the arithmetic: what is read is the tensor itself."""
@@ -45,6 +48,10 @@ class Exact:
 
     def fill(self, values: Tensor) -> None:
         self.values.copy_(values)
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes
 
 
 class Mastered(Exact):
@@ -91,6 +98,10 @@ class Coded:
         codes, scales = self.code.encode(values.to(self.scales))
         self.codes.copy_(codes)
         self.scales.copy_(scales)
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.scales.nbytes
 
 
 def _blocks(piece: slice) -> slice:

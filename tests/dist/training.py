@@ -55,6 +55,8 @@ def made(layout: str, dtype: torch.dtype, change: str = "") -> tuple[Model, Any]
 def steps(kind: str, model: Model, items: int = 19, **keep: Any) -> Any:
     """Three steps: two of eight items, one of what is left."""
     config: dict[str, Any] = SETTINGS | {"micro_batch_tokens": keep.pop("micro", 40)}
+    # Which prompts meet depends on how a batch is cut, and with it the tokens fed.
+    config |= {"share_prompts": keep.pop("share", False)}
     config |= {"eps": keep.pop("eps", 1e-8)}
     if kind in ("sft", "dropout"):
         config |= {"dropout": 0.1 if kind == "dropout" else 0.0}
@@ -208,12 +210,12 @@ def load_in_place(layout: str, folder: str) -> dict[str, Any]:
         for weight in model.parameters():
             weight.zero_()
     read: list[int] = []
-    opened = weights._tensors
-    weights._tensors = lambda f: ((a, b, Counted(c, read)) for a, b, c in opened(f))
+    opened = weights.tensors_of
+    weights.tensors_of = lambda files: ((a, b, Counted(c, read)) for a, b, c in opened(files))
     try:
         model.load_weights(Path(folder, "theirs"))
     finally:
-        weights._tensors = opened
+        weights.tensors_of = opened
     held = sum(weight.to_local().numel() for _, weight in cases.named(model))
     with unsharded(model):
         refused = cases.refusal(lambda: model.load_weights(Path(folder, "theirs")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -189,7 +190,8 @@ def test_a_step_that_is_not_finite_leaves_everything_alone(kind):
         def objective(model, micro_batch):
             return model(ids, context.positions, context).sum() * scale, torch.zeros(0)
 
-        return train_step(model, [None], objective, 1.0, optimizer, 1e-2)
+        batch = SimpleNamespace(idle=False, token_ids=ids)
+        return train_step(model, [batch], objective, 1.0, optimizer, 1e-2)
 
     assert step(1.0).applied
     before = copy.deepcopy((weights_of(model), optimizer.state()))

@@ -222,7 +222,7 @@ def test_against_transformers_loss_on_the_same_batch(tmp_path):
         "lm_head.weight": "lm_head.weight",
     }
     for ours, name in pairs.items():
-        assert_close(grads[ours], named[name].grad, rtol=1e-4, atol=1e-7)
+        assert_close(grads[ours], named[name].grad, rtol=1e-4, atol=3e-7)
 
 
 def test_refusals():
