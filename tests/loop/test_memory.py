@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from srlm_fast.loop import memory_trace
-from srlm_fast.loop.memory_trace import MemoryTrace, memory_figures, optimizer_bytes, total_bytes
+from srlm_fast.loop.memory_trace import MemoryTrace, memory_figures, total_bytes
 from srlm_fast.loop.state import RunState
 from srlm_fast.model import random_model
 from srlm_fast.records import read_jsonl
@@ -84,8 +84,8 @@ def test_an_optimizer_that_is_kept_is_seen(trace):
         p.grad = torch.ones_like(p)
     optimizer.step(1e-6)
     weights = sum(p.nbytes for p in trace.model.parameters())
-    assert 2 * weights <= optimizer_bytes(optimizer) < 2 * weights + 1024
-    assert trace.owners()["optimizer_bytes"] == optimizer_bytes(optimizer)
+    assert 2 * weights <= optimizer.nbytes < 2 * weights + 1024
+    assert trace.owners()["optimizer_bytes"] == optimizer.nbytes
 
 
 def test_weights_that_move_are_counted(trace, monkeypatch):
