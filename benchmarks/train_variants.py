@@ -24,8 +24,8 @@ PRECOMPUTED = {"precompute_ref_log_probs": True}
 
 @dataclass(frozen=True)
 class TrainVariant:
-    """package: whose step it is. kinds: of work that it can do. again: it computes activations
-    twice. known: a fact that makes running it pointless.
+    """package: whose step it is. kinds: of work that it can do. known: a fact that makes running
+    it pointless.
     """
 
     name: str

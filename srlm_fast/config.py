@@ -372,6 +372,15 @@ def check_evaluation_options(config: Config) -> None:
         raise InputError(f"--evaluate-every: found {every} alone, wanted --held-out-pairs too")
     if patience and not every:
         raise InputError(f"--patience: found {patience} alone, wanted --evaluate-every too")
+    if config.reward == "best-of-n":
+        given = {"--held-out-pairs": share > 0, "--reference": config.reference != "round"}
+        for option in (name for name, is_given in given.items() if is_given):
+            raise InputError(
+                f"{option}: found with --reward best-of-n, wanted another reward: it is taught by "
+                "SFT, without pairs"
+            )
+    if config.reference == "sft" and config.dpo.loss == "simpo":
+        raise InputError("--reference: found 'sft' with --loss simpo, which has no reference")
 
 
 def check_adapter_options(config: Config) -> None:
@@ -389,6 +398,8 @@ def check_adapter_options(config: Config) -> None:
             f"--base-dtype: found {lora.base_dtype!r} without --lora-rank, wanted --lora-rank: "
             "such matrices are frozen"
         )
+    if lora.base_dtype == "fp8" and config.dtype == "float16":
+        raise InputError("--dtype: found float16 with --base-dtype fp8, wanted bfloat16 or float32")
     if (lora.rank or given) and config.reward_pairs_file is not None:
         raise InputError(
             "--reward-pairs: found with an adapter, wanted the weights themselves trained (no "

@@ -235,7 +235,8 @@ def train(config: Config, out: Path | None, ranks: Ranks | None) -> int:
     from srlm_fast.report.display import Display
 
     ranks = ranks or Ranks()
-    ranks.sharded = checked_shards(config)
+    # Of the first rank: what is free, and with it the answer, differs between ranks.
+    ranks.sharded = ranks.from_first(lambda: checked_shards(config))
     folder = ranks.from_first(lambda: out or choose_folder(config))
     config = dataclasses.replace(config, out=str(folder))
     display = Display(sys.stdout if ranks.first else open(os.devnull, "w"))

@@ -104,7 +104,6 @@ class Run:
             base_dtype=lora.base_dtype,
             adapter=lora.fresh(self.seed("lora")),
         )
-        ranks.place(self.model)
         kv_bytes = None if config.kv_gb is None else int(config.kv_gb * 1e9)
         self.sampler = Sampler(self.model, kv_bytes)
         self.memory.of(self.model, self.sampler)

@@ -12,7 +12,6 @@ import itertools
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,10 +102,12 @@ class Ranks:
 
     # ------------------------------------------------------------------------------- weights
 
-    split: Callable[[Model], None] | None = None  # for `load_model`
+    splits_weights = False
 
-    def place(self, model: Model) -> None:
-        """Shard loaded weights over data ranks, if they are to be."""
+    @property
+    def split(self) -> Callable[[Model], None] | None:
+        """What lays a model's weights out over ranks before memory is taken, for `load_model`."""
+        return None
 
     def whole(self, model: Model) -> AbstractContextManager[None]:
         """Weights that are whole on every data rank, for one sampling phase."""
@@ -178,8 +179,6 @@ class ManyRanks(Ranks):
             f"srlm_fast/{next(_made)}", dist.distributed_c10d._get_default_store()
         )
         self.boundary = Boundary(store, dist.get_rank(), dist.get_world_size())
-        if self.tensor_ranks > 1:
-            self.split = partial(tensor_parallel, mesh=mesh["tensor"])
 
     @staticmethod
     def _own_group(groups: list[list[int]]) -> dist.ProcessGroup:
@@ -254,16 +253,29 @@ class ManyRanks(Ranks):
 
     # ------------------------------------------------------------------------------- weights
 
-    def place(self, model: Model) -> None:
-        if self.sharded and self.data_ranks > 1:
+    @property
+    def splits_weights(self) -> bool:  # type: ignore[override]
+        return self.tensor_ranks > 1 or self._shards
+
+    @property
+    def _shards(self) -> bool:
+        return self.sharded and self.data_ranks > 1
+
+    @property
+    def split(self) -> Callable[[Model], None] | None:
+        return self._lay_out if self.splits_weights else None
+
+    def _lay_out(self, model: Model) -> None:
+        if self.tensor_ranks > 1:
+            tensor_parallel(model, self.mesh["tensor"])
+        if self._shards:
             shard(model, self.mesh["data"])
 
     def whole(self, model: Model) -> AbstractContextManager[None]:
         return unsharded(model)
 
     def save(self, model: Model, folder: Path) -> None:
-        shares = self.sharded and self.data_ranks > 1
-        if self.first or shares or model.parallel is not None:
+        if self.first or self.splits_weights:
             model.save(folder)
         self.wait()
 

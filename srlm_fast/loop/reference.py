@@ -75,9 +75,14 @@ class Reference:
         self, model: Model, rows: Sequence[Row], pairs: Sequence[TokenPair], start: int = 0
     ) -> Iterator[list[Row]]:
         """Rows from `start` on with `ref_logps` and `ref_key`, by groups."""
+        dpo = self.run.config.dpo
+        settings: Any = {
+            "micro_batch_tokens": dpo.micro_batch_tokens,
+            "share_prompts": dpo.share_prompts,
+        }
         for first in range(start, len(rows), REFERENCE_ROWS):
             part = slice(first, first + REFERENCE_ROWS)
-            found = pair_logps(model, pairs[part], **self.run.ranks.over_mesh)
+            found = pair_logps(model, pairs[part], **settings, **self.run.ranks.over_mesh)
             logps = zip(*(side.tolist() for side in found), strict=True)
             yield [
                 row | {"ref_logps": {"chosen": c, "rejected": r}, "ref_key": self.key(pair)}

@@ -203,6 +203,11 @@ class ModelRewarding(JudgedRewarding):
         config = run.config
         if config.reward_model:
             check_reward_folder(find_folder(config.reward_model))
+        if config.reward_pairs_file and run.ranks.splits_weights:
+            raise InputError(
+                "--reward-pairs: found weights split over ranks, wanted them whole on each "
+                "(--tensor-parallel 1, --shard no), or --reward-model"
+            )
         if config.reward_pairs_file:
             self.preferences = split_preferences(
                 read_preferences(config.reward_pairs_file),
@@ -217,12 +222,6 @@ class ModelRewarding(JudgedRewarding):
         return {"reward": self.score}
 
     def teach(self, folder: ModelFolder) -> Figures:
-        ranks = self.run.ranks
-        if ranks.sharded or ranks.split is not None:
-            raise InputError(
-                "--reward-pairs: found weights split over ranks, wanted them whole on each "
-                "(--tensor-parallel 1, --shard no), or --reward-model"
-            )
         return self.run.teaching.reward_model(folder, self.preferences)
 
     def score(self, folder: ModelFolder) -> Figures:

@@ -84,7 +84,7 @@ class Layer(nn.Module):
     def forward(
         self, delta_TD: Tensor | None, hidden_TD: Tensor, cos: Tensor, sin: Tensor, context: Context
     ) -> tuple[Tensor, Tensor]:
-        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
+        if not (self.checkpointing and torch.is_grad_enabled()):
             return self.block(delta_TD, hidden_TD, cos, sin, context)
         # Only the sum is kept. With zeros added to it, it goes through the operations of a sum.
         is_sum = delta_TD is not None
@@ -94,8 +94,14 @@ class Layer(nn.Module):
             ),
             hidden_TD if delta_TD is None else delta_TD + hidden_TD,
             use_reentrant=False,
-            preserve_rng_state=self.dropout_p > 0,
+            preserve_rng_state=self.draws_noise,
         )
+
+    @property
+    def draws_noise(self) -> bool:
+        """Whether a forward pass in train mode drops anything, its adapter's included."""
+        adapters = (getattr(linear, "lora", None) for linear in self.children())
+        return self.dropout_p > 0 or any(getattr(lora, "dropout", 0.0) > 0 for lora in adapters)
 
     def block(
         self, delta_TD: Tensor | None, hidden_TD: Tensor, cos: Tensor, sin: Tensor, context: Context
@@ -223,9 +229,14 @@ class Model(nn.Module):
             layer.dropout_p = value  # type: ignore[assignment]
 
     @property
+    def draws_noise(self) -> bool:
+        """Whether a forward pass in train mode draws random numbers."""
+        return any(layer.draws_noise for layer in self.layers)  # type: ignore[union-attr]
+
+    @property
     def checkpointing(self) -> bool:
         """Whether backward runs each block again from its inputs, all that is kept of it then
-        (arXiv 1604.06174); in train mode only.
+        (arXiv 1604.06174).
         """
         return self.layers[0].checkpointing  # type: ignore[return-value]
 

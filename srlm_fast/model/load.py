@@ -49,10 +49,9 @@ def load_model(
     """
     folder = find_folder(folder_or_name)
     if not is_adapter(folder):
-        name = str(folder.absolute()) if Path(folder_or_name).expanduser().is_dir() else None
         config = read_config(folder)
         model = load_folder(folder, config, device, dtype, split, base_dtype, adapter)
-        model.source = name or str(folder_or_name)
+        model.source = _source(folder_or_name, folder)
         return model
     saved = read_adapter_config(folder)
     adapter_file(folder)
@@ -65,6 +64,15 @@ def load_model(
         model.tokenizer = read_tokenizer(folder)
         check_tokenizer(model.tokenizer, model.config, folder)
     return model
+
+
+def _source(folder_or_name: str | Path, folder: Path) -> str:
+    """What others find these weights by: the folder that was given, or a hub id."""
+    name = str(folder_or_name)
+    if name == TINY or Path(name).expanduser().is_dir():
+        return str(folder.absolute())
+    preset = PRESETS.get(name.lower())
+    return preset.hub_id if preset is not None and preset.hub_id else name
 
 
 def base_folder(folder: Path) -> Path:
@@ -101,7 +109,10 @@ def load_folder(
         if adapter is not None:
             attach_lora(model, adapter.config, adapter.seed)
         if split is not None:
-            split(model)
+            try:
+                split(model)
+            except ValueError as error:
+                raise ModelError(f"{folder}: cannot be split over these ranks ({error})") from None
 
     if kind is not None:
         try:

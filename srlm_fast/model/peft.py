@@ -173,7 +173,8 @@ def load_into(model: Model, folder: Path) -> None:
     if model.adapter is None or folder != model.folder:
         read_weights(model, folder)
     if model.adapter is not None:
-        model.source, model.folder = str(folder.absolute()), folder
+        if folder != model.folder:
+            model.source, model.folder = str(folder.absolute()), folder
         reset_lora(model)
 
 

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 
 from srlm_fast.kernels import dpo_loss_tokens
 from srlm_fast.model import Model
@@ -173,15 +172,17 @@ class DpoTask:
     def reference(self, model: Model, batches: list[Ints], ranks: Ranks) -> Tensor:
         """[P, 2] on the CPU, without dropout. Batches of training give its micro-batches."""
         ranks.reshard()
-        was_training = model.training
+        before = (model.training, model.checkpointing)
         model.eval()
+        model.checkpointing = self.config.activation_checkpointing
         logps = torch.zeros(self.num_items, 2, dtype=_sum_dtype(model))
         for items in batches:
             for micro_batch in ranks.micro_batches(items, self.lengths[items], self.micro_batches):
-                sums = sequence_logps(model, micro_batch).view(-1, 2)
+                sums = sequence_logps(model, micro_batch).detach().view(-1, 2)
                 if not micro_batch.idle:
-                    logps[torch.from_numpy(micro_batch.items)] = sums.detach().cpu()
-        model.train(was_training)
+                    logps[torch.from_numpy(micro_batch.items)] = sums.cpu()
+        model.train(before[0])
+        model.checkpointing = before[1]
         ranks.reshard()
         return ranks.sum(logps.to(model.device)).cpu()
 

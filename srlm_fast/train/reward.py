@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 
 from srlm_fast.model import Model, reward_scores
 from srlm_fast.model.reward_model import packed_scores

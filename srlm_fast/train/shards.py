@@ -21,7 +21,6 @@ from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
     TensorProperties,
-    TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import (
     LoadPlan,
@@ -63,13 +62,6 @@ def load_shards(folder: Path, tensors: Mapping[str, Spread], alone: bool) -> Non
     with warnings.catch_warnings():  # that it is alone
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.load({}, storage_reader=reader, planner=_Load(tensors), no_dist=alone)
-
-
-def shapes_of(folder: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Name -> shape and dtype of what is there."""
-    found = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata.items()
-    tensors = {name: kept for name, kept in found if isinstance(kept, TensorStorageMetadata)}
-    return {name: (tuple(kept.size), kept.properties.dtype) for name, kept in tensors.items()}
 
 
 def _views(tensors: Mapping[str, Spread]) -> dict[MetadataIndex, Tensor]:

@@ -101,18 +101,20 @@ def run_training(
             if ranks.any(stop is not None and stop()):
                 save(step)
                 raise TrainingInterrupted(f"stopped before step {step} of {num_steps}")
-            with _noise(config.dropout, seed, step, ranks.data_rank):
+            with _noise(model.draws_noise, seed, step, ranks.data_rank):
                 done = _one_step(model, task, config, optimizer, seed, step, num_steps, ranks)
             if found := best.after(step + 1, num_steps):
                 done = dataclasses.replace(
                     done, held_out_loss=found.loss, held_out_accuracy=found.accuracy
                 )
             report.add(done)
+            is_best = found is not None and found is best.best
             report.peak_bytes = max(report.peak_bytes, peak_bytes(model.device))
             if on_step is not None:
                 on_step(done)
             is_due = time.monotonic() - saved_at >= config.checkpoint_seconds
-            if kept is not None and ranks.any(ranks.is_first and is_due):
+            # The best weights do not get ahead of the training that is to find them again.
+            if is_best or (kept is not None and ranks.any(ranks.is_first and is_due)):
                 save(step + 1)
                 saved_at = time.monotonic()
     if saved is None or not saved["finished"]:
@@ -183,13 +185,13 @@ def _train_mode(model: Model, config: TrainConfig) -> Iterator[None]:
 
 
 @contextmanager
-def _noise(dropout: float, seed: int, step: int, data_rank: int) -> Iterator[None]:
+def _noise(drawn: bool, seed: int, step: int, data_rank: int) -> Iterator[None]:
     """Dropout's random numbers depend on (seed, step) alone, so a resumed step draws the same ones;
     data ranks, which have other rows, draw others.
 
     The caller's generators are put back as they were.
     """
-    if dropout == 0:
+    if not drawn:
         yield
         return
     keys = [seed % 2**64, step, *([data_rank] if data_rank else [])]
