@@ -15,6 +15,8 @@ endif
 ARGS ?=
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+# Side by side, each process on one thread: two of OpenMP's pools on two cores wait for each other.
+PYTEST_JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,8 +29,9 @@ PIP_INSTALL := @$(BIN)/python -m pip install --quiet --disable-pip-version-check
 run: $(VENV)/.ready
 	$(BIN)/python -m srlm_fast.run $(ARGS)
 
+test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.ready-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_JOBS) --dist worksteal $(PYTEST_ARGS)
 
 check: $(VENV)/.ready-test
 	$(BIN)/ruff format --check .

@@ -128,7 +128,7 @@ def test_packed_scores_are_transformers_and_survive_a_round_trip(name, tmp_path,
     assert_close(ours.scores(CONVERSATIONS[::-1])[::-1], wanted, rtol=1e-4, atol=1e-4)
     ours.model.save(tmp_path / "ours")
     assert_close(their_decoder_scores(tmp_path / "ours", rows), wanted, rtol=1e-4, atol=1e-4)
-    assert load_reward_model(tmp_path / "ours").scores(CONVERSATIONS) == pytest.approx(wanted, 1e-4)
+    assert load_reward_model(tmp_path / "ours").scores(CONVERSATIONS) == pytest.approx(wanted, 2e-4)
 
 
 def test_padding_at_the_end_is_not_scored_as_in_transformers(tmp_path):

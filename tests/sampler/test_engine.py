@@ -440,7 +440,7 @@ def test_sampled_logprobs_are_the_reference_logprobs(model, prompts):
             given = linear_logprob(rows, model.head, torch.tensor(sample.token_ids))
             wide = rows.double() @ model.head.double().T
             truth = wide.log_softmax(-1).gather(1, torch.tensor(sample.token_ids)[:, None])[:, 0]
-            worst = tolerance(model, 3e-5, 0.3)
+            worst = tolerance(model, 3e-5, 0.4)
             assert sample.logprobs == pytest.approx(given.tolist(), abs=worst)
             assert sample.logprobs == pytest.approx(truth.tolist(), abs=worst)
 
