@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from srlm_fast.config import Config
 from srlm_fast.model import ModelConfig
+from srlm_fast.model.load import DTYPES
 
 from .cards import CARDS
 from .devices import Devices
 from .lengths import context_tokens
-from .memory import BYTES, LEAST_SEQUENCES, Memory, default_pool, kv_token_bytes, memory_of
+from .memory import LEAST_SEQUENCES, Memory, default_pool, kv_token_bytes, memory_of
 from .mesh import Mesh, meshes
 from .recipe import LORA_RANK, Recipe, recipes
 from .settings import FREE, Settings, settings_of
@@ -55,10 +56,6 @@ class Choice:
         return self.recipe.name + (", checkpointed" if self.checkpointing else "")
 
 
-def width_of(config: Config, devices: Devices) -> int:
-    return BYTES[dtype_of(config, devices)]
-
-
 def dtype_of(config: Config, devices: Devices) -> str:
     return config.dtype or ("float32" if devices.card.name == "cpu" else "bfloat16")
 
@@ -80,7 +77,7 @@ def choices(
 def best_of(
     model: ModelConfig, config: Config, devices: Devices, recipe: Recipe, said: Settings = FREE
 ) -> Choice:
-    width, memory = width_of(config, devices), devices.card.memory_bytes
+    dtype, memory = DTYPES[dtype_of(config, devices)], devices.card.memory_bytes
     every = meshes(model, devices)
     open_ones = [mesh for mesh in every if said.allows_mesh(mesh)] or every
     ordered = sorted(
@@ -90,7 +87,7 @@ def best_of(
     pool = host_pool(model, config, devices) if devices.card.name == "cpu" else None
     pool = pool if said.kv_gb is None else said.kv_gb * GB
     tried = [
-        Choice(recipe, m, again, memory_of(model, config, recipe, m, memory, width, again, pool))
+        Choice(recipe, m, again, memory_of(model, config, recipe, m, memory, dtype, again, pool))
         for m, again in ordered
     ]
     fitting = [choice for choice in tried if choice.fits]
@@ -100,7 +97,7 @@ def best_of(
 def host_pool(model: ModelConfig, config: Config, devices: Devices) -> float:
     """The sampler's own, unless that is too small."""
     least = LEAST_SEQUENCES * context_tokens(config)
-    needed = least * kv_token_bytes(model, width_of(config, devices))
+    needed = least * kv_token_bytes(model, DTYPES[dtype_of(config, devices)].itemsize)
     return max(default_pool(devices.card.memory_bytes, True), needed)
 
 
@@ -114,11 +111,11 @@ def as_given(model: ModelConfig, config: Config, devices: Devices) -> Choice:
     pool = default_pool(available, devices.card.name == "cpu")
     pool = pool if said.kv_gb is None else said.kv_gb * GB
     data = max(1, devices.number // said.tensor)
-    again, width = said.checkpointing, width_of(config, devices)
+    again, dtype = said.checkpointing, DTYPES[dtype_of(config, devices)]
     tried = []
     for shard in SHARDED[said.shard]:
         mesh = Mesh(data, said.tensor, shard)
-        memory = memory_of(model, config, said.recipe, mesh, available, width, again, pool, least=1)
+        memory = memory_of(model, config, said.recipe, mesh, available, dtype, again, pool, least=1)
         tried.append(Choice(said.recipe, mesh, again, memory))
     return chosen(tried) or tried[-1]
 

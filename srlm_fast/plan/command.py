@@ -16,6 +16,7 @@ CHOSEN = (
     *("--optimizer", "--lora-rank", "--base-dtype", "--activation-checkpointing"),
     *("--tensor-parallel", "--shard", "--kv-gb"),
 )
+RATES, LORA_RATE = ("--lr", "--sft-lr"), 10
 
 
 def command_words(config: Config, choice: Choice, devices: Devices) -> list[str]:
@@ -25,13 +26,27 @@ def command_words(config: Config, choice: Choice, devices: Devices) -> list[str]
 
 
 def chosen_options(config: Config, choice: Choice, devices: Devices) -> list[str]:
-    """Those of CHOSEN. A model that is an adapter has its rank."""
+    """Those of CHOSEN, and an adapter's learning rates. A model that is an adapter has its rank."""
     words = choice.options()
     if adapter_rank(config.model):
         at = words.index("--lora-rank")
         del words[at : at + 2]
+    words += rate_options(config, choice)
     own = settings_of(config).kv_gb
     return words + (pool_options(choice, devices) if own is None else ["--kv-gb", f"{own:g}"])
+
+
+def rate_options(config: Config, choice: Choice) -> list[str]:
+    """Of an adapter, the learning rates that were not given: a usual factor over the recipe's,
+    which are those of full training.
+    """
+    usual, words = recipe(config.recipe, config.model), list[str]()
+    for name in RATES if choice.recipe.lora_rank else ():
+        path = next(option.path for option in OPTIONS if option.name == name)
+        rate = get(usual, path)
+        if get(config, path) == rate:
+            words += [name, f"{LORA_RATE * rate:g}"]
+    return words
 
 
 def launcher(devices: Devices) -> list[str]:

@@ -47,6 +47,11 @@ def micro_batches(config: Config, data: int = 1) -> int:
     return -(-share // at_once)
 
 
+def is_summed(config: Config, data: int = 1) -> bool:
+    """Whether the gradients of a step are sums over micro-batches or data ranks."""
+    return data > 1 or micro_batches(config, data) > 1
+
+
 def response_share(config: Config) -> float:
     """Of a trained pair's tokens, those that reach the head."""
     longest = config.candidates.max_tokens

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from srlm_fast.config import Config
 from srlm_fast.model import ModelConfig
 
 from .activations import kept_bytes, layer_bytes
-from .lengths import context_tokens, micro_batches, response_share, tokens_at_once
+from .lengths import context_tokens, is_summed, response_share, tokens_at_once
 from .mesh import Mesh
 from .recipe import FORMATS, FP32, Recipe
 from .shape import (
@@ -21,7 +23,6 @@ from .shape import (
     widest_matrix,
 )
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Of a device: most that training takes, and what sampling leaves to its own buffers and graphs.
 TRAINING_SHARE, SAMPLING_SHARE = 0.95, 0.9
 # Blocks of logits of `linear_logprob` on a GPU (kernels/logprob_route.py).
@@ -89,28 +90,31 @@ def memory_of(
     recipe: Recipe,
     mesh: Mesh,
     available: float,
-    width: int,
+    dtype: torch.dtype,
     checkpointing: bool = False,
     pool: float | None = None,
     least: int = LEAST_SEQUENCES,
 ) -> Memory:
-    """width: bytes of a weight. pool: bytes for keys and values (default: what the sequences that
+    """dtype: of the weights. pool: bytes for keys and values (default: what the sequences that
     run side by side may need, or all there is room for). least: sequences that it must hold. Tokens
     are those that one rank trains on at once.
     """
+    width = dtype.itemsize
     kv_token = kv_token_bytes(model, width, mesh.tensor)
     learned = learned_parameters(model, recipe, mesh.tensor)
     held = weight_bytes(model, recipe, mesh.tensor, width)
     tokens = tokens_at_once(config, mesh.data)
     layer = layer_bytes(model, width, mesh.tensor, config.dpo.dropout > 0, recipe.lora_rank)
-    parts, again = mesh.parts / mesh.tensor, micro_batches(config, mesh.data)
+    summed = is_summed(config, mesh.data)
+    gradient, state = recipe.trained_bytes(dtype, summed, mesh.shard)
+    parts = mesh.parts / mesh.tensor
     most = MOST_SEQUENCES * context_tokens(config) * kv_token
     # Factors of LoRA in the dtype of what they are multiplied with.
     rounded = learned * width * bool(recipe.lora_rank) * (not checkpointing)
     return Memory(
         weights=held / parts,
-        gradients=learned * recipe.gradient_bytes(width, again, mesh.shard) / parts,
-        optimizer=learned * recipe.optimizer_bytes(width) / parts,
+        gradients=learned * gradient / parts,
+        optimizer=learned * state / parts,
         activations=tokens * kept_bytes(model, width, layer, checkpointing) + rounded,
         recompute=tokens * layer * checkpointing,
         workspace=workspace_bytes(model, config, recipe, mesh, width),

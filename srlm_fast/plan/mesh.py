@@ -42,14 +42,16 @@ class Mesh:
         return tensor + (["--shard", "yes"] if self.shard else [])
 
 
+def divides(model: ModelConfig, tensor: int) -> bool:
+    """Whether `tensor` ranks can train a copy together: heads copied over ranks only sample."""
+    parts = (model.num_heads, model.num_kv_heads, model.intermediate_size)
+    return not any(part % tensor for part in parts)
+
+
 def meshes(model: ModelConfig, devices: Devices) -> list[Mesh]:
     """Of all the devices, in the order in which they are preferred: weights that lie where they
     are, in the fewest parts, before weights that have to be gathered, the least of them.
     """
-    splits = [
-        tensor
-        for tensor in TENSOR
-        if model.num_kv_heads % tensor == 0 and devices.per_node % tensor == 0
-    ]
+    splits = [n for n in TENSOR if divides(model, n) and devices.per_node % n == 0]
     whole = [Mesh(devices.number // tensor, tensor) for tensor in splits]
     return whole + [Mesh(m.data, m.tensor, True) for m in reversed(whole) if m.data > 1]

@@ -9,7 +9,7 @@ from srlm_fast.config import Config
 from srlm_fast.model import ModelConfig
 
 from .choice import RULE, Choice, as_given, choices, chosen, dtype_of
-from .command import command_words
+from .command import LORA_RATE, command_words, rate_options
 from .devices import Devices, at_hand, parse_devices
 from .lengths import (
     ANSWER_SHARE,
@@ -18,7 +18,7 @@ from .lengths import (
     micro_batches,
     tokens_at_once,
 )
-from .refusal import what_fits
+from .refusal import check_tensor, what_fits
 from .settings import settings_of
 from .shape import model_config
 from .times import DECODE_COPY, DECODE_MATH, MATH, MATH_OF_MANY, Rates, StageTime
@@ -35,13 +35,14 @@ def print_plan(config: Config, devices: str | None) -> None:
 
 def plan_lines(config: Config, devices: Devices) -> list[str]:
     model = model_config(config.model)
+    check_tensor(config, model)
     found = choices(model, config, devices, settings_of(config))
     choice = chosen(found)
     lines = [*head_lines(model, config, devices), "", *recipe_lines(found, choice)]
     lines += given_lines(as_given(model, config, devices), choice)
     if choice is None:
         return [*lines, "", *wrapped(what_fits(model, config, devices))]
-    lines += ["", *choice_lines(config, choice), "", "run it so:"]
+    lines += ["", *choice_lines(config, choice), *rate_lines(config, choice), "", "run it so:"]
     lines += command_lines(command_words(config, choice, devices))
     return [*lines, "", *round_lines(model, config, choice, devices)]
 
@@ -98,13 +99,11 @@ def choice_lines(config: Config, choice: Choice) -> list[str]:
     """The chosen recipe, part by part."""
     memory, mesh = choice.memory, choice.mesh
     at_once = f"{tokens_at_once(config, mesh.data):,} tokens at once"
-    several = micro_batches(config, mesh.data)
-    gradients = f"summed over {several} micro-batches in float32" if several > 1 else "of one step"
     widened = ", the one matrix that is widened" if choice.recipe.has_format else ""
     adapter = ", the adapter with them" if choice.recipe.lora_rank else ""
     rows = [
         ("weights", memory.weights, f"one copy: samples, judges, trains, refers{adapter}"),
-        ("gradients", memory.gradients, gradients),
+        ("gradients", memory.gradients, gradient_note(config, mesh.data)),
         ("optimizer", memory.optimizer, f"{choice.recipe.optimizer}, while training only"),
         ("activations", memory.activations, at_once),
         ("recompute", memory.recompute, "the layer that is made again"),
@@ -117,6 +116,21 @@ def choice_lines(config: Config, choice: Choice) -> list[str]:
     ]
     head = f"chosen: {choice.name} on {mesh.name}"
     return [head, *(f"  {n:<13}{size(v):>9}  {note}" for n, v, note in rows if v)]
+
+
+def gradient_note(config: Config, data: int) -> str:
+    counts = {"micro-batches": micro_batches(config, data), "data ranks": data}
+    summed = " and ".join(f"{number} {name}" for name, number in counts.items() if number > 1)
+    return f"summed over {summed} in float32" if summed else "of one step"
+
+
+def rate_lines(config: Config, choice: Choice) -> list[str]:
+    """Why the command names learning rates."""
+    names = " and ".join(rate_options(config, choice)[::2])
+    if not names:
+        return []
+    why = "at the rates of full training a fresh adapter (B = 0) hardly moves"
+    return [f"  {names}: {LORA_RATE}-fold: {why}"]
 
 
 def round_lines(model: ModelConfig, config: Config, choice: Choice, devices: Devices) -> list[str]:

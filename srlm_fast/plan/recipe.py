@@ -6,34 +6,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
+from srlm_fast.train.config import OPTIMIZERS
+from srlm_fast.train.optimizer import bytes_per_parameter
+
 LORA_RANK = 16
-
-
-@dataclass(frozen=True)
-class Keeps:
-    """Bytes that an optimizer keeps for a weight beside the weight and its gradient: two moments
-    and, of a weight in half precision, a copy in float32.
-    """
-
-    moments: float
-    master: float = 0
-
-
 FP32 = 4
-BLOCK = 256  # 8-bit moments that share a float32 scale
-KEEPS = {
-    "adamw": Keeps(moments=2 * FP32, master=FP32),
-    # These two round bf16 weights at random: without it an update at lr 1e-6 would not move them.
-    "adamw-bf16": Keeps(moments=2 * 2),
-    "adamw-8bit": Keeps(moments=2 * (1 + FP32 / BLOCK)),
-}
 # Bytes of a frozen weight, and of the scale of its row.
 FORMATS = {"fp8": (1, FP32), "int8": (1, FP32)}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """optimizer: a name in KEEPS. lora_rank 0: all weights are learned; else `base_dtype` is the
+    """optimizer: one of OPTIMIZERS. lora_rank 0: all weights are learned; else `base_dtype` is the
     format of the frozen ones' matrices, "model" for the model's own.
     """
 
@@ -54,10 +40,6 @@ class Recipe:
         return "LoRA" if self.lora_rank else "full"
 
     @property
-    def keeps(self) -> Keeps:
-        return KEEPS[self.optimizer]
-
-    @property
     def has_format(self) -> bool:
         """Whether the frozen matrices are held in other bytes than the model's."""
         return bool(self.lora_rank) and self.base_dtype in FORMATS
@@ -71,33 +53,24 @@ class Recipe:
             found += ["--base-dtype", self.base_dtype]
         return found
 
-    def learned_width(self, width: int) -> int:
-        """Bytes of a learned weight of a model of `width`: factors of LoRA are float32."""
-        return FP32 if self.lora_rank else width
-
-    def gradient_bytes(self, width: int, micro_batches: int, shard: bool) -> float:
-        """Of a learned weight: of a single micro-batch as wide as the weight, else a float32 sum,
-        beside which sharded ranks have those of the last micro-batch.
+    def trained_bytes(self, dtype: torch.dtype, summed: bool, shard: bool) -> tuple[float, float]:
+        """(gradient, optimizer) of a learned weight of a model of `dtype`; factors of LoRA are
+        float32. summed: over micro-batches or data ranks, in float32; beside it sharded ranks have
+        the gradients of the last micro-batch.
         """
-        own = self.learned_width(width)
-        if micro_batches == 1 or own == FP32:
-            return own
-        return FP32 + own * shard
-
-    def optimizer_bytes(self, width: int) -> float:
-        """Of a learned weight: moments and master."""
-        half = self.learned_width(width) < FP32
-        return self.keeps.moments + self.keeps.master * half
+        own = torch.float32 if self.lora_rank else dtype
+        number = 2 if summed else 1
+        gradient, state = bytes_per_parameter(self.optimizer, own, micro_batches=number)
+        last = own.itemsize if shard and gradient > own.itemsize else 0
+        return gradient + last, state
 
 
 def recipes(dtype: str, fp8: bool, rank: int = LORA_RANK, optimizer: str = "adamw") -> list[Recipe]:
     """Those for a model of this dtype on a device that multiplies fp8 or not. rank, optimizer: of
-    the adapters. float16 has too few exponents to round at random in, and for a quantised
-    base.
+    the adapters. float16 has too few exponents for a quantised base.
     """
-    lora = Recipe(optimizer, rank)
+    known = [*(Recipe(name) for name in OPTIMIZERS), Recipe(optimizer, rank)]
     if dtype == "float16":
-        return [Recipe(), lora]
+        return known
     formats = sorted(FORMATS, key=lambda name: (name == "fp8") != fp8)
-    quantised = [Recipe(optimizer, rank, name) for name in formats]
-    return [*(Recipe(name) for name in KEEPS), lora, *quantised]
+    return known + [Recipe(optimizer, rank, name) for name in formats]

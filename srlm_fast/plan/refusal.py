@@ -12,6 +12,7 @@ from .choice import Choice, as_given, choices, chosen, dtype_of, holders
 from .command import chosen_options
 from .devices import Devices, of_run
 from .memory import SAMPLING_SHARE, TRAINING_SHARE
+from .mesh import divides
 from .shape import local_folder, model_config
 from .units import count, size
 
@@ -21,6 +22,7 @@ def check_fits(config: Config) -> None:
     devices = of_run(config)
     model = model_config(config.model)
     check_lengths(config, model)
+    check_tensor(config, model)
     own = as_given(model, config, devices)
     if own.fits:
         find_folder(config.model)
@@ -30,6 +32,16 @@ def check_fits(config: Config) -> None:
         f"--model {config.model}: {what_is_missing(model, config, own, devices)}{weights}; "
         f"{what_fits(model, config, devices)}"
     )
+
+
+def check_tensor(config: Config, model: ModelConfig) -> None:
+    """Raise InputError for a --tensor-parallel that the model cannot be trained with."""
+    if not divides(model, config.tensor_parallel):
+        raise InputError(
+            f"--tensor-parallel: found {config.tensor_parallel}, wanted a divisor of the "
+            f"{model.num_heads} heads, {model.num_kv_heads} key/value heads and the feed-forward "
+            f"width {model.intermediate_size} of --model {config.model}"
+        )
 
 
 def what_is_missing(model: ModelConfig, config: Config, own: Choice, devices: Devices) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from srlm_fast.config import Config, get
-from srlm_fast.options import OPTIONS
+from srlm_fast.config import Config
 
 from .mesh import Mesh
-from .recipe import FORMATS, KEEPS, Recipe
+from .recipe import Recipe
 from .shape import adapter_rank
 
 
@@ -41,22 +39,11 @@ FREE = Settings(Recipe(), False, 1, "auto", None)
 
 
 def settings_of(config: Config) -> Settings:
-    optimizer, base = value(config, "--optimizer", "adamw"), value(config, "--base-dtype", "model")
-    recipe = Recipe(
-        optimizer if optimizer in KEEPS else "adamw",
-        adapter_rank(config.model) or int(value(config, "--lora-rank", 0) or 0),
-        base if base in FORMATS else "model",
-    )
+    rank = adapter_rank(config.model) or config.lora.rank
     return Settings(
-        recipe,
-        value(config, "--activation-checkpointing", "no") in ("yes", True),
-        int(value(config, "--tensor-parallel", 1) or 1),
-        value(config, "--shard", "auto"),
-        value(config, "--kv-gb", None),
+        Recipe(config.dpo.optimizer, rank, config.lora.base_dtype or "model"),
+        config.dpo.activation_checkpointing,
+        config.tensor_parallel,
+        config.shard,
+        config.kv_gb,
     )
-
-
-def value(config: Config, name: str, default: Any) -> Any:
-    """Of the option of that name; the default where there is no such option."""
-    path = next((option.path for option in OPTIONS if option.name == name), None)
-    return default if path is None else get(config, path)

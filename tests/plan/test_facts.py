@@ -5,6 +5,7 @@ states and keys and values, and hours of one round at stated rates.
 from __future__ import annotations
 
 import pytest
+import torch
 
 from srlm_fast.config import Config
 from srlm_fast.model import PRESETS
@@ -56,21 +57,21 @@ def test_bytes_of_the_base(recipe: Recipe, total: float):
 def test_state_of_full_training(optimizer: str, per_parameter: float, total: float, on_8: float):
     """Weights, one gradient as wide as they are, and what the optimizer keeps."""
     recipe = Recipe(optimizer)
-    gradient = recipe.gradient_bytes(BF16, micro_batches=1, shard=False)
-    each = BF16 + gradient + recipe.optimizer_bytes(BF16)
+    each = BF16 + sum(recipe.trained_bytes(torch.bfloat16, summed=False, shard=False))
     assert each == pytest.approx(per_parameter, abs=0.05)
     assert each * MODEL.num_parameters() / GB == pytest.approx(total, rel=0.01)
     assert each * shape.rank_parameters(MODEL, 8) / GB == pytest.approx(on_8, rel=0.02)
 
 
-def test_the_sum_over_micro_batches_is_wide():
-    assert Recipe("adamw-bf16").gradient_bytes(BF16, micro_batches=2, shard=False) == 4
-    assert Recipe("adamw-bf16").gradient_bytes(BF16, micro_batches=2, shard=True) == 6
-    assert LORA.gradient_bytes(BF16, micro_batches=2, shard=False) == 4
+def test_summed_gradients_are_wide():
+    assert FULL.trained_bytes(torch.bfloat16, summed=True, shard=False) == (4, 4)
+    assert FULL.trained_bytes(torch.bfloat16, summed=True, shard=True) == (6, 4)
+    assert LORA.trained_bytes(torch.bfloat16, summed=True, shard=True) == (4, 8)
+    assert FULL.trained_bytes(torch.float16, summed=True, shard=False) == (4, 8)  # with masters
 
 
 def test_an_adapter_takes_16_bytes_a_parameter():
-    each = 4 + LORA.gradient_bytes(BF16, 1, False) + LORA.optimizer_bytes(BF16)
+    each = 4 + sum(LORA.trained_bytes(torch.bfloat16, summed=False, shard=False))
     assert each * shape.adapter_parameters(MODEL, 16) == pytest.approx(3.3 * GB, rel=0.01)
 
 
@@ -83,7 +84,7 @@ def test_activations_of_a_token():
 def set_of(number: int, recipe: Recipe, tensor: int, nodes: int = 1) -> Choice:
     mesh = Mesh(number // tensor, tensor)
     config = Config(model="llama-2-70b")
-    args = (MODEL, config, recipe, mesh, H200.memory_bytes, BF16, True)
+    args = (MODEL, config, recipe, mesh, H200.memory_bytes, torch.bfloat16, True)
     return Choice(recipe, mesh, True, memory.memory_of(*args))
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from srlm_fast.config import Config
 from srlm_fast.model import PRESETS
@@ -13,10 +14,10 @@ from srlm_fast.plan.cards import CARDS
 from srlm_fast.plan.choice import choices, chosen
 from srlm_fast.plan.devices import Devices
 from srlm_fast.plan.memory import Memory, memory_of
-from srlm_fast.plan.mesh import Mesh, meshes
+from srlm_fast.plan.mesh import Mesh, divides, meshes
 from srlm_fast.plan.recipe import Recipe
 from srlm_fast.plan.settings import FREE
-from srlm_fast.plan.shape import rank_parameters
+from srlm_fast.plan.shape import adapter_parameters, rank_parameters
 
 LLAMA_8B = Config(model="llama-3-8b")
 LLAMA_70B = Config(model="llama-2-70b")
@@ -25,7 +26,9 @@ H200, H100 = CARDS["h200-141"], CARDS["h100-80"]
 
 def memory(config: Config, mesh: Mesh | None = None, recipe: Recipe | None = None) -> Memory:
     model = PRESETS[config.model].config
-    return memory_of(model, config, recipe or Recipe(), mesh or Mesh(), H100.memory_bytes, 2)
+    return memory_of(
+        model, config, recipe or Recipe(), mesh or Mesh(), H100.memory_bytes, torch.bfloat16
+    )
 
 
 def test_tensor_ranks_share_matrices_and_have_norms_whole():
@@ -61,6 +64,28 @@ def test_meshes_keep_copies_within_a_node_and_divide_heads():
     assert [m.tensor for m in meshes(qwen, Devices(8, H100)) if m.shard] == [4, 2, 1]
     assert {m.tensor for m in meshes(qwen, Devices(1, H100, nodes=4))} == {1}
     assert [m.data for m in meshes(qwen, Devices(3, H100))] == [3, 3]
+
+
+def test_ranks_divide_heads_keys_and_the_feed_forward_width():
+    model = PRESETS["llama-3-8b"].config  # 32 heads, 8 of keys and values, 14,336 wide
+    assert [n for n in range(1, 33) if divides(model, n)] == [1, 2, 4, 8]
+    assert not divides(model.replace(intermediate_size=14340), 8)
+    assert not divides(model.replace(num_kv_heads=4), 8)
+
+
+def test_gradients_of_micro_batches_and_of_data_ranks_are_wide():
+    """16 pairs: in one piece on one rank, in several, or a pair on each of 16 ranks."""
+    model, weights = PRESETS["llama-3-8b"].config, PRESETS["llama-3-8b"].config.num_parameters()
+    dpo = dataclasses.replace(LLAMA_8B.dpo, micro_batch_tokens=10**6)
+    whole = dataclasses.replace(LLAMA_8B, dpo=dpo)
+    assert memory(whole).gradients == 2 * weights
+    assert memory(LLAMA_8B).gradients == 4 * weights
+    assert memory(whole, Mesh(16)).gradients == 4 * weights
+    assert memory(whole, Mesh(16, shard=True)).gradients == 6 * weights / 16
+    for mesh in (Mesh(), Mesh(16)):
+        learned = adapter_parameters(model, 16)
+        assert memory(whole, mesh, Recipe(lora_rank=16)).gradients == 4 * learned
+        assert memory(whole, mesh, Recipe(lora_rank=16)).optimizer == 8 * learned
 
 
 def test_more_memory_never_fits_less():

@@ -56,6 +56,16 @@ def test_a_recipe_that_fits_is_told_with_its_options(monkeypatch: pytest.MonkeyP
     assert "what would hold" not in said
 
 
+def test_ranks_that_a_model_cannot_be_split_over(monkeypatch: pytest.MonkeyPatch):
+    machine(monkeypatch, 24e9, number=3)
+    assert complaint(Config(tensor_parallel=3)) == (
+        "--tensor-parallel: found 3, wanted a divisor of the 4 heads, 4 key/value heads and the "
+        "feed-forward width 384 of --model tiny"
+    )
+    machine(monkeypatch, 24e9, number=2)
+    check_fits(Config(tensor_parallel=2))
+
+
 def test_every_rank_counts(monkeypatch: pytest.MonkeyPatch):
     machine(monkeypatch, 24e9, number=4)
     assert " on each of 4 devices, wanted at most 95% of the 24 GB" in complaint(LLAMA_70B)
@@ -118,7 +128,4 @@ def test_an_adapter_is_trained_on_as_what_it_is(tmp_path: Path, monkeypatch: pyt
 
 
 def test_settings_of_options_that_are_not_given():
-    found = settings.settings_of(LLAMA_70B)
-    assert found == Settings(Recipe(), False, 1, "auto", None)
-    assert settings.value(LLAMA_70B, "--lr", None) == LLAMA_70B.dpo.learning_rate
-    assert settings.value(LLAMA_70B, "--no-such-option", 7) == 7
+    assert settings.settings_of(LLAMA_70B) == Settings(Recipe(), False, 1, "auto", None)
