@@ -410,7 +410,11 @@ def complain(message: str, status: int, tell: Tell = tells) -> int:
 
 
 def console() -> NoReturn:
-    """The entry point of the `srlm-fast` command."""
+    """The entry point of the `srlm-fast` command. Until the run listens itself, every signal that
+    stops it ends it as Ctrl-C does.
+    """
+    for each in STOPS:
+        signal.signal(each, signal.default_int_handler)
     sys.exit(main())
 
 

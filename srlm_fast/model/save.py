@@ -57,13 +57,19 @@ def _write(
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into that takes the place of `folder` at the end."""
+    if folder.exists() and not folder.is_dir():
+        raise ModelError(f"{folder}: is a file; wanted the name of a folder")
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    yield temporary
-    _sync(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    try:
+        yield temporary
+        _sync(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # on a full disk it is in the way
+        raise
 
 
 def _config(model: Model) -> dict[str, Any]:

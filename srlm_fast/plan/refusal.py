@@ -14,7 +14,7 @@ from .devices import Devices, of_run
 from .memory import SAMPLING_SHARE, TRAINING_SHARE
 from .mesh import divides
 from .shape import local_folder, model_config
-from .units import count, size
+from .units import GB, count, size
 
 
 def check_fits(config: Config) -> None:
@@ -27,6 +27,7 @@ def check_fits(config: Config) -> None:
     if own.fits:
         find_folder(config.model)
         return
+    check_pool(config, own)
     weights = "" if local_folder(config.model) else "; its weights are not on this machine"
     raise InputError(
         f"--model {config.model}: {what_is_missing(model, config, own, devices)}{weights}; "
@@ -41,6 +42,27 @@ def check_tensor(config: Config, model: ModelConfig) -> None:
             f"--tensor-parallel: found {config.tensor_parallel}, wanted a divisor of the "
             f"{model.num_heads} heads, {model.num_kv_heads} key/value heads and the feed-forward "
             f"width {model.intermediate_size} of --model {config.model}"
+        )
+
+
+def check_pool(config: Config, own: Choice) -> None:
+    """Raise InputError for a --kv-gb that is too little for a sequence, or too much beside the
+    weights, where these alone would fit.
+    """
+    if config.kv_gb is None:
+        return
+    memory = own.memory
+    least = memory.least_tokens * memory.kv_token / GB
+    most = memory.kv_room / GB
+    if config.kv_gb < least:
+        raise InputError(
+            f"--kv-gb: found {config.kv_gb:g}, wanted at least {least:.2g}: one sequence of "
+            f"{memory.least_tokens:,.0f} tokens"
+        )
+    if most > least and config.kv_gb > most:
+        raise InputError(
+            f"--kv-gb: found {config.kv_gb:g}, wanted at most {most:.3g}, what is left beside the "
+            "weights"
         )
 
 

@@ -32,6 +32,7 @@ from .packing import (
     Ints,
     MicroBatch,
     batch_items,
+    check_lengths,
     item_tokens,
     make_segments,
     micro_batches,
@@ -122,6 +123,8 @@ def train_dpo(
     """
     config = config or DpoConfig()
     task = DpoTask(model, pairs, config, ref_logps, seed)
+    if held_out_ref_logps is not None and len(held_out_ref_logps[0]) and not held_out:
+        raise ValueError("held_out_ref_logps: given without held_out, wanted both")
     kept = DpoTask(model, held_out, config, held_out_ref_logps, seed) if held_out else None
     return run_training(model, task, config, seed, on_step, checkpoint, stop, mesh, kept)
 
@@ -139,6 +142,8 @@ class DpoTask:
     ) -> None:
         if len(pairs) == 0:
             raise ValueError("pairs: empty, wanted at least one")
+        if not isinstance(config, DpoConfig):
+            raise ValueError(f"config: {type(config).__name__}, wanted DpoConfig")
         self.config, self.seed, self.device = config, seed, model.device
         self.num_items, self.batch_size = len(pairs), config.batch_pairs
         self.segments = make_segments(
@@ -147,6 +152,7 @@ class DpoTask:
             model.config.vocab_size,
             config.share_prompts,
         )
+        check_lengths(self.segments, model.config.max_position_embeddings)
         self.lengths = item_tokens(self.segments, 2)
         self.weights = np.array([pair.weight for pair in pairs], dtype=np.float64)
         self.labels = np.array([pair.label for pair in pairs], dtype=np.float64)
@@ -237,6 +243,8 @@ def _stack(ref_logps: tuple[Tensor, Tensor], num_pairs: int) -> Tensor:
     for index, logps in enumerate(ref_logps):
         if tuple(logps.shape) != (num_pairs,):
             raise ValueError(f"ref_logps[{index}]: {list(logps.shape)}, wanted [{num_pairs}]")
+        if not bool(logps.isfinite().all()):
+            raise ValueError(f"ref_logps[{index}]: values that are not finite, wanted log-probs")
     return torch.stack([logps.detach().cpu() for logps in ref_logps], dim=1)
 
 

@@ -95,8 +95,10 @@ def make_segments(
     prompt_lengths = np.array([len(prompt) for prompt, _ in pairs], dtype=np.int64)
     response_lengths = np.array([len(response) for _, response in pairs], dtype=np.int64)
     lengths = prompt_lengths + response_lengths
-    flat = chain.from_iterable(chain.from_iterable(pairs))
-    tokens = np.fromiter(flat, dtype=np.int64, count=int(lengths.sum()))
+    flat = np.array(list(chain.from_iterable(chain.from_iterable(pairs))))
+    if flat.size and flat.dtype.kind not in "iu":
+        raise ValueError(f"token ids: {flat.dtype} values, wanted whole numbers")
+    tokens = flat.astype(np.int64)
     if tokens.size and not (0 <= tokens.min() and tokens.max() < vocab_size):
         found = tokens.min() if tokens.min() < 0 else tokens.max()
         raise ValueError(f"token ids: {found}, wanted 0..{vocab_size - 1}")
@@ -104,6 +106,14 @@ def make_segments(
     starts = np.cumsum(lengths) - lengths
     segments = Segments(tokens, starts, prompt_lengths, response_lengths, each, each)
     return segments.sharing() if share_prompts else segments
+
+
+def check_lengths(segments: Segments, longest: int) -> None:
+    """Raise ValueError for a sequence that feeds more tokens than the model has positions."""
+    fed = segments.prompt_lengths + segments.response_lengths - 1
+    found = int(fed.max(initial=0))
+    if found > longest:
+        raise ValueError(f"tokens: {found} in one sequence, wanted at most the model's {longest}")
 
 
 def item_tokens(segments: Segments, per_item: int) -> Ints:

@@ -23,7 +23,7 @@ from srlm_fast.model import Model, reward_scores
 from srlm_fast.model.reward_model import packed_scores
 
 from .config import RewardConfig
-from .packing import Ints, MicroBatch, item_tokens, make_segments, micro_batches
+from .packing import Ints, MicroBatch, check_lengths, item_tokens, make_segments, micro_batches
 from .ranks import Ranks
 from .report import StepReport, TrainReport
 from .step import StepResult
@@ -116,6 +116,7 @@ class RewardTask:
             model.config.vocab_size,
             config.share_prompts,
         )
+        check_lengths(self.segments, model.config.max_position_embeddings)
         self.lengths = item_tokens(self.segments, 2)
         self.weights, self.labels, self.pair_margins = (
             np.array([getattr(pair, name) for pair in pairs], dtype=np.float64)

@@ -16,7 +16,7 @@ from srlm_fast.model import Model
 
 from .config import SftConfig
 from .logps import sequence_logps
-from .packing import Ints, MicroBatch, item_tokens, make_segments, micro_batches
+from .packing import Ints, MicroBatch, check_lengths, item_tokens, make_segments, micro_batches
 from .ranks import Ranks
 from .report import StepReport, TrainReport
 from .step import StepResult
@@ -98,6 +98,8 @@ class SftTask:
     def __init__(self, model: Model, rows: Sequence[SftRow], config: SftConfig) -> None:
         if len(rows) == 0:
             raise ValueError("rows: empty, wanted at least one")
+        if not isinstance(config, SftConfig):
+            raise ValueError(f"config: {type(config).__name__}, wanted SftConfig")
         self.config, self.device = config, model.device
         self.num_items, self.batch_size = len(rows), config.batch_rows
         self.segments = make_segments(
@@ -106,6 +108,7 @@ class SftTask:
             model.config.vocab_size,
             config.share_prompts,
         )
+        check_lengths(self.segments, model.config.max_position_embeddings)
         self.lengths = item_tokens(self.segments, 1)
         self.weights = np.array([row.weight for row in rows], dtype=np.float64)
 

@@ -73,6 +73,7 @@ def run_training(
     num_steps = config.epochs * num_batches(task.num_items, task.batch_size)
     ranks = Ranks(model, mesh)
     ranks.reshard()
+    checkpoint = None if checkpoint is None else Path(checkpoint)
     optimizer, report = Optimizer(model, config, seed), TrainReport()
     fingerprint, kept = _fingerprint(model, task, config, seed, held_out), None
     if checkpoint is not None:
