@@ -25,7 +25,7 @@ from srlm_fast.kernels.norm import norm
 
 from .block_code import BLOCK, BlockCode
 from .config import TrainConfig
-from .rounding import Noise
+from .rounding import Noise, fixed_thresholds
 from .stores import Coded, Exact, Mastered, Rounded, Store
 
 # Elements at once, a multiple of BLOCK: fp32 copies that stay in a core's cache, or fill a GPU.
@@ -88,11 +88,12 @@ class Trained:
     first: Store
     second: Store
     decay: float
+    thresholds: Tensor  # of rounding a master, the same for all parameters
 
     def weight(self) -> Store:
         weights = local(self.parameter).reshape(-1)  # FSDP may have put it elsewhere
         if self.master is not None:
-            return Mastered(self.master, weights)
+            return Mastered(self.master, weights, self.thresholds)
         return Exact(weights) if weights.dtype.itemsize >= 4 else Rounded(weights)
 
 
@@ -115,18 +116,20 @@ class Optimizer:
         self.num_steps = 0  # applied so far
         self._noise = Noise(seed, self.device)
         make = _moments(config.optimizer, self.dtype, self.device)
+        self.piece = PIECE.get(self.device.type, PIECE["cuda"])
+        thresholds = fixed_thresholds(self.piece, self.device)
         with torch.no_grad():
-            self.trained = [self._trained(name, p, make) for name, p in named]
+            self.trained = [self._trained(name, p, make, thresholds) for name, p in named]
         self._sums: dict[Tensor, Tensor] = {}  # parameter -> fp32 gradient
         self._sum_half = True  # half-precision gradients are taken over into fp32 sums
         self._factor: Tensor | None = None  # from clipping
 
-    def _trained(self, name: str, parameter: Tensor, make: Moments) -> Trained:
+    def _trained(self, name: str, parameter: Tensor, make: Moments, thresholds: Tensor) -> Trained:
         weights = local(parameter).reshape(-1)
         mastered = _has_masters(self.config.optimizer, weights.dtype, self.config.master_weights)
         decay = self.config.weight_decay if parameter.ndim >= 2 else 0.0
         master = weights.to(self.dtype) if mastered else None
-        return Trained(name, parameter, master, *make(len(weights)), decay)
+        return Trained(name, parameter, master, *make(len(weights)), decay, thresholds)
 
     @contextmanager
     def summing(self, several: bool) -> Iterator[None]:
@@ -192,9 +195,9 @@ class Optimizer:
             if grad is None:
                 continue
             stores = (trained.weight(), trained.first, trained.second)
-            grads, size = grad.reshape(-1), PIECE.get(self.device.type, PIECE["cuda"])
-            for start in range(0, len(grads), size):
-                piece = slice(start, min(start + size, len(grads)))
+            grads = grad.reshape(-1)
+            for start in range(0, len(grads), self.piece):
+                piece = slice(start, min(start + self.piece, len(grads)))
                 weight, first, second = values = [store.read(piece) for store in stores]
                 wide = grads[piece].to(self.dtype)
                 self._adamw(weight, first, second, wide, count, rate, trained.decay)

@@ -42,6 +42,12 @@ class Noise:
         return words.view(torch.int16)[:count].to(torch.int32).bitwise_and_(LEVELS - 1)
 
 
+def fixed_thresholds(count: int, device: torch.device) -> Tensor:
+    """[count] int32 of 0..65535, always the same."""
+    draw = torch.Generator(device).manual_seed(0)
+    return torch.randint(LEVELS, (count,), generator=draw, dtype=torch.int32, device=device)
+
+
 def to_bfloat16(values: Tensor, noise: Tensor) -> Tensor:
     """values fp32 -> bf16, rounded at random by noise (int32 of 0..65535), of the same shape.
 
