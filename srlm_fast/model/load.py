@@ -67,9 +67,11 @@ def load_model(
 
 
 def _source(folder_or_name: str | Path, folder: Path) -> str:
-    """What others find these weights by: the folder that was given, or a hub id."""
+    """What others find these weights by: the folder that was given, or a hub id; "tiny" for the
+    package's own.
+    """
     name = str(folder_or_name)
-    if name == TINY or Path(name).expanduser().is_dir():
+    if name != TINY and Path(name).expanduser().is_dir():
         return str(folder.absolute())
     preset = PRESETS.get(name.lower())
     return preset.hub_id if preset is not None and preset.hub_id else name
