@@ -18,7 +18,7 @@ from .decoder import Model, empty_model
 from .fp8 import Fp8Linear
 from .int8 import Int8Linear
 from .lora import Adapter, attach_lora, reset_lora
-from .peft import adapter_file, is_adapter, read_adapter, read_adapter_config
+from .peft import adapter_file, is_adapter, read_adapter, read_adapter_config, trained_beside
 from .presets import PRESETS
 from .quantised import QuantisedLinear, empty_linears, prepare_linears
 from .rope import rope_frequencies
@@ -44,8 +44,8 @@ def load_model(
     "cuda" where there is one, else "cpu". dtype: default float32 on a CPU, bfloat16 elsewhere.
     split: what splits the weights over ranks before memory is taken for them
     (`dist.tensor_parallel` on a mesh). base_dtype: "fp8" or "int8" puts the layers' matrices into
-    it as they are read, frozen. adapter: a fresh one, where the folder holds none. Raises
-    ModelError in one line.
+    it as they are read, frozen; an adapter of ours brings the one that it was trained beside.
+    adapter: a fresh one, where the folder holds none. Raises ModelError in one line.
     """
     folder = find_folder(folder_or_name)
     if not is_adapter(folder):
@@ -56,6 +56,7 @@ def load_model(
     saved = read_adapter_config(folder)
     adapter_file(folder)
     base = base_folder(folder)
+    base_dtype = base_dtype or trained_beside(folder)
     own = Adapter(saved.config, 0) if adapter is None else replace(adapter, config=saved.config)
     model = load_folder(base, read_config(base), device, dtype, split, base_dtype, own)
     model.source = saved.base

@@ -17,10 +17,12 @@ from torch import Tensor
 from .config import ModelConfig, ModelError
 from .decoder import Model
 from .lora import PARTS, TARGETS, LoraConfig, lora_parameters, reset_lora
+from .quantised import quantised_kind
 from .save import whole_folder, write_json
 from .weights import Place, check_not_sharded, put_rows, read_weights, shape_of, tensors_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE = "base.json"  # ours: in which form the base was trained beside; others do not look at it
 BLOCKS = {"qkv": "self_attn", "o": "self_attn", "gate_up": "mlp", "down": "mlp"}
 # Fields that change what an adapter computes, and the values that change nothing.
 PLAIN: dict[str, tuple[Any, ...]] = {
@@ -65,6 +67,17 @@ def adapter_file(folder: Path) -> Path:
     if not file.is_file():
         raise ModelError(f"{folder}: an adapter without its weights; wanted {WEIGHTS}")
     return file
+
+
+def trained_beside(folder: Path) -> str | None:
+    """The base dtype that an adapter of ours was trained with. Raises ModelError."""
+    path = folder / BASE
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["base_dtype"]
+    except (ValueError, KeyError, TypeError):
+        raise ModelError(f"{path}: wanted an object with base_dtype") from None
 
 
 def read_adapter_config(folder: Path) -> SavedAdapter:
@@ -187,6 +200,8 @@ def save_adapter(model: Model, folder: Path) -> None:
     if model.layout is None or model.layout.writes:
         with whole_folder(folder) as temporary:
             write_json(temporary / CONFIG, _config(model))
+            if kind := quantised_kind(model):
+                write_json(temporary / BASE, {"base_dtype": kind})
             save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
             if model.tokenizer is not None:
                 model.tokenizer.save_pretrained(temporary)

@@ -30,7 +30,7 @@ from srlm_fast.model import (
 )
 from srlm_fast.model.fp8 import Fp8Linear
 from srlm_fast.model.lora import PARTS, TARGETS, _LowRank
-from srlm_fast.model.quantised import LINEARS
+from srlm_fast.model.quantised import LINEARS, quantised_kind
 from srlm_fast.model.quantised import quantise_linears as quantise_into
 from srlm_fast.sampler import Sampler, SamplingParams, invariant
 from srlm_fast.sampler.packed import can_pack
@@ -357,6 +357,7 @@ def test_a_round_trip_is_exact(folders, base):
     assert not any(p.requires_grad for n, p in model.named_parameters() if ".lora." not in n)
     assert read_config(folders / "adapter") == read_config(folders / "base")
     model.save(folders / "again")
+    assert quantised_kind(load_model(folders / "again")) == base  # it says so itself
     for file in (folders / "adapter").iterdir():
         assert (folders / "again" / file.name).read_bytes() == file.read_bytes(), file.name
 
@@ -465,6 +466,9 @@ def test_what_does_not_go_together_is_refused(folders):
         add_lora(other)
     with pytest.raises(ValueError, match="has an adapter, wanted its weights themselves"):
         with_score_head(other, seed=0)
+    (folders / "adapter" / "base.json").write_text("[]")
+    with pytest.raises(ModelError, match=r"base.json: wanted an object with base_dtype"):
+        load_model(folders / "adapter")
     with pytest.raises(ModelError, match="base dtype 'int4' is unknown; wanted fp8, int8"):
         load_model(folders / "base", base_dtype="int4")
     with pytest.raises(ModelError, match="base dtype fp8: model: float16 on cpu, wanted bfloat16"):
