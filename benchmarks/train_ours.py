@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -23,19 +22,10 @@ from srlm_fast.train import (
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-FIELDS = {field.name for field in dataclasses.fields(DpoConfig)}
-
-
-def missing(options: dict[str, Any]) -> list[str]:
-    """What is switched on and this version's DpoConfig does not have."""
-    return [name for name, value in options.items() if value and name not in FIELDS]
-
-
 def run_ours(work: TrainWork, folder: str, options: dict[str, Any], clock: StepClock) -> None:
     """A process's whole work: `work.steps` + 1 steps. options: of DpoConfig or SftConfig."""
     model = load_model(folder, work.device, DTYPES[work.dtype])
     rows = work.ids(model.config.vocab_size)
-    options = {name: value for name, value in options.items() if name in FIELDS}
     shared = {"epochs": work.steps + 1, "learning_rate": LEARNING_RATE} | options
     if work.kind == "sft":
         config = SftConfig(batch_rows=work.rows, **shared)

@@ -45,10 +45,7 @@ class TrainVariant:
         if self.known:
             return self.known
         if self.package == "ours":
-            from benchmarks.train_ours import missing
-
-            names = missing(self.options)
-            return f"no option {names[0]} in this version" if names else None
+            return None
         module = self.module or self.package
         return None if importlib.util.find_spec(module) else f"{module} not installed"
 

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from srlm_fast.model import Model
 from srlm_fast.sampler import Sampler
-from srlm_fast.train.optimizer import Optimizer
+from srlm_fast.train.optimizer import Optimizer, local
 
 from .state import RunState
 
@@ -161,11 +161,6 @@ def addresses(models: Iterable[Model]) -> set[int]:
     """Where the models' embeddings lie: those that share their weights lie at one place."""
     found = (local(model.embed.weight) for model in models)
     return {weight.data_ptr() for weight in found if not weight.is_meta}
-
-
-def local(tensor: Any) -> Tensor:
-    """This rank's part of a tensor."""
-    return getattr(tensor, "_local_tensor", tensor)
 
 
 def total_bytes(tensors: Iterable[Tensor]) -> int:

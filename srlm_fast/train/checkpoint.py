@@ -148,7 +148,8 @@ def _folders(path: Path) -> list[Path]:
     return [path.with_name(f"{path.name}.{i}") for i in range(2)]
 
 
-def _named(model: nn.Module) -> list[tuple[str, Any]]:
+def trained_weights(model: nn.Module) -> list[tuple[str, Any]]:
+    """By name, what training moves and a checkpoint keeps: a frozen base is not written."""
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
@@ -159,7 +160,7 @@ def _spread(model: Any, state: Mapping[str, Any]) -> dict[str, Any]:
     from .shards import Spread
 
     found = {}
-    for name, weight in _named(model):
+    for name, weight in trained_weights(model):
         values = {f"weights.{name}": local(weight)}
         for kind in ("first", "second", "masters"):
             if name in state.get(kind, {}):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from srlm_fast.model import Model
 
-from .checkpoint import Checkpoint, CheckpointError, remove_checkpoint
+from .checkpoint import Checkpoint, CheckpointError, remove_checkpoint, trained_weights
 from .config import TrainConfig
 from .optimizer import local
 from .ranks import Ranks
@@ -107,7 +107,7 @@ class BestWeights:
         if best is None or best == self.evaluations[-1]:
             return
         if self.file is None:
-            for name, weight in _trained(self.model):
+            for name, weight in trained_weights(self.model):
                 local(weight).copy_(self._kept[name])
         elif (self.file.load(self.model, None) or {}).get("step") != best.step:
             raise CheckpointError(
@@ -122,14 +122,10 @@ class BestWeights:
 
     def _keep(self, step: int) -> None:
         if self.file is None:
-            trained = _trained(self.model)
+            trained = trained_weights(self.model)
             self._kept = {name: local(weight).cpu().clone() for name, weight in trained}
         else:
             self.file.save({"step": step}, self.model, None)
-
-
-def _trained(model: Model) -> list[tuple[str, Tensor]]:
-    return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
 
 
 def best_path(checkpoint: Path) -> Path:
