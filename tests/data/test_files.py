@@ -84,6 +84,12 @@ def test_lines_of_a_list_across_windows(tmp_path, monkeypatch):
     assert lines[2].place == "line 4, element 3 of a list" and lines[2].number == 3
 
 
+def test_a_number_across_windows_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "CHUNK", 1)
+    path = write(tmp_path, "[12, 345 ,6]")
+    assert [entry.value for entry in files.read_entries(path)] == [12, 345, 6]
+
+
 def test_plain_text_is_lines_even_where_it_looks_like_a_list(tmp_path):
     path = write(tmp_path, "[1] what is rain?\n\n{x}\r\n", "prompts.txt")
     entries = [(e.number, e.value, e.is_text) for e in files.read_entries(path)]
@@ -108,6 +114,7 @@ MISTAKES = {
     "truncated gzip": (packed_random()[:-5000], ["behind line ", "gzip data breaks off"]),
     "gzip header alone": (gzip.compress(b"x")[:10], ["line 1: the gzip data breaks off"]),
     "flipped gzip": (flipped(packed_random(), 9000), ["line 1151: not JSON"]),
+    "gzip of no known block": (flipped(packed_random(), 10), ["line 1: the gzip data breaks off"]),
     "gzip with a wrong sum": (flipped(gzip.compress(LINES.encode()), -8), ["behind line 3"]),
     "more behind gzip": (gzip.compress(LINES.encode()) + b"more", ["behind line 3", "gzip"]),
     "not UTF-8": (LINES.encode() + b'{"prompt": "\xe9"}', ["line 4: not UTF-8 (byte 13 ", "0xe9"]),
