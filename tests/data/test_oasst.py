@@ -118,9 +118,9 @@ ACCOUNT = {
         "duplicates of a prompt": 1,
         "not needed": 0,
         "taken for training": 3,
-        "later turns among them": 2,
+        "later turns in training": 2,
         "taken for evaluation": 1,
-        "later turns there": 1,
+        "later turns in evaluation": 1,
     },
 }
 
