@@ -16,9 +16,9 @@ from srlm_fast.records import Message
 Exchange = tuple[list[Message], str]  # turns that end in the user's, the answer to them
 
 ROLES = {
-    **{name: "system" for name in ("system", "developer")},
-    **{name: "user" for name in ("user", "human", "prompter")},
-    **{name: "assistant" for name in ("assistant", "gpt", "chatgpt", "model")},
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model"), "assistant"),
 }
 TOOLS = ("tool", "function", "function_call", "tool_call", "observation", "tool_response")
 MESSAGE = '{"role": "...", "content": "..."}'
@@ -27,11 +27,14 @@ SHOWN = 40  # characters of a role that is not known
 
 @dataclass(frozen=True)
 class Ordered:
-    """Answers to one conversation, which ends in the user's turn; a higher score is better."""
+    """Answers to one conversation, which ends in the user's turn; a higher score is better. subset:
+    the part of the file that they belong to, "" where it names none.
+    """
 
     turns: list[Message]
     responses: list[str]
     scores: list[float]
+    subset: str = ""
 
 
 def user(text: str) -> Message:
@@ -92,9 +95,7 @@ def question(line: Line, field: str, turns: Sequence[Message]) -> list[Message]:
     return asked
 
 
-def exchanges(
-    line: Line, field: str, turns: Sequence[Message], start: int = 0
-) -> list[Exchange]:
+def exchanges(line: Line, field: str, turns: Sequence[Message], start: int = 0) -> list[Exchange]:
     """Each answer from turn `start` on, with the turns before it. Raises InputError for none."""
     check_order(line, field, turns)
     found = [

@@ -16,7 +16,7 @@ from srlm_fast.data.fields import Line, kind
 from srlm_fast.data.forms import alpaca, chat, own, preference, ultrafeedback
 from srlm_fast.records import InputError, Message
 
-OASST = "`python -m srlm_fast.data oasst` makes seeds of them"
+OASST = "wanted the seeds that `python -m srlm_fast.data oasst` makes of them"
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Format:
     left_out: Callable[[Line], int] | None = None
     unit: str = "lines"
     refused: str = ""
+    fields: str = ""  # for messages, where it is not `needs`
 
     def fits(self, line: Line) -> bool:
         return all(line.fields.get(name) is not None for name in self.needs)
@@ -45,13 +46,13 @@ class Format:
 
 PROMPTS_ALONE = Format("prompts", ("prompt",), own.asked)
 PLAIN = Format("plain text, a prompt a line", ("prompt",), own.asked)
-FORMATS = (
+FORMATS: tuple[Format, ...] = (
     Format("Open Assistant trees", ("message_tree_id",), refused=OASST),
     Format("Open Assistant messages", ("message_id", "parent_id"), refused=OASST),
     Format(
         "stepwise supervision",
         ("labels", "completions"),
-        refused="its labels are of steps, and nothing here learns from steps",
+        refused="wanted answers as a whole: nothing here learns from labels of steps",
     ),
     Format(
         "judgements",
@@ -71,7 +72,12 @@ FORMATS = (
         left_out=ultrafeedback.left_out,
     ),
     Format(
-        "preference pairs", ("chosen",), preference.asked, preference.answered, preference.ordered
+        "preference pairs",
+        ("chosen",),
+        preference.asked,
+        preference.answered,
+        preference.ordered,
+        fields="prompt + chosen + rejected",
     ),
     Format(
         "labelled completions",
@@ -112,12 +118,11 @@ class Use:
     def forms(self) -> str:
         """The fields of all forms that serve."""
         served = [form for form in FORMATS if self.takes(form)]
-        return "; ".join(" + ".join(reversed(form.needs)) for form in served)
+        least = [f for f in served if not any(set(o.needs) < set(f.needs) for o in served)]
+        return "; ".join(form.fields or " + ".join(reversed(form.needs)) for form in least)
 
 
-PROMPTS = Use(
-    "prompts", ("--prompts", "--eval-prompts"), lambda form: form.asked is not None
-)
+PROMPTS = Use("prompts", ("--prompts", "--eval-prompts"), lambda form: form.asked is not None)
 IFT = Use("instructions with answers", ("--ift",), lambda form: form.answered is not None)
 EFT = Use(
     "judgements or answers whose order is known",
@@ -129,6 +134,7 @@ RANKED = Use(
     ("--eft-eval", "--data"),
     lambda form: form.ordered is not None,
 )
+JUDGED = Use("judgements", ("--eft",), lambda form: form.judged is not None)
 PAIRS = Use("answers whose order is known", ("--reward-pairs",), RANKED.takes)
 USES = (PROMPTS, IFT, EFT, RANKED, PAIRS)
 
@@ -148,8 +154,6 @@ def unknown(line: Line, use: Use) -> InputError:
 
 def unfit(line: Line, form: Format, use: Use) -> InputError:
     """Of a row whose form cannot serve."""
-    if form.refused:
-        found, wanted = f"is of {form.words}", f"another form: {form.refused}"
-    else:
-        found, wanted = f"is of {form.words}", f"{use.wanted}: {use.forms()}"
-    return line.error(form.needs[0], found, wanted)
+    place = line.place or f"line {line.number}"
+    wanted = form.refused or f"wanted {use.wanted} ({use.forms()})"
+    return InputError(f"{line.path} {place}: found {form.words}, {wanted}")

@@ -1,5 +1,5 @@
-"""Alpaca's rows: instruction, input, output, and LLaMA-Factory's system and history beside them; Dolly
-names the last two context and response.
+"""Alpaca's rows: instruction, input, output, and LLaMA-Factory's system and history beside
+them; Dolly names the last two context and response.
 """
 
 from __future__ import annotations

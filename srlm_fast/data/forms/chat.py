@@ -4,11 +4,13 @@ messages (`messages`).
 
 from __future__ import annotations
 
+from typing import Any
+
 from srlm_fast.data.conversations import Exchange, exchanges, messages, question, system
 from srlm_fast.data.fields import Line
 from srlm_fast.records import Message
 
-NO_TOOLS = (None, "", "[]", [])
+NO_TOOLS: tuple[Any, ...] = (None, "", "[]", [])
 
 
 def sharegpt(line: Line) -> list[Message]:

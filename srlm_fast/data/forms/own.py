@@ -71,6 +71,12 @@ def ranked(line: Line) -> Ordered:
     )
 
 
+def best(line: Line) -> list[Exchange]:
+    """The best of the ranked answers, the first of equal ones."""
+    found = ranked(line)
+    return [(found.turns, found.responses[found.scores.index(max(found.scores))])]
+
+
 def completed(line: Line) -> list[Exchange]:
     """The answers in `completion`, a text or messages."""
     turns = prompt(line)

@@ -1,11 +1,11 @@
-"""Pairs of a better and a worse answer (TRL's preference form, UltraFeedback binarised, RewardBench,
-HH-RLHF): texts or messages, the prompt in a field or at the beginning of both sides.
+"""Pairs of a better and a worse answer (TRL's preference form, UltraFeedback binarised,
+RewardBench, HH-RLHF): texts or messages, the prompt in a field or at the beginning of both sides.
 """
 
 from __future__ import annotations
 
-import os
 import re
+from itertools import takewhile
 
 from srlm_fast.data.conversations import (
     Exchange,
@@ -73,7 +73,9 @@ def _split(
     """Texts that begin with their prompt: transcripts, or whatever both begin with (TRL's rule)."""
     if all(SPEAKER.match(text) for text in (chosen, rejected)):
         return [], _transcript(line, "chosen", chosen), _transcript(line, "rejected", rejected)
-    shared = os.path.commonprefix([chosen, rejected]).removesuffix(" ")
+    both = zip(chosen, rejected, strict=False)
+    same = len(list(takewhile(lambda pair: pair[0] == pair[1], both)))
+    shared = chosen[:same].removesuffix(" ")
     if not shared.strip() or shared in (chosen, rejected):
         raise line.error("prompt", "is missing", "one, or the same beginning of both answers")
     return (
