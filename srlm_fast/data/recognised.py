@@ -38,14 +38,18 @@ class Recognised(Generic[Row]):
 
     def said(self) -> str:
         """The file in a line."""
-        parts = [f"recognised as {self.form.words}", _count(len(self.rows), "rows")]
+        return f"{self.path}: recognised as {self.form.words}, {self.counted()}"
+
+    def counted(self) -> str:
+        """How many rows came of how many lines."""
+        parts = [_count(len(self.rows), "rows")]
         if len(self.rows) != self.lines:
-            parts[1] += f" of {_count(self.lines, self.form.unit)}"
+            parts[0] += f" of {_count(self.lines, self.form.unit)}"
         if self.left_out:
             parts.append(f"{_count(self.left_out, 'answers')} of doubtful score left out")
         if self.skipped:
             parts.append(f"{_count(self.skipped, 'lines')} skipped")
-        return f"{self.path}: {', '.join(parts)}"
+        return ", ".join(parts)
 
     def notes(self, option: str) -> list[str]:
         """`said`, and the first lines skipped."""
@@ -92,6 +96,17 @@ def read_recognised(
         found.skipped, found.messages = skipped.count - before, skipped.messages[kept:]
     _check_share(found)
     return found
+
+
+def form_of(path: str | Path, use: Use = PROMPTS) -> Format:
+    """The form of the first row that has a known one. Raises InputError where none has."""
+    skipped = Skipped()
+    for line, plain in _lines(Path(path), use, skipped):
+        form = PLAIN if plain else recognise(line)
+        if form is not None:
+            return form
+        skipped.add(unknown(line, use))
+    raise InputError(skipped.messages[0])
 
 
 def _form(line: Line, form: Format | None, use: Use) -> Format:
