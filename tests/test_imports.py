@@ -42,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
         *("records", "options", "run_folder", "config", "loop", "run"),
         *("data", "eval", "model", "report"),
     },
+    "data_command": {"records", "options", "run_folder", "run", "data", "report"},
     "__init__": {"model", "sampler"},
 }
 

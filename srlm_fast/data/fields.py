@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from srlm_fast.data.files import DECODER, Entry, raise_it, read_entries, why_not_json
+from srlm_fast.data.files import DECODER, Entry, Told, raise_it, read_entries, why_not_json
 from srlm_fast.records import InputError
 
 Row = TypeVar("Row")
@@ -28,9 +28,12 @@ class Line:
     fields: dict[str, Any]
     place: str = ""
 
+    @property
+    def where(self) -> str:
+        return f"{self.path} {self.place or f'line {self.number}'}"
+
     def error(self, field: str, found: str, wanted: str) -> InputError:
-        place = self.place or f"line {self.number}"
-        return InputError(f"{self.path} {place}: field '{field}' {found}, wanted {wanted}")
+        return InputError(f"{self.where}: field '{field}' {found}, wanted {wanted}")
 
     def text(self, field: str) -> str:
         """A string that is not blank."""
@@ -114,16 +117,18 @@ def read_rows(
     parse: Callable[[Line], Iterable[Row]],
     wanted: str,
     skipped: Skipped | None = None,
+    columns: Sequence[str] | None = None,
+    told: Told | None = None,
 ) -> Iterator[Row]:
     """What `parse` makes of each object of a file, in order.
 
     parse: raises InputError for an object that it cannot use; none of that object's rows are given.
-    wanted, skipped: as of `read_lines`. Raises InputError as that does, and with `skipped` for a
-    file in which no object can be used.
+    wanted, skipped, columns, told: as of `read_lines`. Raises InputError as that does, and with
+    `skipped` for a file in which no object can be used.
     """
     refuse, before = (skipped.add, skipped.count) if skipped else (raise_it, 0)
     used = False
-    for line in read_lines(path, wanted, skipped):
+    for line in read_lines(path, wanted, skipped, columns, told):
         try:
             rows = list(parse(line))
         except InputError as error:
@@ -144,19 +149,21 @@ def read_lines(
     wanted: str,
     skipped: Skipped | None = None,
     columns: Sequence[str] | None = None,
+    told: Told | None = None,
 ) -> Iterator[Line]:
     """The objects of a file in order: of JSON lines, of a JSON list, gzip or not, or of parquet.
     Lines of white space alone are passed over, but counted.
 
     wanted: what an object should look like, for the messages. skipped: counts what cannot be read,
-    instead of an error. columns: of parquet, those alone are read.
+    instead of an error. columns, told: as of
+    `files.read_entries`.
     Raises InputError naming the file, and the line, for: no such file, a folder, an unreadable or
     an empty file, text that is not UTF-8, a line that is not a JSON object or larger than 64 MiB,
     an object with a key twice, a file that breaks off.
     """
     refuse, before = (skipped.add, skipped.count) if skipped else (raise_it, 0)
     found = False
-    for entry in read_entries(path, refuse, columns):
+    for entry in read_entries(path, refuse, columns, told):
         if isinstance(entry.value, str) and not entry.value.strip():
             continue
         found = True

@@ -23,6 +23,7 @@ from srlm_fast.records import InputError
 LIMIT = 1 << 26  # bytes of a line; characters of an element of a list
 CHUNK = 1 << 20
 BATCH_ROWS = 512
+TELL_EVERY = 64  # entries
 GZIP, PARQUET, BOM = b"\x1f\x8b", b"PAR1", b"\xef\xbb\xbf"
 # What other files that people have begin with -> their name.
 OTHERS = {
@@ -36,6 +37,7 @@ OTHERS = {
 FORMS = "a JSONL file (or a JSON list, gzip of either, parquet)"
 
 Refuse = Callable[[InputError], None]
+Told = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,17 @@ def raise_it(error: InputError) -> NoReturn:
 
 
 def read_entries(
-    path: str | Path, refuse: Refuse = raise_it, columns: Sequence[str] | None = None
+    path: str | Path,
+    refuse: Refuse = raise_it,
+    columns: Sequence[str] | None = None,
+    told: Told | None = None,
 ) -> Iterator[Entry]:
     """The pieces of a file in order, lines of white space alone among them.
 
     refuse: gets what is wrong with one piece (not UTF-8, larger than LIMIT) or with all from some
     piece on (a torn gzip, a list that breaks off, a broken parquet); if it returns, what can be
-    read goes on. columns: of a parquet file, those alone are read.
+    read goes on. columns: of a parquet file, those alone are read. told: is called now and then
+    with the bytes of the file that have been read.
     Raises InputError for what is wrong with a file as a whole: no such file, a folder, UTF-16, an
     archive, parquet where pyarrow is missing.
     """
@@ -97,13 +103,21 @@ def read_entries(
         raise InputError(f"{path}: a folder, wanted {FORMS}")
     try:
         with open(path, "rb") as file:
-            yield from _entries(path, file, refuse, columns)
+            entries = _entries(path, file, refuse, columns)
+            yield from entries if told is None else _telling(entries, file, told)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file, wanted {FORMS}") from None
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror or error}), wanted {FORMS}"
         ) from None
+
+
+def _telling(entries: Iterator[Entry], file: IO[bytes], told: Told) -> Iterator[Entry]:
+    for count, entry in enumerate(entries):
+        if count % TELL_EVERY == 0:
+            told(file.tell())
+        yield entry
 
 
 def _entries(
@@ -301,7 +315,8 @@ def _parquet_rows(
     number = 0
     try:
         table = pyarrow.parquet.ParquetFile(file)
-        names = [name for name in table.schema_arrow.names if columns is None or name in columns]
+        there = table.schema_arrow.names
+        names = [name for name in there if columns is None or name in columns] or there
         for group in range(table.num_row_groups):  # a batch over two would fall with the second
             for batch in table.iter_batches(BATCH_ROWS, [group], names, use_threads=False):
                 for value in batch.to_pylist():
