@@ -176,7 +176,6 @@ def settings(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
         "--model": config.model,
         "--data (the file's content)": fingerprint("--data", arguments.data)[:16],
         "--limit": arguments.limit,
-        "--skip-bad": config.skip_bad,
         "--judge": config.judge.mode,
         "--judge-stop": config.judge.stop,
         "--judge-samples": sampling.n,
@@ -186,6 +185,7 @@ def settings(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
         "--device": config.device,
         "--dtype": config.dtype,
         "--rubric": config.rubric_file,
+        **({"--skip-bad": "yes"} if config.skip_bad else {}),
         **inputs,
     }
 

@@ -107,13 +107,12 @@ FORMATS: tuple[Format, ...] = (
 
 @dataclass(frozen=True)
 class Use:
-    """What an option makes of a file. wanted: in words; field: what rows have at least, for a row
-    of no known form."""
+    """What options make of a file. wanted: in words; example: an object that serves."""
 
     wanted: str
     options: tuple[str, ...]
     takes: Callable[[Format], bool]
-    field: str = "prompt"
+    example: str
 
     def forms(self) -> str:
         """The fields of all forms that serve."""
@@ -122,20 +121,32 @@ class Use:
         return "; ".join(form.fields or " + ".join(reversed(form.needs)) for form in least)
 
 
-PROMPTS = Use("prompts", ("--prompts", "--eval-prompts"), lambda form: form.asked is not None)
-IFT = Use("instructions with answers", ("--ift",), lambda form: form.answered is not None)
+ORDER = "answers whose order is known"
+JUDGEMENT = '{"prompt": "...", "response": "...", "judgement": "... Score: 4", "score": 4}'
+ANSWERS = '{"prompt": "...", "responses": ["...", "..."], "scores": [4, 2]}'
+PAIR = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
+
+PROMPTS = Use(
+    "prompts",
+    ("--prompts", "--eval-prompts"),
+    lambda form: form.asked is not None,
+    '{"prompt": "..."}',
+)
+IFT = Use(
+    "instructions with answers",
+    ("--ift",),
+    lambda form: form.answered is not None,
+    '{"prompt": "...", "response": "..."}',
+)
+JUDGED = Use("judgements", ("--eft",), lambda form: form.judged is not None, JUDGEMENT)
+RANKED = Use(ORDER, ("--eft-eval", "--data"), lambda form: form.ordered is not None, ANSWERS)
+PAIRS = Use(ORDER, ("--reward-pairs",), RANKED.takes, PAIR)
 EFT = Use(
-    "judgements or answers whose order is known",
+    f"judgements or {ORDER}",
     ("--eft",),
-    lambda form: form.judged is not None or form.ordered is not None,
+    lambda form: JUDGED.takes(form) or RANKED.takes(form),
+    f"{JUDGEMENT} or {ANSWERS}",
 )
-RANKED = Use(
-    "answers whose order is known",
-    ("--eft-eval", "--data"),
-    lambda form: form.ordered is not None,
-)
-JUDGED = Use("judgements", ("--eft",), lambda form: form.judged is not None)
-PAIRS = Use("answers whose order is known", ("--reward-pairs",), RANKED.takes)
 USES = (PROMPTS, IFT, EFT, RANKED, PAIRS)
 
 
@@ -147,9 +158,9 @@ def recognise(line: Line) -> Format | None:
 def unknown(line: Line, use: Use) -> InputError:
     """Of a row that has no known form."""
     given = line.fields
-    found = f"is {kind(given[use.field])}" if use.field in given else "is missing"
+    found = f"is {kind(given['prompt'])}" if "prompt" in given else "is missing"
     names = ", ".join(repr(name[:20]) for name in list(given)[:6]) or "no field"
-    return line.error(use.field, f"{found} (found {names})", f"{use.wanted}: {use.forms()}")
+    return line.error("prompt", f"{found} (found {names})", f"{use.wanted}: {use.forms()}")
 
 
 def unfit(line: Line, form: Format, use: Use) -> InputError:

@@ -148,7 +148,7 @@ def _lines(path: Path, use: Use, skipped: Skipped | None) -> Iterator[tuple[Line
                 fields = {"prompt": entry.value}
                 yield Line(path, entry.number, fields, entry.place), True
     else:
-        for line in read_lines(path, f"{use.wanted} ({use.forms()})", skipped):
+        for line in read_lines(path, use.example, skipped):
             yield line, False
 
 

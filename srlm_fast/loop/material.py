@@ -253,6 +253,11 @@ def _check_left(config: Config, found: Material) -> None:
                 f"{option} {path}: every prompt in it is held out for measuring, "
                 "wanted more of them"
             )
+    if config.eft_eval_file and not any(len(set(row["scores"])) > 1 for row in found.eft_eval):
+        raise InputError(
+            f"--eft-eval {config.eft_eval_file}: no prompt has answers of different score among "
+            f"the {len(found.eft_eval)} that are taken, wanted answers whose order is known"
+        )
 
 
 def _hold_out(pool: Sequence[Prompt], most: int, seed: int) -> list[Prompt]:
