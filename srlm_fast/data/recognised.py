@@ -84,7 +84,8 @@ def read_recognised(
             form = PLAIN if plain else _form(line, found.form if found.lines else None, use)
             if not use.takes(form):
                 raise unfit(line, form, use)
-            made, doubted = list(rows(form, line)), form.left_out(line) if form.left_out else 0
+            made = list(rows(form, line))
+            doubted = form.left_out(line) if form.left_out and use is not PROMPTS else 0
         except InputError as error:
             refuse(error)
             continue
@@ -143,13 +144,22 @@ def _count(number: int, unit: str) -> str:
 def _lines(path: Path, use: Use, skipped: Skipped | None) -> Iterator[tuple[Line, bool]]:
     """(line, whether it is plain text)."""
     if ".txt" in path.suffixes[-2:] and not _holds_objects(path):
-        for entry in read_entries(path, skipped.add if skipped else raise_it):
-            if entry.value.strip():
-                fields = {"prompt": entry.value}
-                yield Line(path, entry.number, fields, entry.place), True
+        for line in _plain(path, skipped):
+            yield line, True
     else:
         for line in read_lines(path, use.example, skipped):
             yield line, False
+
+
+def _plain(path: Path, skipped: Skipped | None) -> Iterator[Line]:
+    """The lines of a text that are not blank."""
+    found = False
+    for entry in read_entries(path, skipped.add if skipped else raise_it):
+        if entry.value.strip():
+            found = True
+            yield Line(path, entry.number, {"prompt": entry.value}, entry.place)
+    if not found:
+        raise InputError(f"{path}: empty, wanted a prompt a line")
 
 
 def _holds_objects(path: Path) -> bool:

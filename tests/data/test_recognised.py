@@ -165,6 +165,7 @@ def test_doubtful_scores_are_counted(write):
     ]
     found = recognised_ranked(write({"instruction": "q", "completions": made}))
     assert found.said().endswith("1 row, 1 answer of doubtful score left out")
+    assert read_prompts(write({"instruction": "q", "completions": [{"overall_score": "N/A"}]}))
 
 
 def test_plain_text_is_a_prompt_a_line(write, tmp_path):
