@@ -41,6 +41,7 @@ OTHERS = [
     (read_ift, IFT, {"prompt": "q"}, "'response' is missing"),
     (read_ift, IFT, {"prompt": "q", "response": None}, "'response' is null"),
     (read_ift, IFT, {"question": "q"}, "'prompt' is missing"),
+    (read_ift, CHAT, {"id": 3}, "'conversations' is missing (found 'id')"),
     (read_ift, CHAT, IFT, "'response' stands in a file of ShareGPT conversations"),
     (
         read_ift,

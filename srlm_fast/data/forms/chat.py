@@ -38,5 +38,5 @@ def _turns(line: Line, field: str) -> list[Message]:
     if line.fields.get("tools") not in NO_TOOLS:
         wanted = "none, for which chat templates have no common form"
         raise line.error("tools", "names tools", wanted)
-    turns = messages(line, field, line.fields.get(field))
+    turns = messages(line, field, line.items(field))
     return turns if turns[0]["role"] == "system" else [*system(line), *turns]

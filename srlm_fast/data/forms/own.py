@@ -99,5 +99,6 @@ def labelled(line: Line) -> Ordered:
 def _label(line: Line) -> bool:
     label = line.fields.get("label")
     if label not in (True, False):
-        raise line.error("label", f"is {kind(label)}", "true or false")
+        found = f"is {kind(label)}" if "label" in line.fields else "is missing"
+        raise line.error("label", found, "true or false")
     return bool(label)
