@@ -54,9 +54,9 @@ class Corpus:
             "".join(self.draw.choices(letters, k=self.draw.randint(2, 9))) for _ in range(4000)
         ]
 
-    def trees(self, count: int) -> Iterator[dict[str, Any]]:
+    def trees(self, count: int, ready_share: float = READY_SHARE) -> Iterator[dict[str, Any]]:
         for _ in range(count):
-            ready = self.draw.random() < READY_SHARE
+            ready = self.draw.random() < ready_share
             lang = self.draw.choices([*LANGUAGES], [*LANGUAGES.values()])[0]
             prompt = self.message(None, 0, lang, ready)
             state = "ready_for_export" if ready else "prompt_lottery_waiting"

@@ -100,7 +100,7 @@ class Tree:
         steps = list(self._walk(self.root)) if self.root is not None else []
         self.account["messages"]["apart from their tree"] += self._kept - len(steps)
         for step in steps:
-            if step.depth % 2 == 0:
+            if step.message.role == PROMPTER:
                 yield from self._eft(step)
 
     def _flaw(self) -> str:
