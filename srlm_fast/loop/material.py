@@ -95,7 +95,7 @@ def gather(config: Config) -> Material:
     _check_left(config, found)
     return replace(
         found,
-        preferences=rows.get("reward_pairs_file", []),
+        preferences=_pairs_apart(found, rows.get("reward_pairs_file", [])),
         chat_template=read_chat_template(config.chat_template_file),
         files={option_at(name): each for name, each in files.items()},
     )
@@ -215,8 +215,7 @@ def _apart(found: Material) -> Material:
     """Without the rows that a model is measured on, but for case and white space: those of the same
     prompt, and those of a conversation that begins as a measured one does.
     """
-    measured = {same_text(text) for text in found.measured_on}
-    measured.update(key for prompt in found.held_out for key in _keys(prompt))
+    measured = _measured(found)
 
     def kept(rows: list[Row]) -> list[Row]:
         return [row for row in rows if measured.isdisjoint(_keys(_prompt_of(row)))]
@@ -228,6 +227,24 @@ def _apart(found: Material) -> Material:
         ranked=kept(found.ranked),
         prompts=[prompt for prompt in found.prompts if measured.isdisjoint(_keys(prompt))],
     )
+
+
+def _pairs_apart(found: Material, rows: Sequence[PreferenceRow]) -> list[PreferenceRow]:
+    """Without the conversations of many turns that a model is measured on; pairs of one turn are
+    looked at, and told of, where they are split (`reward_model.split_preferences`).
+    """
+    measured = _measured(found)
+
+    def asked(row: PreferenceRow) -> Prompt:
+        return Prompt("", row["prompt"], "file", row["chosen"][:-2])
+
+    return [row for row in rows if not asked(row).turns or measured.isdisjoint(_keys(asked(row)))]
+
+
+def _measured(found: Material) -> set[str]:
+    """What a model is measured on, at each turn of the user's where the turns are known."""
+    measured = {same_text(text) for text in found.measured_on}
+    return measured.union(*(_keys(prompt) for prompt in found.held_out))
 
 
 def _prompt_of(row: Row) -> Prompt:

@@ -137,6 +137,13 @@ def test_a_measured_conversation_is_not_learned_from_at_any_turn(tmp_path):
     assert [row["prompt"] for row in found.ift] == ["Ho", "More"]
     assert found.ift[1]["turns"] == other[:2]
     assert found.demonstrations == ["Ho"]  # the other means nothing by itself
+    pairs = [
+        {"chosen": [*turns, says("assistant", "a")], "rejected": [*turns, says("assistant", "b")]}
+        for turns in (whole, other)
+    ]
+    path = write(tmp_path / "pairs", pairs)
+    (pair,) = gather(configs.put(config, "reward_pairs_file", path)).preferences
+    assert pair["chosen"] == pairs[1]["chosen"]
     config = configs.put(config, "eval_prompts_file", None)
     (held_out,) = gather(configs.put(config, "evaluation.num_prompts", 1)).held_out
     assert held_out.messages[0]["content"] in ("Hi", "Ho")  # with its turns
