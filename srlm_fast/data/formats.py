@@ -21,11 +21,11 @@ OASST = "wanted the seeds that `python -m srlm_fast.data oasst` makes of them"
 
 @dataclass(frozen=True)
 class Format:
-    """One form. needs: the fields it is told by, the telling one first. What a row of it can give,
-    None where it cannot: asked, a conversation up to the user's last turn; answered, answers to
-    imitate; ordered, answers whose order is known (grouped: one a row, to be put together by what
-    they answer); judged, a judgement to imitate. left_out: answers of a row that are not used.
-    refused: what to do with files of it instead.
+    """One form. needs: the fields it is told by, the telling one first; without: those that none of
+    its rows has. What a row of it can give, None where it cannot: asked, a conversation up to the
+    user's last turn; answered, answers to imitate; ordered, answers whose order is known (grouped:
+    one a row, to be put together by what they answer); judged, a judgement to imitate. left_out:
+    answers of a row that are not used. refused: what to do with files of it instead.
     """
 
     words: str
@@ -34,6 +34,7 @@ class Format:
     answered: Callable[[Line], list[Exchange]] | None = None
     ordered: Callable[[Line], Ordered] | None = None
     judged: Callable[[Line], dict[str, Any]] | None = None
+    without: tuple[str, ...] = ()
     grouped: bool = False
     left_out: Callable[[Line], int] | None = None
     unit: str = "lines"
@@ -41,14 +42,21 @@ class Format:
     fields: str = ""  # for messages, where it is not `needs`
 
     def fits(self, line: Line) -> bool:
-        return all(line.fields.get(name) is not None for name in self.needs)
+        there = {name for name, value in line.fields.items() if value is not None}
+        return there.issuperset(self.needs) and there.isdisjoint(self.without)
 
 
 PROMPTS_ALONE = Format("prompts", ("prompt",), own.asked)
 PLAIN = Format("plain text, a prompt a line", ("prompt",), own.asked)
 FORMATS: tuple[Format, ...] = (
-    Format("Open Assistant trees", ("message_tree_id",), refused=OASST),
-    Format("Open Assistant messages", ("message_id", "parent_id"), refused=OASST),
+    Format("Open Assistant messages", ("message_id", "text", "role"), refused=OASST),
+    # The rows that are made of them name their tree too.
+    Format(
+        "Open Assistant trees",
+        ("message_tree_id",),
+        without=("response", "responses"),
+        refused=OASST,
+    ),
     Format(
         "stepwise supervision",
         ("labels", "completions"),

@@ -112,6 +112,20 @@ CASES: dict[str, tuple[list[dict[str, Any]], str, Any, Any, bool]] = {
         [(FIRST, "Water.")],
         False,
     ),
+    "seeds of Open Assistant": (
+        [
+            {
+                "prompt": "What is rain?",
+                "response": "Water.",
+                "message_tree_id": "t",
+                "message_id": "m",
+            }
+        ],
+        "instructions with answers",
+        [FIRST],
+        [(FIRST, "Water.")],
+        False,
+    ),
     "own IFT of turns": (
         [{"prompt": "From where?", "response": "Clouds.", "turns": [RAIN, WATER]}],
         "instructions with answers",

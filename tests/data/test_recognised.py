@@ -75,7 +75,13 @@ REFUSED = [
         "Open Assistant trees, .*`python -m srlm_fast.data oa",
     ),
     (
-        {"message_id": "m", "parent_id": "p", "text": "q", "role": "prompter"},
+        {
+            "message_id": "m",
+            "parent_id": None,
+            "message_tree_id": "m",
+            "text": "q",
+            "role": "prompter",
+        },
         "srlm_fast.data oasst",
     ),
     ({"prompt": "q", "completions": ["a"], "labels": [True]}, "stepwise supervision, wanted"),
