@@ -1,7 +1,9 @@
 """`python -m srlm_fast.data oasst FILE... --out FOLDER`: seeds from Open Assistant's files.
 
 Writes `ift.jsonl`, `eft_train.jsonl`, `eft_eval.jsonl` and `account.json`, and prints how many
-trees, prompts and replies were left out for what reason. Exit status as `srlm_fast.run` has it.
+trees, prompts and replies were left out for what reason. `python -m srlm_fast.data check FILE...`:
+what files of any form hold, and which options of a run they can serve. Exit status as
+`srlm_fast.run` has it.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from srlm_fast.data.oasst import OasstConfig, OasstSeeds
     from srlm_fast.report.display import Display
 
-COMMANDS = ("oasst",)
+COMMANDS = ("oasst", "check")
 ROW_FILES, ACCOUNT_FILE = ("ift", "eft_train", "eft_eval"), "account.json"
 OPTIONS = (
     Option("--out", "out", text("a folder"), "FOLDER", "where the rows and the account go"),
@@ -57,7 +59,8 @@ OPTIONS = (
 DESCRIPTION = """\
 Seeds from Open Assistant's files: trees or messages, as JSON lines, gzip or parquet. Writes
 ift.jsonl (for --ift of a run), eft_train.jsonl (for --eft) and eft_eval.jsonl (for --eft-eval, or
---data of srlm_fast.judge), which have no prompt in common."""
+--data of srlm_fast.judge), which have no prompt in common.
+The command check FILE... tells what files of any form hold."""
 
 
 def make_parser() -> Parser:
@@ -80,6 +83,16 @@ def make_parser() -> Parser:
     return parser
 
 
+def make_check_parser() -> Parser:
+    parser = Parser(
+        prog="python -m srlm_fast.data check",
+        description="What files hold, and how many rows each option of a run would have of them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("files", nargs="*", metavar="FILE", help="of any form")
+    return parser
+
+
 def read_options(argv: Sequence[str]) -> argparse.Namespace:
     """The options as values, None where not given. Raises InputError naming the option."""
     name, *rest = [*argv] or [""]
@@ -89,10 +102,15 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
         near = nearest(name, COMMANDS)
         hint = f"; did you mean {near}?" if near else ""
         raise InputError(f"found {shown(name)}, wanted a command: {', '.join(COMMANDS)}{hint}")
-    parser = make_parser()
+    parser = make_check_parser() if name == "check" else make_parser()
     arguments, unknown = parser.parse_known_intermixed_args(rest)
     if unknown:
         raise InputError(unknown_message(unknown[0], parser))
+    arguments.command = name
+    if name == "check":
+        if not arguments.files:
+            raise InputError("FILE: none given, wanted files to look at")
+        return arguments
     for option in OPTIONS:
         if (given := getattr(arguments, option.key)) is not None:
             setattr(arguments, option.key, option.parse(given))
@@ -126,6 +144,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command(argv: Sequence[str]) -> int:
     arguments = read_options(argv)
+    if arguments.command == "check":
+        from srlm_fast.data.check import check_files
+
+        for line in check_files(arguments.files):
+            print(line)
+        return DONE
     from srlm_fast.report.display import Display
 
     folder, display = Path(arguments.out), Display(sys.stdout)

@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "options": {"records"},
     "run_folder": {"records"},
     "config": {"records", "options", "run_folder", *STAGES},
-    "plan": {"records", "options", "config", "model", "train"},
+    "plan": {"records", "options", "config", "data", "model", "train"},
     "loop": {"records", "run_folder", "config", *STAGES},
     "run": {"records", "options", "run_folder", "config", "plan", "loop", "report", "model"},
     "judge_command": {
