@@ -34,6 +34,7 @@ FILES = (
     "ift_file",
     "eft_file",
     "eval_prompts_file",
+    "human_text_file",
     "reward_pairs_file",
     "constitution_file",
     "rubric_file",
@@ -44,8 +45,9 @@ FOLDERS = ("model", "reward_model")
 MICRO_BATCH = 2048
 ENDS_BYTES = 1 << 20  # read of each end of a file of weights
 JUDGED = ("self", "frozen", "best-of-n")  # rewards whose scores a judge writes
-# Where a run is written, and on how many devices with which memory, is not what it is.
-NOT_COMPARED = ("out", "tensor_parallel", "shard", "kv_gb")
+# Where a run is written, on how many devices with which memory, and whether a warning ends it, is
+# not what it is.
+NOT_COMPARED = ("out", "tensor_parallel", "shard", "kv_gb", "stop_on_collapse")
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class Config:
     ift_file: str | None = None
     eft_file: str | None = None
     eval_prompts_file: str | None = None
+    human_text_file: str | None = None
     rubric_file: str | None = None
     reward_model: str | None = None
     reward_pairs_file: str | None = None
@@ -137,6 +140,7 @@ class Config:
         default_factory=lambda: RewardConfig(micro_batch_tokens=MICRO_BATCH)
     )
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    stop_on_collapse: bool = False
     inputs: dict[str, str] = field(default_factory=dict)  # SHA-256 of each file's content
     out: str = ""
 

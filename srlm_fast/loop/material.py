@@ -14,6 +14,7 @@ from srlm_fast.data import read_eft_or_ranked, read_ift, read_prompts, same_text
 from srlm_fast.judge import DEFAULT_RUBRIC, Rubric, read_rubric
 from srlm_fast.records import InputError, Prompt
 
+from .human_text import MOST_ROWS, split_human_text
 from .state import derive_seed
 
 HELD_OUT_SHARE = 0.1
@@ -27,6 +28,8 @@ class Material:
     built. held_out: prompts that are never trained on. prompts: the
     user's own, empty when the model makes them. score_bits: a program's score of an answer with the
     points it is made of, where the world has one (used to measure, and by `--reward gold`).
+    human_text: {"prompt", "response"} that people wrote and no model learns from. notes: what a
+    user should know of all this.
     """
 
     ift: list[Row]
@@ -37,6 +40,8 @@ class Material:
     rubric: Rubric
     score_bits: Callable[[str, str], tuple[float, dict[str, bool]]] | None
     ranked: list[Row] = field(default_factory=list)
+    human_text: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def has_seeds(self) -> bool:
@@ -56,14 +61,18 @@ class Material:
 def gather(config: Config) -> Material:
     """Read what the options name; `--model tiny` brings what they do not. Raises InputError."""
     eft, ranked = read_eft_or_ranked(Path(config.eft_file)) if config.eft_file else ([], [])
+    seeds = _rows(read_ift, config.ift_file)
     given = Given(
-        ift=_rows(read_ift, config.ift_file)[: config.num_ift],
+        ift=seeds[: config.num_ift],
         eft=[dict(row) for row in eft[: config.num_eft]],
         ranked=[dict(row) for row in ranked],
         held_out=_prompts(config.eval_prompts_file)[: config.evaluation.num_prompts],
         prompts=_prompts(config.prompts_file),
+        human_text=_rows(read_ift, config.human_text_file),
     )
     found = _tiny(config, given) if config.model == TINY else _users(config, given)
+    text = given.human_text or found.human_text
+    found = split_human_text(found, text, seeds, derive_seed(config.seed, "human text"))
     _check_left(config, found)
     return found
 
@@ -77,6 +86,7 @@ class Given:
     ranked: list[Row]
     held_out: list[Prompt]
     prompts: list[Prompt]
+    human_text: list[Row]
 
 
 def _users(config: Config, given: Given) -> Material:
@@ -137,6 +147,7 @@ def _tiny(config: Config, given: Given) -> Material:
             prompts=given.prompts,
             rubric=rubric_of(config, RUBRIC),
             score_bits=score_bits,
+            human_text=seeds.human_text(min(count, MOST_ROWS)),
         )
     )
 

@@ -5,8 +5,10 @@ reward model on the user's pairs.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +38,7 @@ from .token_rows import best_sft_rows, fitting, sft_rows, token_pair
 if TYPE_CHECKING:
     from .loop import Run
 
+LAST_SHARE = 0.1  # of a training, over which its end is averaged
 Train = Callable[..., TrainReport]  # takes checkpoint, on_step, stop and, of many ranks, mesh
 
 
@@ -194,7 +197,22 @@ class Teaching:
             "skipped_steps": report.skipped_steps,
             "peak_bytes": report.peak_bytes,
         }
-        return figures | ({"best_step": report.best_step} if report.evaluations else {})
+        figures |= {"best_step": report.best_step} if report.evaluations else {}
+        return figures | ({"logratios": last_logratios(report)} if report.margins else {})
+
+
+def last_logratios(report: TrainReport) -> dict[str, float] | None:
+    """Mean log-ratios of chosen and rejected answers and their difference, in nats over the last
+    tenth of a DPO that leads to the weights kept; None where none was finite.
+    """
+    end = report.best_step or len(report.chosen_logratios)
+    start = end - max(1, round(end * LAST_SHARE))
+    sides = zip(report.chosen_logratios, report.rejected_logratios, strict=True)
+    finite = [pair for pair in list(sides)[start:end] if all(map(math.isfinite, pair))]
+    if not finite:
+        return None
+    chosen, rejected = (fmean(side) for side in zip(*finite, strict=True))
+    return {"chosen": chosen, "rejected": rejected, "margin": chosen - rejected}
 
 
 def ref_logps(rows: Sequence[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:

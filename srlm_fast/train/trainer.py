@@ -39,6 +39,9 @@ class Task(Protocol):
     batch_size: int
     lengths: Ints  # tokens that each item feeds when it is alone
 
+    @property
+    def config(self) -> TrainConfig: ...
+
     def begin(
         self, model: Model, saved: dict[str, Tensor] | None, ranks: Ranks
     ) -> dict[str, Tensor]:
