@@ -8,7 +8,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -202,16 +201,18 @@ class Teaching:
 
 
 def last_logratios(report: TrainReport) -> dict[str, float] | None:
-    """Mean log-ratios of chosen and rejected answers and their difference, in nats over the last
-    tenth of a DPO that leads to the weights kept; None where none was finite.
+    """Mean log-ratios of chosen and rejected answers and their difference, in nats over the pairs
+    of the last tenth of the steps of a DPO that led to the weights kept; None where none was
+    finite.
     """
-    end = report.best_step or len(report.chosen_logratios)
-    start = end - max(1, round(end * LAST_SHARE))
-    sides = zip(report.chosen_logratios, report.rejected_logratios, strict=True)
-    finite = [pair for pair in list(sides)[start:end] if all(map(math.isfinite, pair))]
-    if not finite:
+    end = report.best_step or len(report.num_pairs)
+    columns = report.chosen_logratios, report.rejected_logratios, report.num_pairs
+    last = list(zip(*columns, strict=True))[end - max(1, round(end * LAST_SHARE)) : end]
+    finite = [step for step in last if all(map(math.isfinite, step))]
+    total = sum(pairs for _, _, pairs in finite)
+    if not total:
         return None
-    chosen, rejected = (fmean(side) for side in zip(*finite, strict=True))
+    chosen, rejected = (sum(s[side] * s[2] for s in finite) / total for side in (0, 1))
     return {"chosen": chosen, "rejected": rejected, "margin": chosen - rejected}
 
 

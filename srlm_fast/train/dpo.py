@@ -217,7 +217,8 @@ class DpoTask:
 
     def metrics(self, result: StepResult, items: Ints) -> dict[str, float]:
         names = ("margin", "accuracy", "chosen_logratio", "rejected_logratio")
-        return {name: total / len(items) for name, total in zip(names, result.sums, strict=True)}
+        means = [total / len(items) for total in result.sums]
+        return {**dict(zip(names, means, strict=True)), "num_pairs": len(items)}
 
     def fingerprint(self) -> list[bytes]:
         segments = self.segments

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class Task(Protocol):
 
     def objective(self, model: Model, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]: ...
 
-    def metrics(self, result: StepResult, items: Ints) -> dict[str, float]:
+    def metrics(self, result: StepResult, items: Ints) -> dict[str, Any]:
         """The fields of StepReport that are the task's own."""
         ...
 
