@@ -38,8 +38,12 @@ def sft_rows(
         }
         for r in eft
     ]
-    rows = [SftRow(prompt_ids(model, t), answer_ids(model, t["response"])) for t in texts]
-    return texts, rows
+    return texts, taught_rows(model, texts)
+
+
+def taught_rows(model: Model, texts: Sequence[dict[str, Any]]) -> list[SftRow]:
+    """Rows of the run folder's text as tokens."""
+    return [SftRow(prompt_ids(model, t), answer_ids(model, t["response"])) for t in texts]
 
 
 def prompt_ids(model: Model, row: dict[str, Any]) -> list[int]:

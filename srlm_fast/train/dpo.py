@@ -162,17 +162,18 @@ class DpoTask:
         self.config, self.seed, self.device = config, seed, model.device
         self.num_items, self.batch_size = len(pairs), config.batch_pairs
         self.num_mixed = len(real)
+        items: list[TokenPair | SftRow] = [*pairs, *real]
         responses = [ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
         responses += [row.response_ids for row in real for _ in range(2)]
         self.segments = make_segments(
-            (item.prompt_ids for item in (*pairs, *real) for _ in range(2)),
+            (item.prompt_ids for item in items for _ in range(2)),
             responses,
             model.config.vocab_size,
             config.share_prompts,
         ).twins(2 * len(pairs))
         check_lengths(self.segments, model.config.max_position_embeddings)
         self.lengths = item_tokens(self.segments, 2)
-        self.weights = np.array([item.weight for item in (*pairs, *real)], dtype=np.float64)
+        self.weights = np.array([item.weight for item in items], dtype=np.float64)
         self.labels = np.array([pair.label for pair in pairs], dtype=np.float64)
         self.ref_logps = None if ref_logps is None else _stack(ref_logps, len(pairs), len(real))
         if self.ref_logps is not None:

@@ -287,9 +287,7 @@ def _fill(lengths: Sequence[int], budget: int) -> list[int]:
     return begins
 
 
-def batch_items(
-    num_items: int, batch_size: int, seed: int, step: int, num_mixed: int = 0
-) -> Ints:
+def batch_items(num_items: int, batch_size: int, seed: int, step: int, num_mixed: int = 0) -> Ints:
     """Items of one optimizer step: a slice of the epoch's permutation.
 
     (seed, epoch) alone decides the permutation. The last batch of an epoch holds what is left.
