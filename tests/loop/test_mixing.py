@@ -11,9 +11,11 @@ import pytest
 
 from srlm_fast import load_model
 from srlm_fast.config import check, put, recipe
-from srlm_fast.loop import mixing, run, state, teaching
+from srlm_fast.loop import run, state, teaching
 from srlm_fast.loop.answers import load_candidates
-from srlm_fast.loop.mixing import dealt
+from srlm_fast.loop.mixing import Mixing, dealt
+from srlm_fast.loop.rewarding import BestOfNRewarding, RandomRewarding
+from srlm_fast.loop.state import derive_seed
 from srlm_fast.loop.token_rows import taught_rows, token_pair
 from srlm_fast.records import InputError, RowWriter, read_jsonl
 from srlm_fast.train import pair_logps
@@ -21,6 +23,7 @@ from tests.loop.test_reference import FAST, metrics
 from tests.loop.test_resume import Killed, break_at
 from tests.loop.worlds import Silent, results, same, share_first_model, small_config
 
+FAST = FAST | {"num_prompts": 12, "candidates.max_tokens": 16}
 MIXED = FAST | {
     "accumulate": "yes",
     "mix_real": 0.25,
@@ -179,7 +182,9 @@ def test_best_of_n_keeps_the_seeds_and_the_best_of_earlier_rounds(unbroken, tmp_
         return train(model, rows, *args, **keep)
 
     monkeypatch.setattr(teaching, "train_sft", spy)
-    changes = FAST | {"reward": "best-of-n", "num_prompts": 6, "judge.sampling.n": 1}
+    # Of so short a training no judge comes: the draw of --reward random stands in for its scores.
+    monkeypatch.setattr(BestOfNRewarding, "reward", RandomRewarding.reward)
+    changes = FAST | {"reward": "best-of-n", "num_prompts": 6, "judge.sampling.max_tokens": 1}
     summary = variant(tmp_path / "all", unbroken[0], **changes, accumulate="yes")
     best = [made["sft_rows"] for made in summary["rounds"]]
     seeds = len(read_jsonl(tmp_path / "all/m1/sft.jsonl"))
@@ -196,9 +201,23 @@ def test_best_of_n_keeps_the_seeds_and_the_best_of_earlier_rounds(unbroken, tmp_
     assert len(seen[-1]) == 2 * made["sft_rows"]
 
 
-def test_nothing_is_mixed_unless_asked_for(unbroken, tmp_path):
-    summary = variant(tmp_path / "run", unbroken[0], **FAST, iterations=1)
-    assert "mixed" not in summary["rounds"][0]
+def mixing_of(seed=0, **changes):
+    """Of the second round of a run that has nothing but its options."""
+    config = recipe("default", "tiny")
+    for path, value in changes.items():
+        config = put(config, path, value)
+    folders = [type("Folder", (), {"number": n, "name": f"M{n}"}) for n in (1, 2, 3)]
+    names = {"config": config, "folders": folders}
+    own = type("Run", (), names | {"seed": lambda *parts: derive_seed(seed, *parts[1:])})
+    return Mixing(own(), folders[2])
+
+
+def test_nothing_is_mixed_unless_asked_for():
+    plain = mixing_of()
+    assert plain.figures == {} == plain.write_references(3, None) and plain.real(16) == []
+    rows, pairs = [{"prompt_id": "p"}], [object()]
+    assert plain.with_earlier(rows, pairs) == (rows, pairs)
+    assert mixing_of(mix_real=0.1).figures == {"mixed": {"real": 0, "earlier": 0}}
 
 
 def test_a_deck_is_dealt_to_its_end_before_it_is_shuffled_anew():
@@ -210,13 +229,9 @@ def test_a_deck_is_dealt_to_its_end_before_it_is_shuffled_anew():
 
 def test_a_draw_takes_all_alike():
     """10 own rows and 30 earlier ones: a quarter of the draw is the round's own on average."""
-    config = put(recipe("default", "tiny"), "accumulate", "subsample")
     found = []
     for seed in range(200):
-        one = object.__new__(mixing.Mixing)
-        one.folder = type("Folder", (), {"name": "M3"})
-        one.run = type("Run", (), {"config": config, "seed": lambda *parts, s=seed: hash((s, 1))})
-        places = one.drawn(10, 20, 10)
+        places = mixing_of(seed, accumulate="subsample").drawn(10, 20, 10)
         assert sum(map(len, places)) == 10 and all(len(set(each)) == len(each) for each in places)
         found.append([len(each) for each in places])
     means = [sum(each) / len(found) for each in zip(*found, strict=True)]
