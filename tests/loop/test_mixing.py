@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 
 import pytest
+from safetensors.torch import load_file
 
 from srlm_fast import load_model
 from srlm_fast.config import check, put, recipe
@@ -19,6 +20,8 @@ from srlm_fast.loop.state import derive_seed
 from srlm_fast.loop.token_rows import taught_rows, token_pair
 from srlm_fast.records import InputError, RowWriter, read_jsonl
 from srlm_fast.train import pair_logps
+from tests.dist.processes import Ranks
+from tests.loop import rank_cases
 from tests.loop.test_reference import FAST, metrics
 from tests.loop.test_resume import Killed, break_at
 from tests.loop.worlds import Silent, results, same, share_first_model, small_config
@@ -144,13 +147,38 @@ def test_broken_off_it_ends_the_same(unbroken, tmp_path, monkeypatch):
     assert read_jsonl(out / name) == read_jsonl(unbroken[0] / name)
 
 
-def test_lost_earlier_rows_are_named(unbroken, tmp_path):
-    out = tmp_path / "run"
-    shutil.copytree(unbroken[0], out)
+def without(out, source, *stages):
+    """A copy of a run in which some stages are not done."""
+    shutil.copytree(source, out)
     kept = json.loads((out / "state.json").read_text())
-    for stage in ("m3/train", "m3/measure"):
+    for stage in stages:
         del kept["stages"][stage]
     (out / "state.json").write_text(json.dumps(kept))
+
+
+def test_two_ranks_mix_what_one_process_does(unbroken, tmp_path):
+    out = tmp_path / "run"
+    without(out, unbroken[0], "m3/pairs", "m3/train", "m3/measure")
+    for name in ("pairs.jsonl", "earlier_pairs.jsonl"):
+        (out / "m3" / name).unlink()
+    ranks = Ranks(2)
+    try:
+        found, _ = ranks(rank_cases.whole_run, str(out), 1, MIXED)
+    finally:
+        ranks.stop()
+    assert found["summary"]["rounds"][1]["mixed"] == unbroken[1]["rounds"][1]["mixed"]
+    files = [read_jsonl(each / "m3/earlier_pairs.jsonl") for each in (out, unbroken[0])]
+    for ours, theirs in zip(*files, strict=True):
+        assert ours.pop("ref_logps") == pytest.approx(theirs.pop("ref_logps"), abs=1e-3)
+        assert ours == theirs
+    weights = [load_file(each / "m3/model/model.safetensors") for each in (out, unbroken[0])]
+    for name in weights[0]:
+        assert (weights[0][name] - weights[1][name]).abs().max() < 1e-4, name
+
+
+def test_lost_earlier_rows_are_named(unbroken, tmp_path):
+    out = tmp_path / "run"
+    without(out, unbroken[0], "m3/train", "m3/measure")
     for name in ("m3/earlier_pairs.jsonl", "m2/pairs.jsonl", "m2/candidates.jsonl", "m1/sft.jsonl"):
         before = (out / name).read_bytes()
         (out / name).write_bytes(before[: len(before) // 2])

@@ -11,6 +11,7 @@ import torch
 from torch.testing import assert_close
 
 from srlm_fast.kernels import dpo_loss_reference
+from srlm_fast.model import LoraConfig, add_lora
 from srlm_fast.train import (
     CheckpointError,
     DpoConfig,
@@ -177,10 +178,19 @@ def test_an_epoch_has_every_real_row_once_spread_over_its_steps():
 
 
 def start(model, rows=ROWS, **keep):
-    return train_dpo(model, make_pairs(15), DpoConfig(**SMALL), real=rows, seed=5, **keep)
+    config = DpoConfig(**SMALL, dropout=0.1, activation_checkpointing=True)
+    return train_dpo(model, make_pairs(15), config, real=rows, seed=5, **keep)
 
 
-def test_stopped_and_resumed_is_unbroken(tmp_path):
+MODELS = {
+    "fp32": small_model,
+    "masters": lambda: small_model(dtype=torch.bfloat16),
+    "lora": lambda: add_lora(small_model(), LoraConfig(2, 4.0), seed=1),
+}
+
+
+@pytest.mark.parametrize("small_model", MODELS.values(), ids=MODELS)
+def test_stopped_and_resumed_is_unbroken(small_model, tmp_path):
     whole, path = small_model(), tmp_path / "c"
     wanted = start(whole)
     assert len(wanted.losses) == 6
