@@ -23,7 +23,7 @@ from srlm_fast.train import SftRow, TokenPair
 
 from .reference import Reference
 from .state import ModelFolder, derive_seed
-from .token_rows import best_sft_rows, fitting, taught_rows, token_pair
+from .token_rows import best_sft_rows, fitting, taught_rows, token_pairs
 
 if TYPE_CHECKING:
     from .loop import Run
@@ -82,12 +82,13 @@ class Mixing:
         """What is learnt from: places of the round's own pairs; of earlier ones rows that name
         them, and tokens.
         """
-        rows, pairs = [], []
+        rows: list[Row] = []
+        pairs: list[TokenPair] = []
         for folder in self.earlier:
             candidates = self.run.rewarding.sampled(folder)
-            for row in self.run.rows_of(folder, folder.pairs, "pairs", "pairs"):
-                pairs.append(token_pair(self.run.model, row, candidates))
-                rows.append({name: row[name] for name in NAMES})
+            found = self.run.rows_of(folder, folder.pairs, "pairs", "pairs")
+            pairs += token_pairs(self.run.model, found, candidates, folder.pairs)
+            rows += [{name: row.get(name) for name in NAMES} for row in found]
         places, kept = self.drawn(own, len(rows))
         return places, [rows[i] for i in kept], [pairs[i] for i in kept]
 

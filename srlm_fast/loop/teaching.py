@@ -32,7 +32,7 @@ from .mixing import Mixing
 from .reference import Reference
 from .reward_model import FOLDER, accuracy_note, reward_pairs
 from .state import ModelFolder
-from .token_rows import fitting, sft_rows, token_pair
+from .token_rows import fitting, sft_rows, token_pairs
 
 if TYPE_CHECKING:
     from .loop import Run
@@ -88,14 +88,10 @@ class Teaching:
         """
         run, mixing = self.run, Mixing(self.run, folder)
         rows = run.rows_of(folder, folder.pairs, "pairs", "pairs")
-        candidates = run.rewarding.sampled(folder)
-        try:
-            pairs = [token_pair(run.model, row, candidates) for row in rows]
-            rows = Reference(run, folder).renewed(rows, pairs)
-            rows, pairs = mixing.with_earlier(rows, pairs)
-            prompt_ids = [row["prompt_id"] for row in rows]
-        except KeyError as error:
-            raise InputError(f"{folder.pairs}: found a row without {error}, wanted pairs") from None
+        pairs = token_pairs(run.model, rows, run.rewarding.sampled(folder), folder.pairs)
+        rows = Reference(run, folder).renewed(rows, pairs)
+        rows, pairs = mixing.with_earlier(rows, pairs)
+        prompt_ids = [row["prompt_id"] for row in rows]
         share, seed = run.config.held_out_pairs, run.seed(folder.name, "held out")
         apart = held_out_prompts(prompt_ids, share, seed)
         kept = [i for i, prompt_id in enumerate(prompt_ids) if prompt_id in apart]

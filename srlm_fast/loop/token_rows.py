@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from srlm_fast.judge import Rubric
@@ -73,6 +74,19 @@ def token_pair(
     chosen, rejected = group[row["chosen_index"]], group[row["rejected_index"]]
     responses = response_ids(model, chosen), response_ids(model, rejected)
     return TokenPair(question, *responses, label=row.get("label", 1.0))
+
+
+def token_pairs(
+    model: Model,
+    rows: Sequence[dict[str, Any]],
+    candidates: Mapping[str, Sequence[Candidate]],
+    path: Path,
+) -> list[TokenPair]:
+    """The pair rows of a file as tokens. Raises InputError for a row that is none."""
+    try:
+        return [token_pair(model, row, candidates) for row in rows]
+    except KeyError as error:
+        raise InputError(f"{path}: found a row without {error}, wanted pairs") from None
 
 
 def best_sft_rows(

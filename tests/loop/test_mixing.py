@@ -185,6 +185,9 @@ def test_lost_earlier_rows_are_named(unbroken, tmp_path):
         with pytest.raises(InputError, match=f"{name}: found"):
             run(small_config(out, **MIXED), Silent())
         (out / name).write_bytes(before)
+    (out / "m2/pairs.jsonl").write_text('{"a": 1}\n' * unbroken[1]["rounds"][0]["pairs"])
+    with pytest.raises(InputError, match="m2/pairs.jsonl: found a row without 'prompt_id'"):
+        run(small_config(out, **MIXED), Silent())
 
 
 def test_a_subsample_has_the_size_of_a_round(unbroken, tmp_path, monkeypatch):
