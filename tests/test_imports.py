@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "options": {"records"},
     "run_folder": {"records"},
     "config": {"records", "options", "run_folder", *STAGES},
-    "plan": {"records", "options", "config", "model", "train"},
+    "plan": {"records", "options", "config", "data", "model", "train"},
     "loop": {"records", "run_folder", "config", *STAGES},
     "run": {"records", "options", "run_folder", "config", "plan", "loop", "report", "model"},
     "judge_command": {
@@ -42,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
         *("records", "options", "run_folder", "config", "loop", "run"),
         *("data", "eval", "model", "report"),
     },
+    "data_command": {"records", "options", "run_folder", "run", "data", "report"},
     "__init__": {"model", "sampler"},
 }
 
