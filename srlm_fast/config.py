@@ -142,6 +142,8 @@ class Config:
     pairs: PairConfig = field(default_factory=PairConfig)
     reference: str = "round"  # of DPO: whose log-probs; "sft": M1's
     held_out_pairs: float = 0.0  # share of a round's prompts
+    accumulate: str = "no"  # rows of earlier rounds: "yes", or "subsample" to the size of one
+    mix_real: float = 0.0  # share of the rows of a round that are the seeds'
     dpo: DpoConfig = field(default_factory=lambda: DpoConfig(micro_batch_tokens=MICRO_BATCH))
     reward_training: RewardConfig = field(
         default_factory=lambda: RewardConfig(micro_batch_tokens=MICRO_BATCH)
@@ -373,6 +375,24 @@ def check(config: Config) -> None:
     check_pair_options(config)
     check_adapter_options(config)
     check_evaluation_options(config)
+    check_mixing_options(config)
+
+
+def check_mixing_options(config: Config) -> None:
+    """Refuse real rows where there are none, and their weight where nothing is weighted by it."""
+    share, weight = config.mix_real, config.dpo.real_weight
+    if share and config.model != TINY and not (config.ift_file or config.eft_file):
+        raise InputError(
+            f"--mix-real: found {share:g} without --ift and --eft, wanted one of them: its rows "
+            "are what is mixed in"
+        )
+    if weight != DpoConfig.real_weight and not share:
+        raise InputError(f"--real-weight: found {weight:g} alone, wanted --mix-real too")
+    if weight != DpoConfig.real_weight and config.reward == "best-of-n":
+        raise InputError(
+            f"--real-weight: found {weight:g} with --reward best-of-n, wanted another reward: "
+            "there real rows count like the others"
+        )
 
 
 def check_log(config: Config) -> None:

@@ -26,6 +26,7 @@ LOSSES = ("sigmoid", "robust", "hinge", "ipo", "simpo")
 OPTIMIZERS = ("adamw", "adamw-bf16", "adamw-8bit")
 SCHEDULES = ("linear", "cosine", "constant")
 REFERENCES = ("round", "sft")
+ACCUMULATES = ("no", "yes", "subsample")
 TRACKERS = ("tensorboard", "wandb")
 SHARDS = ("auto", "yes", "no")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -475,6 +476,29 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             one_of(*REFERENCES),
             "MODEL",
             "of DPO: round, the model that the round starts from; sft, M1 in every round",
+        ),
+        Option(
+            "--accumulate",
+            "accumulate",
+            one_of(*ACCUMULATES),
+            "HOW",
+            "rows that a round learns from: no, its own; yes, those of earlier rounds too; "
+            "subsample, as many as its own, drawn from all of them (default: no)",
+        ),
+        Option(
+            "--mix-real",
+            "mix_real",
+            real(0.0, 0.9),
+            "SHARE",
+            "of the rows that a round learns from: rows of --ift and --eft, by their NLL beside "
+            "the loss of its pairs (default: 0, none)",
+        ),
+        Option(
+            "--real-weight",
+            "dpo.real_weight",
+            real(0.0),
+            "W",
+            "of --mix-real: weight of a row's mean NLL against a pair's loss (default: 1)",
         ),
         Option(
             "--held-out-pairs",
