@@ -204,13 +204,16 @@ class Teaching:
 
 def last_logratios(report: TrainReport) -> dict[str, float] | None:
     """Mean log-ratios of chosen and rejected answers and their difference, in nats over the pairs
-    of the last tenth of the steps of a DPO that led to the weights kept; None where none was
-    finite.
+    of the last tenth of the steps of a DPO that led to the weights kept, a whole batch of pairs at
+    least; None where none was finite.
     """
     end = report.best_step or len(report.num_pairs)
     columns = report.chosen_logratios, report.rejected_logratios, report.num_pairs
-    last = list(zip(*columns, strict=True))[end - max(1, round(end * LAST_SHARE)) : end]
-    finite = [step for step in last if all(map(math.isfinite, step))]
+    steps = list(zip(*columns, strict=True))[:end]
+    count = max(1, round(end * LAST_SHARE))
+    while sum(report.num_pairs[end - count : end]) < max(report.num_pairs[:end], default=0):
+        count += 1  # the last batch of an epoch may hold a pair or two
+    finite = [step for step in steps[end - count :] if all(map(math.isfinite, step))]
     total = sum(pairs for _, _, pairs in finite)
     if not total:
         return None
