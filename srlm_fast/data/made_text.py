@@ -15,8 +15,8 @@ _OWN_END = r"(?:[:.)]|\s[-–—]\s)"
 _ABOUT = r"(?:tasks?|prompts?|instructions?|questions?|requests?|problems?|examples?|ideas?|ones?)"
 _EAGER = r"(?:sure(?: thing)?|certainly|of course|absolutely|okay|ok|great|no problem|got it)"
 _HERE = r"(?:here(?:'s|’s| is| are)|i(?:'d| would) be (?:happy|glad)|the next)\b[^\n:]*"
-# "Sure!", "Sure, here is a task:", "Here is task 9:". A prompt may start with "Here is a question:",
-# but then goes on in the same line.
+# "Sure!", "Sure, here is a task:", "Here is task 9:". A prompt may start with "Here is a
+# question:", but then goes on in the same line.
 _LEAD_IN = re.compile(
     rf"\s*(?:{_EAGER}\b[,.!\s]*{_HERE}\b{_ABOUT}\b[^\n:]*:{_CLOSE}|{_EAGER}[.!:]+(?=\s)"
     rf"|{_HERE}\b{_ABOUT}\b[^\n:]*(?<=\d){_CLOSE}:{_CLOSE}"

@@ -55,7 +55,7 @@ class PromptConfig:
     too much like one of the pool. near_duplicate: F-measure of word pairs (ROUGE-2, numbers written
     alike) from which on it says the same, though ROUGE-L misses it, as where clauses have changed
     places; 0: any.
-    chat_tail: stands in for `tail` where a chat model is asked in a turn of its own.
+    chat_tail: stands in for `tail` where a chat model is asked in a turn; empty where none is.
     """
 
     header: str = "Come up with a series of tasks:\n\n"

@@ -74,8 +74,10 @@ def what_is_missing(model: ModelConfig, config: Config, own: Choice, devices: De
     if memory.training > TRAINING_SHARE * memory.available:
         wanted = f"wanted at most {TRAINING_SHARE:.0%} of {there}"
         return f"training {how} takes {size(memory.training)}{each}, {wanted}"
-    beside = max(memory.pool, memory.least_tokens * memory.kv_token, memory.reward_model)
+    pool = max(memory.pool, memory.least_tokens * memory.kv_token)
+    beside = max(pool + memory.prompt_model, memory.reward_model)
     takes = f"{size(memory.sampling)} and {size(beside)} beside the weights"
+    how += f" with --prompt-model {config.prompt_model}" * (memory.prompt_model > 0)
     return (
         f"sampling from {how} takes {takes}{each}, wanted at most {SAMPLING_SHARE:.0%} of {there}"
     )
