@@ -141,6 +141,12 @@ class Config:
     inputs: dict[str, str] = field(default_factory=dict)  # SHA-256 of each file's content
     out: str = ""
 
+    @property
+    def other_prompt_model(self) -> str | None:
+        """One that makes the prompts and that the run does not have in memory anyway."""
+        is_own = self.prompts_file is not None or self.prompt_model in PROMPT_MODELS
+        return None if is_own else self.prompt_model
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from srlm_fast.data import PromptConfig
 from srlm_fast.judge.fence import defused
 from srlm_fast.model import Model, ModelError, chat, find_folder, load_model, read_config
-from srlm_fast.options import PROMPT_MODELS
 from srlm_fast.records import InputError
 from srlm_fast.sampler import Sampler, SamplingParams
 
@@ -54,11 +53,6 @@ class Author:
         return ids[-(self.model.config.max_position_embeddings // 2) :]
 
 
-def is_another(name: str) -> bool:
-    """Whether it is a model that the run does not have in memory anyway."""
-    return name not in PROMPT_MODELS
-
-
 def check_prompt_model(name: str) -> None:
     """Raise InputError where no model of the name can be found and read."""
     try:
@@ -72,11 +66,11 @@ def prompt_author(run: Run, folder: ModelFolder) -> Iterator[Author]:
     """Who makes the prompts of the round that makes `folder`, for one sampling phase. Another model
     is freed when the last has let go of it.
     """
-    name, live = run.config.prompt_model, run.folders[folder.number - 2]
-    if is_another(name):
-        with another_author(run, name) as author:
+    live, other = run.folders[folder.number - 2], run.config.other_prompt_model
+    if other is not None:
+        with another_author(run, other) as author:
             yield author
-    elif name == "m1" and live.number > 1:
+    elif run.config.prompt_model == "m1" and live.number > 1:
         with WeightsOf(run, run.folders[0], live), run.sampling():
             yield Author(run.model, run.sampler)
     else:

@@ -10,7 +10,7 @@ from srlm_fast.data.selfmade import MadePrompts, Progress
 from srlm_fast.records import Prompt, read_jsonl, write_json_atomic
 
 from .material import round_prompts
-from .prompt_model import check_prompt_model, is_another, prompt_author
+from .prompt_model import check_prompt_model, prompt_author
 from .reward_model import free_memory
 from .state import ModelFolder, derive_seed, read_object
 from .stopping import StoppedError, reasons
@@ -23,18 +23,17 @@ class Prompting:
     """The stage that leaves `prompts.jsonl`. Making one looks for the model that it will need."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.name = run, run.config.prompt_model
-        self.loads = is_another(self.name) and not run.material.prompts
-        if self.loads:
-            check_prompt_model(self.name)
+        self.run, self.other = run, run.config.other_prompt_model
+        if self.other is not None:
+            check_prompt_model(self.other)
 
     def prompts(self, folder: ModelFolder) -> dict[str, Any]:
         if self.run.material.prompts:
             return self.deal(folder)
         figures = PromptMaking(self.run, folder).make()
-        if self.loads:
+        if self.other is not None:
             free_memory(self.run.model.device)
-        return figures | {"prompt_model": self.name}
+        return figures | {"prompt_model": self.run.config.prompt_model}
 
     def deal(self, folder: ModelFolder) -> dict[str, Any]:
         run, number = self.run, folder.number - 2

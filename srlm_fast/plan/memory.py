@@ -8,7 +8,6 @@ import torch
 
 from srlm_fast.config import Config
 from srlm_fast.model import PRESETS, ModelConfig
-from srlm_fast.options import PROMPT_MODELS
 
 from .activations import kept_bytes, layer_bytes
 from .lengths import context_tokens, is_summed, response_share, tokens_at_once
@@ -195,8 +194,8 @@ def prompt_model_bytes(config: Config, width: int, tensor: int) -> float:
     """Of the weights of another model that makes prompts, on one of `tensor` ranks. One that has to
     be downloaded first and is no preset counts as none.
     """
-    name = config.prompt_model
-    if name in PROMPT_MODELS or config.prompts_file is not None:
+    name = config.other_prompt_model
+    if name is None:
         return 0.0
     known = name.lower() in PRESETS or local_folder(name) is not None
     return rank_parameters(model_config(name), tensor) * width if known else 0.0
