@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "tiny": {"records", "judge", "data", "model", "train"},
     "options": {"records"},
     "run_folder": {"records"},
+    "run_models": {"records", "run_folder"},
     "config": {"records", "options", "run_folder", *STAGES},
     "plan": {"records", "options", "config", "model", "train"},
     "loop": {"records", "run_folder", "config", *STAGES},
