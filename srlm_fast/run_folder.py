@@ -22,23 +22,25 @@ SUMMARY_FILE = "summary.json"
 LOCK_FILE = ".lock"
 
 
-def check_out(folder: Path) -> None:
-    """Raise InputError unless `folder` is a run folder, is empty, or can be made."""
+def check_out(folder: Path, key: str = "run") -> None:
+    """Raise InputError unless `folder` is a run folder, is empty, or can be made. key: of what else
+    than a run, as its `config.json` has it.
+    """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         kind = "a file" if existing == folder else f"inside {existing}, which is a file"
         raise InputError(f"--out {folder}: found {kind}, wanted a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"--out {folder}: {existing} is not writable, wanted a writable folder")
-    if existing == folder and not is_run_folder(folder) and not is_blank(folder):
+    if existing == folder and not is_run_folder(folder, key) and not is_blank(folder):
         raise InputError(
-            f"--out {folder}: found files that are not of a run, wanted a new or empty folder, "
-            "or one that an earlier run made"
+            f"--out {folder}: found files that are not of a {key}, wanted a new or empty folder, "
+            f"or one that an earlier {key} made"
         )
 
 
-def is_run_folder(folder: Path) -> bool:
-    return (folder / CONFIG_FILE).is_file() and "run" in read_json(folder / CONFIG_FILE)
+def is_run_folder(folder: Path, key: str = "run") -> bool:
+    return (folder / CONFIG_FILE).is_file() and key in read_json(folder / CONFIG_FILE)
 
 
 def is_started(folder: Path) -> bool:
@@ -113,6 +115,8 @@ class Lock:
         self.release()
 
 
-def write_config(folder: Path, run: dict[str, Any], versions: dict[str, str]) -> None:
+def write_config(
+    folder: Path, made: dict[str, Any], versions: dict[str, str], key: str = "run"
+) -> None:
     """`config.json`: everything that made the run."""
-    write_json_atomic(folder / CONFIG_FILE, {"run": run, "versions": versions})
+    write_json_atomic(folder / CONFIG_FILE, {key: made, "versions": versions})

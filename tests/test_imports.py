@@ -36,12 +36,16 @@ ALLOWED: dict[str, set[str]] = {
     "run_models": {"records", "run_folder"},
     "config": {"records", "options", "run_folder", *STAGES},
     "plan": {"records", "options", "config", "model", "train"},
-    "loop": {"records", "run_folder", "config", *STAGES},
+    "loop": {"records", "run_folder", "run_models", "config", *STAGES},
     "run": {"records", "options", "run_folder", "config", "plan", "loop", "report", "model"},
     "judge_command": {
         "plan",
         *("records", "options", "run_folder", "config", "loop", "run"),
         *("data", "eval", "model", "report"),
+    },
+    "compare": {
+        *("records", "options", "run_folder", "run_models", "config", "plan", "loop", "run"),
+        *("judge_command", "data", "eval", "model", "report"),
     },
     "__init__": {"model", "sampler"},
 }

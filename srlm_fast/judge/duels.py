@@ -93,14 +93,24 @@ def by_score(
     slack: float = SLACK,
 ) -> list[Duel]:
     """Duels by the mean scores of both answers. An answer without a row was too long."""
-    duels = []
-    for one, other in matches:
-        samples = ours.get((one.prompt_id, one.index)), theirs.get((other.prompt_id, other.index))
-        means = [None if each is None else mean_score(each) for each in samples]
-        status = "TOO_LONG" if None in samples else "NO_SCORE" if None in means else "OK"
-        outcome = None if status != "OK" else _better(*means, slack)  # type: ignore[arg-type]
-        duels.append(_made((one, other), outcome, status))
-    return duels
+    return [
+        _made((one, other), *_scored(_samples(ours, one), _samples(theirs, other), slack))
+        for one, other in matches
+    ]
+
+
+def _samples(scores: Mapping[CandidateKey, Samples], answer: Candidate) -> Samples | None:
+    return scores.get((answer.prompt_id, answer.index))
+
+
+def _scored(ours: Samples | None, theirs: Samples | None, slack: float) -> tuple[float | None, str]:
+    """(outcome, status) of two answers' scores."""
+    if ours is None or theirs is None:
+        return None, "TOO_LONG"
+    one, other = mean_score(ours), mean_score(theirs)
+    if one is None or other is None:
+        return None, "NO_SCORE"
+    return 0.5 if abs(one - other) <= max(slack, SLACK) else float(one > other), "OK"
 
 
 def _made(
@@ -111,10 +121,6 @@ def _made(
     if one.text == other.text:
         return Duel(*key, 0.5, lengths, identical=True)
     return Duel(*key, outcome, lengths, status, orders)
-
-
-def _better(one: float, other: float, slack: float) -> float:
-    return 0.5 if abs(one - other) <= max(slack, SLACK) else float(one > other)
 
 
 def _sign(value: float) -> int:
