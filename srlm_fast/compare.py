@@ -301,6 +301,7 @@ def prompts_of(
     arguments: argparse.Namespace, models: dict[str, ModelAt], config: Config
 ) -> list[Prompt]:
     """Those of the file, or those that are held out from both models. Raises InputError."""
+    from srlm_fast.config import from_json
     from srlm_fast.data import read_prompts
     from srlm_fast.loop.material import gather
 
@@ -315,8 +316,9 @@ def prompts_of(
             "--prompts: not given, wanted a file of prompts: only models of one run have held-out "
             "prompts in common"
         )
-    check_unchanged(config)
-    prompts = list(gather(config).held_out)
+    own = config if run is None else from_json(models["a"].run_config or {})
+    check_unchanged(own)
+    prompts = list(gather(own).held_out)
     if not prompts:
         raise InputError(f"--prompts: not given, and {run} holds no prompt out; wanted a file")
     return prompts
@@ -370,12 +372,12 @@ def settings(terms: Terms, arguments: argparse.Namespace) -> dict[str, Any]:
     found = {
         "A": identity("A", terms.models["a"]),
         "B": identity("B", terms.models["b"]),
+        "--seed": config.seed,
         "--prompts (their content)": hashlib.sha256(rows.encode()).hexdigest()[:16],
         "--samples": answers.n,
         "--temperature": answers.temperature,
         "--top-p": answers.top_p,
         "--max-tokens": answers.max_tokens,
-        "--seed": config.seed,
         "--device": config.device,
         "--dtype": config.dtype,
         "--judge-kind": terms.kind,

@@ -13,15 +13,16 @@ from typing import Any
 from srlm_fast.records import InputError
 from srlm_fast.run_folder import CONFIG_FILE, is_run_folder, read_json
 
+TINY = "tiny"  # the package's own
 MODEL = "model"  # the folder of the weights inside `m1/`, `m2/`, ...
 _NUMBERED = re.compile(r"m([1-9]\d*)")
 
 
 @dataclass(frozen=True)
 class ModelAt:
-    """folder_or_name: as `load_model` takes it. name: M2 for a model of a run, else what was given.
-    run, number, run_config: the run that made it, which of its models it is, and the options of
-    that run (of its `config.json`); None for a model of no run.
+    """folder_or_name: as `load_model` takes it, a folder's path absolute. name: M2 for a model of a
+    run, else what was given. run, number, run_config: the run that made it, which of its models it
+    is, and the options of that run (of its `config.json`); None for a model of no run.
     """
 
     folder_or_name: str
@@ -48,7 +49,8 @@ def resolve_model(text: str) -> ModelAt:
     place = place.parent if place.name == MODEL and place.is_dir() else place
     numbered = _NUMBERED.fullmatch(place.name)
     if numbered is None or not is_run_folder(place.parent):
-        return ModelAt(text, None, text)
+        is_folder = text != TINY and path.is_dir()
+        return ModelAt(str(path.absolute()) if is_folder else text, None, text)
     if not (place / MODEL).is_dir():
         found = "found no model in it yet" if place.is_dir() else "found no such model"
         raise InputError(f"{text}: {found}, wanted one that the run has: {listed(path.parent)}")

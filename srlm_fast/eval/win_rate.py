@@ -7,11 +7,11 @@ of A's answer less those of B's, and s the standard deviation of d,
     P(A wins | d)              = sigmoid(theta + phi tanh(d / s))
     length-controlled win rate = sigmoid(theta), at equal lengths
 
-as in AlpacaEval 2 (arXiv 2404.04475), without its third term, how hard each instruction
-is for the baseline, which is shared by many models and has nothing to stand on with two. theta and
-phi minimise the cross-entropy plus RIDGE / 2 (theta^2 + phi^2): a prior of standard deviation
-RIDGE^-1/2 = 10 logits, which keeps them finite where outcomes are all alike or follow from length.
-The unit of every interval is the prompt, since comparisons of one prompt hang together.
+as in AlpacaEval 2 (arXiv 2404.04475), without its third term, how hard each instruction is for the
+baseline: that is learnt from many models, and here are two. theta and phi minimise the
+cross-entropy plus RIDGE / 2 (theta^2 + phi^2): a prior of standard deviation RIDGE^-1/2 = 32
+logits, which keeps them finite where outcomes are all alike or follow from length. The unit of
+every interval is the prompt, since comparisons of one prompt hang together.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import expit, stdtrit
 
 from srlm_fast.eval.interval import ratio_interval
 from srlm_fast.judge.duels import Duel
 
-RIDGE = 0.01
+RIDGE = 1e-3
 STEPS, TOLERANCE = 200, 1e-10
 Array = np.ndarray
 
@@ -136,7 +137,7 @@ def length_controlled(read: Sequence[Duel]) -> dict[str, Any] | None:
 
     The interval is that of theta by the delta method, clustered by prompt (Huber's and White's
     sandwich), Student's t. A fit that leaves no comparison on the wrong side shows no spread: there
-    the curvature of cross-entropy and ridge stands in for it.
+    it holds the theta at which the best loss, a prompt counted once, rises by no more than t^2 / 2.
     """
     if not read:
         return None
@@ -145,10 +146,10 @@ def length_controlled(read: Sequence[Duel]) -> dict[str, Any] | None:
     _, prompts = np.unique([duel.prompt_id for duel in read], return_inverse=True)
     design = np.stack([np.ones(len(read)), _standardised(differences)], axis=1)
     theta, phi = fitted = fit_logistic(design, outcomes)
-    error = _standard_error(design, outcomes, fitted, prompts)
+    bounds = _bounds(design, outcomes, fitted, prompts)
     return {
         "win_rate": float(expit(theta)),
-        "interval": None if error is None else _expit_interval(theta, error, prompts.max()),
+        "interval": None if bounds is None else [float(expit(bound)) for bound in bounds],
         "length_effect": float(phi),
         "extrapolated": bool((differences > 0).all() or (differences < 0).all()),
     }
@@ -160,17 +161,19 @@ def _standardised(differences: Array) -> Array:
     return np.tanh(differences / spread) if spread else np.sign(differences)
 
 
-def fit_logistic(design: Array, outcomes: Array) -> Array:
-    """[K] weights that minimise the cross-entropy of design [N, K] with outcomes [N] in [0, 1],
-    plus the ridge: Newton's method, steps halved where they would go up.
+def fit_logistic(design: Array, outcomes: Array, offset: float = 0.0) -> Array:
+    """[K] weights that minimise the cross-entropy of offset + design [N, K] weights with outcomes
+    [N] in [0, 1], plus the ridge: Newton's method, steps halved where they would go up.
     """
     weights = np.zeros(design.shape[1])
     for _ in range(STEPS):
-        residuals = expit(design @ weights) - outcomes
-        gradient = design.T @ residuals + RIDGE * weights
-        step = np.linalg.solve(_curvature(design, weights), gradient)
-        here = _loss(design, outcomes, weights)
-        while _loss(design, outcomes, weights - step) > here and np.abs(step).max() > TOLERANCE:
+        p = expit(offset + design @ weights)
+        gradient = design.T @ (p - outcomes) + RIDGE * weights
+        step = np.linalg.solve(_curvature(design, p), gradient)
+        here = _loss(design, outcomes, weights, offset)
+        while np.abs(step).max() > TOLERANCE:
+            if _loss(design, outcomes, weights - step, offset) <= here:
+                break
             step = step / 2
         weights = weights - step
         if np.abs(step).max() <= TOLERANCE:
@@ -178,32 +181,53 @@ def fit_logistic(design: Array, outcomes: Array) -> Array:
     return weights
 
 
-def _loss(design: Array, outcomes: Array, weights: Array) -> float:
-    logits = design @ weights
-    loss = np.logaddexp(0, logits) - outcomes * logits
-    return float(loss.sum() + RIDGE / 2 * weights @ weights)
+def _loss(design: Array, outcomes: Array, weights: Array, offset: float = 0.0) -> float:
+    logits = offset + design @ weights
+    entropy = np.logaddexp(0, logits) - outcomes * logits
+    return float(entropy.sum() + RIDGE / 2 * (weights @ weights))
 
 
-def _curvature(design: Array, weights: Array) -> Array:
-    p = expit(design @ weights)
-    return (design * (p * (1 - p))[:, None]).T @ design + RIDGE * np.eye(len(weights))
+def _curvature(design: Array, p: Array) -> Array:
+    """Second derivative of the loss at the probabilities p [N]."""
+    return (design * (p * (1 - p))[:, None]).T @ design + RIDGE * np.eye(design.shape[1])
 
 
-def _standard_error(design: Array, outcomes: Array, weights: Array, prompts: Array) -> float | None:
-    """Of the first weight; None for fewer than two prompts. prompts: [N], their numbers."""
+def _bounds(
+    design: Array, outcomes: Array, fitted: Array, prompts: Array
+) -> tuple[float, float] | None:
+    """Of theta; None for fewer than two prompts. prompts: [N], their numbers."""
     count = int(prompts.max()) + 1
     if count < 2:
         return None
-    bread = np.linalg.inv(_curvature(design, weights))
-    logits = design @ weights
-    if ((2 * outcomes - 1) * logits > 0).all():
-        return math.sqrt(bread[0, 0])
-    scores = np.zeros((count, len(weights)))
-    np.add.at(scores, prompts, design * (outcomes - expit(logits))[:, None])
+    t = float(stdtrit(count - 1, 0.975))
+    if ((2 * outcomes - 1) * (design @ fitted) > 0).all():
+        return _profile(design, outcomes, fitted, t**2 / 2 * len(outcomes) / count)
+    half = t * _sandwich(design, outcomes, fitted, prompts)
+    return fitted[0] - half, fitted[0] + half
+
+
+def _sandwich(design: Array, outcomes: Array, fitted: Array, prompts: Array) -> float:
+    """Standard error of theta."""
+    count, p = int(prompts.max()) + 1, expit(design @ fitted)
+    scores = np.zeros((count, len(fitted)))
+    np.add.at(scores, prompts, design * (outcomes - p)[:, None])
+    bread = np.linalg.inv(_curvature(design, p))
     filling = scores.T @ scores * count / (count - 1)
     return math.sqrt((bread @ filling @ bread)[0, 0])
 
 
-def _expit_interval(theta: float, error: float, freedom: int) -> list[float]:
-    half = float(stdtrit(freedom, 0.975)) * error
-    return [float(expit(theta - half)), float(expit(theta + half))]
+def _profile(design: Array, outcomes: Array, fitted: Array, most: float) -> tuple[float, float]:
+    """The two theta at which the loss, least over phi, is `most` above the least of all."""
+    least, length = _loss(design, outcomes, fitted), design[:, 1:]
+
+    def above(theta: float) -> float:
+        loss = _loss(length, outcomes, fit_logistic(length, outcomes, theta), theta)
+        return loss + RIDGE / 2 * theta**2 - least - most
+
+    def bound(sign: int) -> float:
+        reach = 1.0
+        while above(fitted[0] + sign * reach) < 0:  # ends: the ridge grows without bound
+            reach *= 2
+        return float(brentq(above, fitted[0], fitted[0] + sign * reach, xtol=1e-6))
+
+    return bound(-1), bound(1)
