@@ -437,6 +437,8 @@ def figures_of(terms: Terms, outcome: Outcome) -> dict[str, Any]:
         "borrowed": outcome.borrowed,
         "sampling": dataclasses.asdict(terms.sampling),
         "seed": terms.config.seed,
+        "device": terms.config.device,
+        "dtype": terms.config.dtype,
         "versions": versions(),
     }
     return made | {"judge_is": judge_sentence(made)}

@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,14 @@ def reward_folder(tmp_path_factory) -> str:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The models that are loaded, in order, none while another is held."""
     names: list[str] = []
+    held: list[weakref.ref] = []
 
     def load(name: str, *rest: Any) -> Any:
+        assert all(each() is None for each in held)
         names.append("/".join(Path(name).parts[-2:]))
-        return load_model(name, *rest)
+        made = load_model(name, *rest)
+        held.append(weakref.ref(made))
+        return made
 
     monkeypatch.setattr(contest, "load_model", load)
     return names

@@ -136,7 +136,8 @@ class Contest:
     ) -> None:
         self.terms, self.out, self.display, self.stop = terms, out, display, stop
         self.model = OneModel(terms.config)
-        self.answers: dict[str, dict[str, list[Candidate]]] = {}
+        self.answers: dict[str, dict[str, list[Candidate]]] = {}  # by side, by prompt_id
+        self.both: list[Prompt] = []  # answered by both
         self.too_long, self.borrowed = dict.fromkeys((*SIDES, "judge"), 0), dict.fromkeys(SIDES, 0)
 
     def run(self) -> Outcome:

@@ -95,8 +95,9 @@ class PairwiseJudge(Judge):
     names = ("comparisons",)
 
     def finished(self) -> bool:
-        pairs = cross_pairs_of(self.contest.matches())
-        return pairs <= self.rows().keys()
+        wanted = cross_pairs(self.contest.matches()).values()
+        rows = self.rows()
+        return all(key in rows for keys in wanted for key in keys)
 
     def judge(self) -> None:
         stage = DuelStage(self.sampler(), self.paths[0], self.contest.matches())
@@ -112,13 +113,6 @@ class PairwiseJudge(Judge):
 
     def asked_with(self) -> dict[str, str]:
         return DEFAULT_PAIR_PROMPT.provenance
-
-
-def cross_pairs_of(matches: Iterable[Match]) -> set[PairKey]:
-    """Matches that have to be compared."""
-    return {
-        (one.prompt_id, one.index, other.index) for one, other in matches if one.text != other.text
-    }
 
 
 class PointJudge(Judge):
