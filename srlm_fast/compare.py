@@ -40,6 +40,8 @@ KEY = "comparison"  # of `config.json`
 FIGURES_FILE = "comparison.json"
 KINDS = ("pairwise", *JUDGES, "model", "gold")
 MATCHES = ("all", "same")
+# Files of a run that its held-out prompts come from.
+HELD_OUT_OF = ("eval_prompts_file", "prompts_file", "ift_file", "eft_file")
 RUBRIC_OPTIONS = (
     *("--rubric", "--judge-samples", "--judge-temperature", "--judge-max-tokens"),
     "--judge-stop",
@@ -326,11 +328,11 @@ def prompts_of(
 
 def check_unchanged(config: Config) -> None:
     """Refuse held-out prompts of a run whose files have changed since: they would be others."""
-    from srlm_fast.config import FILES, fingerprint, option_at
+    from srlm_fast.config import fingerprint, option_at
 
-    for name in FILES:
+    for name in HELD_OUT_OF:
         path, known = getattr(config, name), config.inputs.get(name)
-        if path is not None and known is not None and name != "rubric_file":
+        if path is not None and known is not None:
             if fingerprint(f"{option_at(name)} of the run:", path) != known:
                 raise InputError(
                     f"--prompts: not given, and {path} ({option_at(name)} of the run) has changed "

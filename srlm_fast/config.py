@@ -34,10 +34,12 @@ FILES = (
     "prompts_file",
     "ift_file",
     "eft_file",
+    "eft_eval_file",
     "eval_prompts_file",
     "reward_pairs_file",
     "constitution_file",
     "rubric_file",
+    "chat_template_file",
 )
 FOLDERS = ("model", "reward_model")
 # Tokens run at once in training. Activations are kept for backward, some megabytes a token for a
@@ -110,8 +112,11 @@ class Config:
     prompts_file: str | None = None
     ift_file: str | None = None
     eft_file: str | None = None
+    eft_eval_file: str | None = None
     eval_prompts_file: str | None = None
+    skip_bad: bool = False  # lines of those files that cannot be read
     rubric_file: str | None = None
+    chat_template_file: str | None = None  # None: the model's own
     reward_model: str | None = None
     reward_pairs_file: str | None = None
     constitution_file: str | None = None  # None: the built-in principles
@@ -375,7 +380,12 @@ def check_log(config: Config) -> None:
 
 
 def check_evaluation_options(config: Config) -> None:
-    """Refuse evaluations without pairs to make them on, and the other way round."""
+    """Refuse evaluations without rows to make them on, and the other way round."""
+    if config.eft_eval_file and not config.evaluation.num_judged:
+        raise InputError(
+            "--eft-eval: found with --eval-judged 0, which measures no judge, wanted a number "
+            "above 0"
+        )
     share, every, patience = config.held_out_pairs, config.dpo.evaluate_every, config.dpo.patience
     if share and not every:
         raise InputError(f"--held-out-pairs: found {share:g} alone, wanted --evaluate-every too")

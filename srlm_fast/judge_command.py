@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 Row = TypeVar("Row")
 TAKEN = (
     *("--model", "--judge", "--judge-samples", "--judge-temperature", "--judge-max-tokens"),
-    *("--judge-stop", "--rubric", "--seed", "--device", "--dtype"),
+    *("--judge-stop", "--rubric", "--seed", "--device", "--dtype", "--skip-bad"),
 )
 OWN = (
     Option(
@@ -44,8 +44,8 @@ OWN = (
         "data",
         text("the name of a file"),
         "FILE",
-        "JSONL: ranked answers (`prompt`, `responses`, `scores`) or pairs as RewardBench has them "
-        "(`prompt`, `chosen`, `rejected`, `subset`)",
+        "answers whose order is known: ranked (`prompt`, `responses`, `scores`), pairs as "
+        "RewardBench has them (`prompt`, `chosen`, `rejected`, `subset`), UltraFeedback, ...",
     ),
     Option("--limit", "limit", whole(1), "N", "rows of the file, drawn by the seed (default: all)"),
     Option("--out", "out", text("the name of a file"), "FILE", "where the figures go, as JSON"),
@@ -69,7 +69,7 @@ def make_parser() -> Parser:
     )
     parser.set_defaults(**{option.key: None for option in OPTIONS})
     for option in (*(o for o in OPTIONS if o.name in TAKEN), *OWN):
-        parser.add_argument(option.name, metavar=option.metavar, help=option.help)
+        parser.add_argument(option.name, **option.for_parser)
     return parser
 
 
@@ -121,7 +121,8 @@ def command(argv: Sequence[str]) -> int:
     arguments = read_options(argv)
     # From here on torch is needed, which takes seconds to import.
     from srlm_fast.config import from_options
-    from srlm_fast.data import read_ranked
+    from srlm_fast.data.fields import Skipped
+    from srlm_fast.data.ranked import recognised_ranked
     from srlm_fast.model import ModelError
     from srlm_fast.plan import check_lengths, model_config
     from srlm_fast.report.display import Display
@@ -132,8 +133,11 @@ def command(argv: Sequence[str]) -> int:
         check_lengths(config, model_config(config.model), ("--judge-max-tokens",))
     except ModelError as error:
         raise InputError(str(error)) from error
-    rows = drawn([dict(row) for row in read_ranked(arguments.data)], arguments.limit, config.seed)
+    found = recognised_ranked(arguments.data, Skipped() if config.skip_bad else None)
+    rows = drawn([dict(row) for row in found.rows], arguments.limit, config.seed)
     display = Display(sys.stdout)
+    for note in found.notes("--data"):
+        display.note(note)
     try:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(arguments.rows or Path(scratch) / "rows.jsonl")
@@ -182,6 +186,7 @@ def settings(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
         "--device": config.device,
         "--dtype": config.dtype,
         "--rubric": config.rubric_file,
+        **({"--skip-bad": "yes"} if config.skip_bad else {}),
         **inputs,
     }
 

@@ -96,6 +96,7 @@ class Option:
     metavar: str
     help: str
     also: tuple[str, ...] = ()
+    alone: str | None = None  # what the option means without a value
 
     @property
     def key(self) -> str:
@@ -105,6 +106,12 @@ class Option:
     @property
     def paths(self) -> tuple[str, ...]:
         return (self.path, *self.also)
+
+    @property
+    def for_parser(self) -> dict[str, Any]:
+        """Arguments of `add_argument`."""
+        own = {"metavar": self.metavar, "help": self.help}
+        return own if self.alone is None else own | {"nargs": "?", "const": self.alone}
 
     def parse(self, given: str) -> Any:
         """The value of `given`. Raises InputError naming the option, what was found and wanted."""
@@ -212,29 +219,56 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "prompts_file",
             _FILE,
             "FILE",
-            "JSONL with a `prompt` field, instead of prompts the model makes",
+            "prompts, instead of those the model makes; like every file here of any usual form, "
+            "told by its content: rows of `prompt`, Alpaca, ShareGPT, messages, TRL's forms, "
+            "UltraFeedback, as .jsonl, .json, .parquet, gzip, or .txt with a prompt a line",
         ),
         Option(
             "--ift",
             "ift_file",
             _FILE,
             "FILE",
-            "JSONL with `prompt` and `response`: seed of instruction following",
+            "instructions with answers: seed of instruction following",
         ),
         Option(
             "--eft",
             "eft_file",
             _FILE,
             "FILE",
-            "JSONL with `prompt`, `response`, `judgement`, `score`: seed of judging; or ranked "
-            "answers (`prompt`, `responses`, `scores`), from which the seed is made",
+            "JSONL with `prompt`, `response`, `judgement`, `score`: seed of judging; or answers "
+            "whose order is known (`prompt`, `responses`, `scores`; pairs), from which it is made",
+        ),
+        Option(
+            "--eft-eval",
+            "eft_eval_file",
+            _FILE,
+            "FILE",
+            "answers whose order is known, that the judge is measured on instead of a tenth of "
+            "--eft",
         ),
         Option(
             "--eval-prompts",
             "eval_prompts_file",
             _FILE,
             "FILE",
-            "JSONL with a `prompt` field, held out for the score of each model",
+            "prompts that are held out for the score of each model",
+        ),
+        Option(
+            "--skip-bad",
+            "skip_bad",
+            yes_or_no(),
+            "YES_OR_NO",
+            "pass over lines that cannot be read, count them and name the first, instead of an "
+            "error (default: no)",
+            alone="yes",
+        ),
+        Option(
+            "--chat-template",
+            "chat_template_file",
+            _FILE,
+            "FILE",
+            "a Jinja chat template in the place of the model's own, saved with every model of the "
+            "run",
         ),
     ),
     "each round": (
@@ -309,8 +343,8 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "reward_pairs_file",
             _FILE,
             "FILE",
-            "of --reward model: JSONL with `prompt`, `chosen`, `rejected`, texts or message lists; "
-            "one is trained on them from M1",
+            "of --reward model: answers whose order is known (`prompt`, `chosen`, `rejected`, or "
+            "any form of --eft-eval); one is trained on them from M1",
         ),
         Option(
             "--constitution",

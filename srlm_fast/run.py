@@ -70,7 +70,7 @@ def make_parser() -> Parser:
     for title, options in GROUPS.items():
         group = parser.add_argument_group(title)
         for option in options:
-            group.add_argument(option.name, metavar=option.metavar, help=option.help)
+            group.add_argument(option.name, **option.for_parser)
         if title == "the run":
             group.add_argument(
                 "--out",

@@ -26,17 +26,22 @@ def check_out(folder: Path, key: str = "run") -> None:
     """Raise InputError unless `folder` is a run folder, is empty, or can be made. key: of what else
     than a run, as its `config.json` has it.
     """
+    check_place(folder)
+    if folder.exists() and not is_run_folder(folder, key) and not is_blank(folder):
+        raise InputError(
+            f"--out {folder}: found files that are not of a {key}, wanted a new or empty folder, "
+            f"or one that an earlier {key} made"
+        )
+
+
+def check_place(folder: Path) -> None:
+    """Raise InputError unless `folder` is one that can be written to, or can be made."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         kind = "a file" if existing == folder else f"inside {existing}, which is a file"
         raise InputError(f"--out {folder}: found {kind}, wanted a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"--out {folder}: {existing} is not writable, wanted a writable folder")
-    if existing == folder and not is_run_folder(folder, key) and not is_blank(folder):
-        raise InputError(
-            f"--out {folder}: found files that are not of a {key}, wanted a new or empty folder, "
-            f"or one that an earlier {key} made"
-        )
 
 
 def is_run_folder(folder: Path, key: str = "run") -> bool:

@@ -103,6 +103,32 @@ def test_options_of_every_training_set_all_of_them():
     assert (OPTIMIZERS, SCHEDULES) == (train_config.OPTIMIZERS, train_config.SCHEDULES)
 
 
+def test_bad_lines_are_skipped_with_or_without_a_value(tmp_path: Path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "q"}\n')
+    for argv in (["--skip-bad"], ["--skip-bad", "yes"]):
+        made = tree(*argv, "--prompts", str(path))
+        assert (made.skip_bad, made.prompts_file) == (True, str(path))
+        assert {each.option for each in differences(tree("--prompts", str(path)), made)} == {
+            "--skip-bad"
+        }
+    assert tree("--skip-bad", "no") == tree()
+
+
+def test_files_of_data_and_templates_belong_to_the_run(tmp_path: Path):
+    path = tmp_path / "file"
+    for option in ("--eft-eval", "--chat-template"):
+        path.write_text("one")
+        before = tree(option, str(path))
+        path.write_text("other")
+        (found,) = differences(before, tree(option, str(path)))
+        assert found.option == f"{option} (the file's content)"
+        with pytest.raises(InputError, match=f"^{option} .*none: .*wanted a readable file"):
+            tree(option, str(tmp_path / "none"))
+    with pytest.raises(InputError, match="--eft-eval: found with --eval-judged 0"):
+        tree("--eft-eval", str(path), "--eval-judged", "0")
+
+
 def test_evaluations_need_pairs_that_are_held_out():
     made = tree("--held-out-pairs", "0.1", "--evaluate-every", "5", "--patience", "2")
     assert (made.held_out_pairs, made.dpo.evaluate_every, made.dpo.patience) == (0.1, 5, 2)

@@ -35,8 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     "run_folder": {"records"},
     "run_models": {"records", "run_folder"},
     "config": {"records", "options", "run_folder", *STAGES},
-    "plan": {"records", "options", "config", "model", "train"},
     "loop": {"records", "run_folder", "run_models", "config", *STAGES},
+    "plan": {"records", "options", "config", "data", "model", "train"},
     "run": {"records", "options", "run_folder", "config", "plan", "loop", "report", "model"},
     "judge_command": {
         "plan",
@@ -47,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
         *("records", "options", "run_folder", "run_models", "config", "plan", "loop", "run"),
         *("judge_command", "data", "eval", "model", "report"),
     },
+    "data_command": {"records", "options", "run_folder", "run", "data", "report"},
     "__init__": {"model", "sampler"},
 }
 

@@ -16,7 +16,7 @@ import pytest
 from srlm_fast import judge_command, run_folder
 from srlm_fast.judge_command import main
 from srlm_fast.loop import alone, run
-from srlm_fast.records import RowWriter, read_jsonl
+from srlm_fast.records import InputError, RowWriter, read_jsonl
 from srlm_fast.tiny import seeds
 from tests.loop.worlds import Silent, small_config
 
@@ -140,6 +140,31 @@ def test_reward_bench(made, tmp_path, capsys):
     assert "pairwise accuracy, mine" in screen and "Average" in screen
 
 
+def test_data_of_other_forms_and_bad_lines(tmp_path, capsys, complaint, monkeypatch):
+    """Labelled completions are put together by their prompt, pairs are pairs."""
+    measured: list[Any] = []
+
+    def measure(config, rows, path, display):
+        measured.append(rows)
+        raise InputError("enough")
+
+    monkeypatch.setattr(judge_command, "measure", measure)
+    rows = [
+        {"prompt": "q", "completion": text, "label": text == "good"}
+        for text in ("good", "bad", "worse")
+    ]
+    data = write(tmp_path / "rows.jsonl", [*rows, {"prompt": "q", "completion": "x"}])
+    said = complaint("--data", data)
+    assert f"{data} line 4: field 'label' is missing" in said
+    assert "enough" in complaint("--data", data, "--skip-bad")
+    known = {"prompt": "q", "responses": ["good", "bad", "worse"], "scores": [1.0, 0.0, 0.0]}
+    assert measured == [[known | {"subset": ""}]]
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "q"}])
+    assert "line 1: found prompts, wanted answers whose order is known" in complaint(
+        "--data", prompts
+    )
+
+
 def test_limit_draws_by_the_seed():
     rows = [{"subset": str(i // 10)} for i in range(100)]
     drawn = judge_command.drawn(rows, 20, 3)
@@ -186,6 +211,7 @@ def test_a_rubric_of_ones_own_with_its_range(made, ranked, tmp_path, capsys):
         (["--data", "x", "--rows", "y", "--out", "./y"], "--out ./y: is the file of --rows too"),
         (["--data", "x", "--rows", "/proc/x"], "--rows /proc/x: No such file or directory, wanted"),
         (["--data", "x", "--rows", "/dev/full"], "--rows /dev/full: found a device"),
+        (["--data", "x", "--skip-bad", "maybe"], "--skip-bad: found 'maybe', wanted yes or no"),
         (["--data", "x", "--judge", "loud"], "--judge: found 'loud'"),
         (["--data", "x", "--rubric", "none.jinja"], "--rubric"),
     ],

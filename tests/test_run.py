@@ -180,6 +180,17 @@ def test_mistakes_in_the_prompts_file(complaint, content: bytes | None, said: st
     assert said in complaint("--prompts", str(path), "--out", "out")
 
 
+def test_mistakes_in_files_of_other_forms(complaint, tmp_path: Path):
+    pairs, broken = tmp_path / "pairs.jsonl", tmp_path / "chat.jinja"
+    pairs.write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
+    broken.write_text("{% for m in messages %}\n{% endif %}")
+    said = complaint("--ift", str(pairs), "--chat-template", str(broken))
+    assert f"--chat-template {broken} line 2: " in said
+    pairs.write_text('{"message_tree_id": "t", "prompt": {}}\n')
+    said = complaint("--ift", str(pairs))
+    assert f"--ift {pairs} line 1: found Open Assistant trees, wanted the seeds that" in said
+
+
 def test_a_corrected_file_may_go_into_the_same_folder(complaint, fake):
     path = Path("prompts.jsonl")
     path.write_text("nope\n")

@@ -1,33 +1,39 @@
-"""Reading a user's JSONL file: every mistake is one line that names the file, the line and the
-field."""
+"""The objects of a user's file and their fields: every mistake is one line that names the file, the
+line and the field."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from srlm_fast.data.files import DECODER, Entry, Told, raise_it, read_entries, why_not_json
 from srlm_fast.records import InputError
 
+Row = TypeVar("Row")
+
+KEPT_MESSAGES = 5
 _SHOWN = 60
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """One JSON object of a file."""
+    """One JSON object of a file. place: in words, "line" and the number where it is empty."""
 
     path: Path
     number: int  # from 1, empty lines counted
     fields: dict[str, Any]
+    place: str = ""
+
+    @property
+    def where(self) -> str:
+        return f"{self.path} {self.place or f'line {self.number}'}"
 
     def error(self, field: str, found: str, wanted: str) -> InputError:
-        return InputError(
-            f"{self.path} line {self.number}: field '{field}' {found}, wanted {wanted}"
-        )
+        return InputError(f"{self.where}: field '{field}' {found}, wanted {wanted}")
 
     def text(self, field: str) -> str:
         """A string that is not blank."""
@@ -73,63 +79,118 @@ def check_number(line: Line, field: str, value: Any) -> float:
 
 def kind(value: Any) -> str:
     """What a JSON value is, in words: "a list", "the number 3"."""
-    return _KINDS.get(type(value)) or f"the number {str(value)[:_SHOWN]}"
+    if name := _KINDS.get(type(value)):
+        return name
+    if isinstance(value, int | float):
+        return f"the number {str(value)[:_SHOWN]}"
+    return f"of the type {type(value).__name__}"  # parquet has more types than JSON
 
 
-def read_lines(path: str | Path, wanted: str) -> Iterator[Line]:
-    """The objects of a JSONL file in order. Lines of white space alone are skipped, but counted.
+@dataclass
+class Skipped:
+    """What was passed over in reading, and why: all are counted, the first messages kept."""
 
-    wanted: what a line should look like, for the messages. Raises InputError naming the file, and
-    the line, for: no such file, a folder, an unreadable or an empty file, text that is not UTF-8, a
-    line that is not a JSON object.
+    count: int = 0
+    messages: list[str] = field(default_factory=list)
+
+    def add(self, error: InputError) -> None:
+        self.count += 1
+        if self.count <= KEPT_MESSAGES:
+            self.messages.append(str(error))
+
+    def lines(self) -> list[str]:
+        """What there is to say about it, a line each; none where nothing was skipped."""
+        if not self.count:
+            return []
+        more = self.count - len(self.messages)
+        tail = [f"  and {more} more"] if more else []
+        rows = "row" if self.count == 1 else "rows"
+        return [
+            f"skipped {self.count} {rows} that cannot be read:",
+            *(f"  {message}" for message in self.messages),
+            *tail,
+        ]
+
+
+def read_rows(
+    path: str | Path,
+    parse: Callable[[Line], Iterable[Row]],
+    wanted: str,
+    skipped: Skipped | None = None,
+    columns: Sequence[str] | None = None,
+    told: Told | None = None,
+) -> Iterator[Row]:
+    """What `parse` makes of each object of a file, in order.
+
+    parse: raises InputError for an object that it cannot use; none of that object's rows are given.
+    wanted, skipped, columns, told: as of `read_lines`. Raises InputError as that does, and with
+    `skipped` for a file in which no object can be used.
     """
-    path = Path(path)
+    refuse, before = (skipped.add, skipped.count) if skipped else (raise_it, 0)
+    used = False
+    for line in read_lines(path, wanted, skipped, columns, told):
+        try:
+            rows = list(parse(line))
+        except InputError as error:
+            refuse(error)
+        else:
+            used = True
+            yield from rows
+    if skipped and not used:
+        first = "".join(f"; the first: {message}" for message in skipped.messages[before:][:1])
+        raise InputError(
+            f"{path}: none of its rows can be read ({skipped.count - before} skipped{first}), "
+            f"wanted objects such as {wanted}"
+        )
+
+
+def read_lines(
+    path: str | Path,
+    wanted: str,
+    skipped: Skipped | None = None,
+    columns: Sequence[str] | None = None,
+    told: Told | None = None,
+) -> Iterator[Line]:
+    """The objects of a file in order: of JSON lines, of a JSON list, gzip or not, or of parquet.
+    Lines of white space alone are passed over, but counted.
+
+    wanted: what an object should look like, for the messages. skipped: counts what cannot be read,
+    instead of an error. columns, told: as of
+    `files.read_entries`.
+    Raises InputError naming the file, and the line, for: no such file, a folder, an unreadable or
+    an empty file, text that is not UTF-8, a line that is not a JSON object or larger than 64 MiB,
+    an object with a key twice, a file that breaks off.
+    """
+    refuse, before = (skipped.add, skipped.count) if skipped else (raise_it, 0)
     found = False
-    for number, raw in enumerate(_raw_lines(path), 1):
-        text = _decode(path, number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw)
-        if text.strip():
-            found = True
-            yield Line(path, number, _object(path, number, text, wanted))
-    if not found:
+    for entry in read_entries(path, refuse, columns, told):
+        if isinstance(entry.value, str) and not entry.value.strip():
+            continue
+        found = True
+        try:
+            fields = _object(Path(path), entry, wanted)
+        except InputError as error:
+            refuse(error)
+        else:
+            yield Line(Path(path), entry.number, fields, entry.place)
+    if not found and not (skipped and skipped.count > before):
         raise InputError(f"{path}: empty, wanted one JSON object per line such as {wanted}")
 
 
-def _raw_lines(path: Path) -> Iterator[bytes]:
-    """Split at newlines alone: str.splitlines would also split at U+2028, which JSON strings may
-    hold."""
-    if path.is_dir():
-        raise InputError(f"{path}: a folder, wanted a JSONL file")
+def _object(path: Path, entry: Entry, wanted: str) -> dict[str, Any]:
+    value = entry.value
     try:
-        with open(path, "rb") as file:
-            yield from file
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, wanted a JSONL file") from None
-    except OSError as error:
+        # The text of a line; an element of a list that is a string is none.
+        if isinstance(value, str) and entry.is_text:
+            value = DECODER.decode(value)
+    except (ValueError, RecursionError) as error:
+        found = f"not JSON ({why_not_json(error)})"
         raise InputError(
-            f"{path}: cannot be read ({error.strerror}), wanted a JSONL file"
+            f"{path} {entry.place}: {found}, wanted an object such as {wanted}"
         ) from None
-
-
-def _decode(path: Path, number: int, raw: bytes) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        at = f"byte {error.start + 1} of the line is 0x{raw[error.start]:02x}"
-        raise InputError(f"{path} line {number}: not UTF-8 ({at}), wanted UTF-8 text") from None
-
-
-def _object(path: Path, number: int, text: str, wanted: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        why = f"{error.msg} at column {error.colno}"
-    except (ValueError, RecursionError):
-        why = "a number too long or lists too deep"
-    else:
-        if isinstance(value, dict):
-            return value
-        raise InputError(f"{path} line {number}: {kind(value)}, wanted an object such as {wanted}")
-    raise InputError(f"{path} line {number}: not JSON ({why}), wanted an object such as {wanted}")
+    if isinstance(value, dict):
+        return value
+    raise InputError(f"{path} {entry.place}: {kind(value)}, wanted an object such as {wanted}")
 
 
 def _names(fields: dict[str, Any]) -> str:

@@ -1,97 +1,89 @@
-"""Answers whose order is known, to measure a judge on: our own ranked rows, or preference pairs in
-RewardBench's form.
-"""
+"""Answers whose order is known: what EFT is built from and a judge is measured on."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
-from srlm_fast.data.fields import Line, check_text, kind, read_lines
-from srlm_fast.data.seeds import ranked_row
-
-FORM = (
-    '{"prompt": "...", "responses": ["...", "..."], "scores": [4, 2]} or '
-    '{"prompt": "...", "chosen": "...", "rejected": "..."}'
-)
-CHOSEN, REJECTED = 1.0, 0.0
+from srlm_fast.data.conversations import Ordered
+from srlm_fast.data.fields import Line, Skipped, check_text
+from srlm_fast.data.formats import RANKED, Format, Use
+from srlm_fast.data.recognised import Recognised, read_recognised
+from srlm_fast.records import InputError, conversation_text
 
 
-class RankedRow(TypedDict):
-    """Answers to one prompt with the scores that people gave; higher is better. subset: the part of
-    the file that the row belongs to, "" where it names none.
+class EftEvalRow(TypedDict):
+    """Several answers to a prompt with the scores that people gave; higher is better. A prompt of
+    many turns is all of them as one text.
     """
 
     prompt: str
     responses: list[str]
     scores: list[float]
+
+
+class RankedRow(EftEvalRow):
+    """subset: the part of the file that the row belongs to, "" where it names none."""
+
     subset: str
 
 
-def read_ranked(path: str | Path) -> list[RankedRow]:
-    """Rows with `prompt`, `responses` and `scores`, or with `prompt`, `chosen` and `rejected`
-    (texts or message lists, the prompt possibly only inside them); an optional `subset` in either.
+def read_ranked(path: str | Path, skipped: Skipped | None = None) -> list[RankedRow]:
+    """Rows of a file of any form that holds an order of answers: scores, pairs (1 and 0), or single
+    answers with a label or a score, put together by their prompt; an optional `subset`.
 
-    Raises InputError naming file, line and field, also for a file that mixes the two forms.
+    skipped: counts lines that cannot be read. Raises InputError naming file, line and field.
     """
-    rows: list[RankedRow] = []
-    first: bool | None = None
-    for line in read_lines(path, FORM):
-        paired = "chosen" in line.fields or "rejected" in line.fields
-        if first not in (None, paired):
-            found = "stands in a file of " + ("ranked answers" if paired else "pairs")
-            raise line.error("chosen" if paired else "responses", found, "one form in a file")
-        first = paired
-        rows.append(_pair_row(line) if paired else {**ranked_row(line), "subset": _subset(line)})
-    return rows
+    return recognised_ranked(path, skipped).rows
+
+
+def recognised_ranked(path: str | Path, skipped: Skipped | None = None) -> Recognised[RankedRow]:
+    """`read_ranked` with what the file was recognised as."""
+    return recognised_order(path, RANKED, skipped).made(
+        lambda found: [{**eval_row(found), "subset": found.subset}]
+    )
+
+
+def recognised_order(
+    path: str | Path, use: Use, skipped: Skipped | None = None
+) -> Recognised[Ordered]:
+    """Ordered answers, a row for each prompt where the file has an answer a line."""
+
+    def rows(form: Format, line: Line) -> list[Ordered]:
+        assert form.ordered is not None
+        subset = _subset(line) if use is RANKED else ""
+        return [dataclasses.replace(form.ordered(line), subset=subset)]
+
+    return grouped(read_recognised(path, use, rows, skipped))
+
+
+def eval_row(found: Ordered) -> EftEvalRow:
+    prompt = conversation_text(found.turns)
+    return {"prompt": prompt, "responses": found.responses, "scores": found.scores}
+
+
+def grouped(found: Recognised[Ordered]) -> Recognised[Ordered]:
+    """Rows of one answer put together by their prompt, where the form has such; prompts with one
+    answer alone are left out. Raises InputError where none has two.
+    """
+    if not found.form.grouped:
+        return found
+    groups: dict[str, Ordered] = {}
+    for row in found.rows:
+        empty = dataclasses.replace(row, responses=[], scores=[])
+        group = groups.setdefault(conversation_text(row.turns), empty)
+        group.responses.extend(row.responses)
+        group.scores.extend(row.scores)
+    found.rows = [group for group in groups.values() if len(group.responses) > 1]
+    if not found.rows:
+        raise InputError(
+            f"{found.path}: recognised as {found.form.words}, each of another prompt, wanted "
+            "several answers to a prompt"
+        )
+    return found
 
 
 def _subset(line: Line) -> str:
     value = line.fields.get("subset")
     return "" if value is None else check_text(line, "subset", value)
-
-
-def _pair_row(line: Line) -> RankedRow:
-    chosen, before = _answer(line, "chosen")
-    rejected, before_rejected = _answer(line, "rejected")
-    prompt = line.fields.get("prompt")
-    if prompt is None:
-        if before != before_rejected or not before:
-            raise line.error("prompt", "is missing", "one, or the same turns before both answers")
-        prompt = before
-    text = conversation(line, prompt) if isinstance(prompt, list) else line.text("prompt")
-    return {
-        "prompt": text,
-        "responses": [chosen, rejected],
-        "scores": [CHOSEN, REJECTED],
-        "subset": _subset(line),
-    }
-
-
-def _answer(line: Line, field: str) -> tuple[str, list[Any]]:
-    """(text of an answer, messages before it); a text has none before it."""
-    value = line.fields.get(field)
-    if not isinstance(value, list):
-        return line.text(field), []
-    if not value or _message(line, field, value[-1])[0] != "assistant":
-        raise line.error(field, "does not end with an assistant's message", "one that does")
-    return _message(line, field, value[-1])[1], value[:-1]
-
-
-def _message(line: Line, field: str, message: Any) -> tuple[str, str]:
-    """(role, content)."""
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise line.error(field, f"holds {kind(message)}", 'messages {"role": ..., "content": ...}')
-    return message["role"], check_text(line, f"{field}[].content", message.get("content"))
-
-
-def conversation(line: Line, messages: list[Any]) -> str:
-    """A question of one turn as it is; more turns with their roles, since the judge is asked about
-    a text.
-    """
-    turns = [_message(line, "prompt", message) for message in messages]
-    if not turns:
-        raise line.error("prompt", "has no messages", "at least one")
-    if len(turns) == 1:
-        return turns[0][1]
-    return "\n\n".join(f"{role.capitalize()}: {content}" for role, content in turns)

@@ -1,21 +1,24 @@
-"""Seed rows in their JSONL form: instructions to follow (IFT) and judgements to imitate (EFT)."""
+"""Seed rows: instructions to follow (IFT) and judgements to imitate (EFT)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
 
-from srlm_fast.data.fields import Line, check_number, check_text, read_lines
-
-EFT_FORM = '{"prompt": "...", "response": "...", "judgement": "... Score: 4", "score": 4}'
-RANKED_FORM = '{"prompt": "...", "responses": ["...", "..."], "scores": [4, 2]}'
+from srlm_fast.data.fields import Line, Skipped
+from srlm_fast.data.formats import EFT, IFT, JUDGED, RANKED, Format
+from srlm_fast.data.ranked import EftEvalRow, eval_row, grouped, recognised_order
+from srlm_fast.data.recognised import Recognised, read_recognised
+from srlm_fast.records import Message
 
 
 class IftRow(TypedDict):
-    """An instruction and the answer to it."""
+    """An instruction and the answer to it. turns: what was said before the instruction."""
 
     prompt: str
     response: str
+    turns: NotRequired[Sequence[Message]]
 
 
 class EftRow(TypedDict):
@@ -27,70 +30,71 @@ class EftRow(TypedDict):
     score: float
 
 
-class EftEvalRow(TypedDict):
-    """Several answers to a prompt with the scores that people gave; higher is better."""
+def read_ift(path: str | Path, skipped: Skipped | None = None) -> list[IftRow]:
+    """Instructions with answers, from a file of any form that holds answers to imitate: each turn
+    of the assistant in a conversation, the chosen answer of a pair, the best of ranked ones.
 
-    prompt: str
-    responses: list[str]
-    scores: list[float]
-
-
-def read_ift(path: str | Path) -> list[IftRow]:
-    """Rows with `prompt` and `response`. Raises InputError naming file, line and field."""
-    lines = read_lines(path, '{"prompt": "...", "response": "..."}')
-    return [{"prompt": line.text("prompt"), "response": line.text("response")} for line in lines]
+    skipped: counts lines that cannot be read. Raises InputError naming file, line and field.
+    """
+    return recognised_ift(path, skipped).rows
 
 
-def read_eft(path: str | Path) -> list[EftRow]:
+def recognised_ift(path: str | Path, skipped: Skipped | None = None) -> Recognised[IftRow]:
+    """`read_ift` with what the file was recognised as."""
+    return read_recognised(path, IFT, _ift_rows, skipped)
+
+
+def _ift_rows(form: Format, line: Line) -> list[IftRow]:
+    assert form.answered is not None
+    return [_ift_row(turns, answer) for turns, answer in form.answered(line)]
+
+
+def _ift_row(turns: list[Message], answer: str) -> IftRow:
+    *before, last = turns
+    row: IftRow = {"prompt": last["content"], "response": answer}
+    return {**row, "turns": before} if before else row
+
+
+def read_eft(path: str | Path, skipped: Skipped | None = None) -> list[EftRow]:
     """Rows with `prompt`, `response`, `judgement` and `score`. Raises InputError as `read_ift`
     does."""
-    return [_eft_row(line) for line in read_lines(path, EFT_FORM)]
+    return read_recognised(path, JUDGED, _eft_rows, skipped).rows
 
 
-def read_eft_or_ranked(path: str | Path) -> tuple[list[EftRow], list[EftEvalRow]]:
-    """(rows of `read_eft`, none) or (none, rows of `read_eft_eval`), by what the first line holds.
+def read_eft_or_ranked(
+    path: str | Path, skipped: Skipped | None = None
+) -> tuple[list[EftRow], list[EftEvalRow]]:
+    """(rows of `read_eft`, none) or (none, rows of `read_eft_eval`), by what the file holds.
 
     Raises InputError as `read_ift` does, also for a file that mixes the two forms.
     """
-    eft: list[EftRow] = []
-    ranked: list[EftEvalRow] = []
-    for line in read_lines(path, f"{EFT_FORM} or {RANKED_FORM}"):
-        if "judgement" not in line.fields and "responses" in line.fields:
-            if eft:
-                raise line.error("responses", "stands in a file of judgements", "one form alone")
-            ranked.append(ranked_row(line))
-        else:
-            if ranked:
-                found = "stands in a file of ranked answers"
-                raise line.error("judgement", found, "one form alone")
-            eft.append(_eft_row(line))
-    return eft, ranked
+    found = recognised_eft(path, skipped)
+    return (found.rows, []) if found.form.judged else ([], found.rows)
 
 
-def _eft_row(line: Line) -> EftRow:
-    return {
-        "prompt": line.text("prompt"),
-        "response": line.text("response"),
-        "judgement": line.text("judgement"),
-        "score": line.number_of("score"),
-    }
+def recognised_eft(path: str | Path, skipped: Skipped | None = None) -> Recognised[Any]:
+    """Rows of `read_eft` where the file's form holds judgements, else those of `read_eft_eval`."""
+
+    def rows(form: Format, line: Line) -> list[Any]:
+        if form.ordered is None or form.judged is not None:
+            return _eft_rows(form, line)
+        return [form.ordered(line)]
+
+    found = read_recognised(path, EFT, rows, skipped)
+    return found if found.form.judged else grouped(found).made(lambda row: [eval_row(row)])
 
 
-def read_eft_eval(path: str | Path) -> list[EftEvalRow]:
-    """Rows with `prompt`, at least two `responses` and as many `scores`. Raises InputError as
+def _eft_rows(form: Format, line: Line) -> list[Any]:
+    assert form.judged is not None
+    return [form.judged(line)]
+
+
+def read_eft_eval(path: str | Path, skipped: Skipped | None = None) -> list[EftEvalRow]:
+    """Answers whose order is known, from a file of any form that holds some. Raises InputError as
     `read_ift` does."""
-    return [ranked_row(line) for line in read_lines(path, RANKED_FORM)]
+    return recognised_eft_eval(path, skipped).rows
 
 
-def ranked_row(line: Line) -> EftEvalRow:
-    """The row of one line. Raises InputError."""
-    responses, scores = line.items("responses"), line.items("scores")
-    if len(responses) < 2:
-        raise line.error("responses", f"has {len(responses)} entries", "at least two")
-    if len(scores) != len(responses):
-        raise line.error("scores", f"has {len(scores)} entries", f"{len(responses)} as 'responses'")
-    return {
-        "prompt": line.text("prompt"),
-        "responses": [check_text(line, f"responses[{i}]", r) for i, r in enumerate(responses)],
-        "scores": [check_number(line, f"scores[{i}]", s) for i, s in enumerate(scores)],
-    }
+def recognised_eft_eval(path: str | Path, skipped: Skipped | None = None) -> Recognised[EftEvalRow]:
+    """`read_eft_eval` with what the file was recognised as."""
+    return recognised_order(path, RANKED, skipped).made(lambda row: [eval_row(row)])

@@ -77,6 +77,8 @@ class Run:
 
     def go(self) -> dict[str, Any]:
         try:
+            for note in self.material.notes:
+                self.display.note(note)
             if not self.material.held_out:
                 self.display.note("no prompt is left to hold out: the models get no score")
             self.load()
@@ -109,6 +111,8 @@ class Run:
             base_dtype=lora.base_dtype,
             adapter=lora.fresh(self.seed("lora")),
         )
+        if self.material.chat_template is not None:
+            self.model.tokenizer.chat_template = self.material.chat_template
         kv_bytes = None if config.kv_gb is None else int(config.kv_gb * 1e9)
         self.sampler = Sampler(self.model, kv_bytes)
         self.memory.of(self.model, self.sampler)
@@ -117,6 +121,7 @@ class Run:
     def write_summary(self, summary: dict[str, Any]) -> None:
         if self.ranks.first:
             HeadToHead(self).add(summary)
+            summary["data"] = self.material.account
             summary["memory"] = memory_figures(self.state.measured())
             write_json_atomic(self.out / SUMMARY_FILE, summary)
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from srlm_fast.config import TINY, Config
-from srlm_fast.data import read_eft_or_ranked, read_ift, read_prompts, same_text
+from srlm_fast.config import TINY, Config, get, option_at
+from srlm_fast.data import PreferenceRow, same_text
+from srlm_fast.data.fields import Skipped
+from srlm_fast.data.preferences import recognised_preferences
+from srlm_fast.data.prompts import recognised_prompts
+from srlm_fast.data.recognised import Recognised
+from srlm_fast.data.seeds import recognised_eft, recognised_eft_eval, recognised_ift
 from srlm_fast.judge import DEFAULT_RUBRIC, Rubric, read_rubric
-from srlm_fast.records import InputError, Prompt
+from srlm_fast.records import InputError, Message, Prompt, conversation_text
 
+from .chat_template import read_chat_template
 from .state import derive_seed
 
 HELD_OUT_SHARE = 0.1
@@ -22,11 +27,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Material:
-    """ift: {"prompt", "response"}. eft: {"prompt", "response", "judgement", "score"}. eft_eval:
-    {"prompt", "responses", "scores"}. ranked: rows of that form from which EFT is still to be
-    built. held_out: prompts that are never trained on. prompts: the
-    user's own, empty when the model makes them. score_bits: a program's score of an answer with the
-    points it is made of, where the world has one (used to measure, and by `--reward gold`).
+    """ift: {"prompt", "response"} and, where something was said before, "turns". eft: {"prompt",
+    "response", "judgement", "score"}. eft_eval: {"prompt", "responses", "scores"}. ranked: rows of
+    that form from which EFT is still to be built. held_out: prompts that are never trained on.
+    prompts: the user's own, empty when the model makes them. score_bits: a program's score of an
+    answer with the points it is made of, where the world has one (used to measure, and by `--reward
+    gold`). preferences: pairs to train a reward model on. chat_template: the user's own. files:
+    what each of the user's files was recognised as, by option.
     """
 
     ift: list[Row]
@@ -37,6 +44,19 @@ class Material:
     rubric: Rubric
     score_bits: Callable[[str, str], tuple[float, dict[str, bool]]] | None
     ranked: list[Row] = field(default_factory=list)
+    preferences: list[PreferenceRow] = field(default_factory=list)
+    chat_template: str | None = None
+    files: dict[str, Recognised[Any]] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """What there is to say about the user's files, a line each."""
+        return [note for option, found in self.files.items() for note in found.notes(option)]
+
+    @property
+    def account(self) -> dict[str, dict[str, Any]]:
+        """The same as figures, by option."""
+        return {option: found.account() for option, found in self.files.items()}
 
     @property
     def has_seeds(self) -> bool:
@@ -44,27 +64,63 @@ class Material:
 
     @property
     def demonstrations(self) -> list[str]:
-        """Instructions shown to the model when it makes prompts."""
-        return [row["prompt"] for row in self.ift]
+        """Instructions shown to the model when it makes prompts: those that stand alone, where
+        there are some.
+        """
+        alone = [row["prompt"] for row in self.ift if not row.get("turns")]
+        return alone or [row["prompt"] for row in self.ift]
 
     @property
     def measured_on(self) -> list[str]:
         """Prompts that must never be trained on."""
-        return [prompt.text for prompt in self.held_out] + [row["prompt"] for row in self.eft_eval]
+        held_out = [text for p in self.held_out for text in {p.text: 0, p.conversation: 0}]
+        return held_out + [row["prompt"] for row in self.eft_eval]
 
 
 def gather(config: Config) -> Material:
     """Read what the options name; `--model tiny` brings what they do not. Raises InputError."""
-    eft, ranked = read_eft_or_ranked(Path(config.eft_file)) if config.eft_file else ([], [])
+    files = recognised(config)
+    rows = {name: list(found.rows) for name, found in files.items()}
+    judged = "eft_file" in files and files["eft_file"].form.judged is not None
+    eft = rows.get("eft_file", [])
     given = Given(
-        ift=_rows(read_ift, config.ift_file)[: config.num_ift],
-        eft=[dict(row) for row in eft[: config.num_eft]],
-        ranked=[dict(row) for row in ranked],
-        held_out=_prompts(config.eval_prompts_file)[: config.evaluation.num_prompts],
-        prompts=_prompts(config.prompts_file),
+        ift=rows.get("ift_file", [])[: config.num_ift],
+        eft=eft[: config.num_eft] if judged else [],
+        ranked=[] if judged else eft,
+        eft_eval=rows.get("eft_eval_file", []),
+        held_out=rows.get("eval_prompts_file", [])[: config.evaluation.num_prompts],
+        prompts=rows.get("prompts_file", []),
     )
     found = _tiny(config, given) if config.model == TINY else _users(config, given)
     _check_left(config, found)
+    return replace(
+        found,
+        preferences=_pairs_apart(found, rows.get("reward_pairs_file", [])),
+        chat_template=read_chat_template(config.chat_template_file),
+        files={option_at(name): each for name, each in files.items()},
+    )
+
+
+READERS: dict[str, Callable[..., Recognised[Any]]] = {
+    "prompts_file": recognised_prompts,
+    "ift_file": recognised_ift,
+    "eft_file": recognised_eft,
+    "eft_eval_file": recognised_eft_eval,
+    "eval_prompts_file": recognised_prompts,
+    "reward_pairs_file": recognised_preferences,
+}
+
+
+def recognised(config: Config) -> dict[str, Recognised[Any]]:
+    """The user's files by the fields that name them. Raises InputError that names the option."""
+    found = {}
+    for name, read in READERS.items():
+        path = get(config, name)
+        if path is not None:
+            try:
+                found[name] = read(path, Skipped() if config.skip_bad else None)
+            except InputError as error:
+                raise InputError(f"{option_at(name)} {error}") from None
     return found
 
 
@@ -75,6 +131,7 @@ class Given:
     ift: list[Row]
     eft: list[Row]
     ranked: list[Row]
+    eft_eval: list[Row]
     held_out: list[Prompt]
     prompts: list[Prompt]
 
@@ -82,19 +139,22 @@ class Given:
 def _users(config: Config, given: Given) -> Material:
     if not given.prompts and not given.ift:
         raise InputError(
-            "--prompts: not given, and no --ift to make prompts from; wanted a JSONL file with a "
-            "`prompt` field"
+            "--prompts: not given, and no --ift to make prompts from; wanted a file of prompts"
         )
     seed = derive_seed(config.seed, "material")
-    pool = given.prompts or [Prompt(row["prompt"], row["prompt"], "file") for row in given.ift]
+    pool = given.prompts or [_prompt_of(row) for row in given.ift]
     held_out = given.held_out or _hold_out(pool, config.evaluation.num_prompts, seed)
-    eft, eft_eval = _split_eft(given.eft, seed)
-    ranked, ranked_eval = _split_ranked(given.ranked, seed)
+    if given.eft_eval:
+        eft, ranked, known = given.eft, given.ranked, given.eft_eval
+    else:
+        eft, eft_eval = _split_eft(given.eft, seed)
+        ranked, ranked_eval = _split_ranked(given.ranked, seed)
+        known = eft_eval + ranked_eval
     return _apart(
         Material(
             ift=given.ift,
             eft=eft,
-            eft_eval=(eft_eval + ranked_eval)[: config.evaluation.num_judged],
+            eft_eval=known[: config.evaluation.num_judged],
             ranked=ranked,
             held_out=held_out,
             prompts=given.prompts,
@@ -130,7 +190,7 @@ def _tiny(config: Config, given: Given) -> Material:
         Material(
             ift=ift,
             eft=eft,
-            eft_eval=seeds.eft_eval()[: config.evaluation.num_judged],
+            eft_eval=(given.eft_eval or seeds.eft_eval())[: config.evaluation.num_judged],
             ranked=given.ranked,
             held_out=given.held_out
             or [Prompt(f"held-out-{i}", text, "seed") for i, text in enumerate(held_out)],
@@ -152,20 +212,52 @@ def rubric_of(config: Config, default: Rubric) -> Rubric:
 
 
 def _apart(found: Material) -> Material:
-    """Without the rows whose prompt a model is measured on, but for case and white space."""
-    measured = {same_text(text) for text in found.measured_on}
+    """Without the rows that a model is measured on, but for case and white space: those of the same
+    prompt, and those of a conversation that begins as a measured one does.
+    """
+    measured = _measured(found)
 
     def kept(rows: list[Row]) -> list[Row]:
-        return [row for row in rows if same_text(row["prompt"]) not in measured]
+        return [row for row in rows if measured.isdisjoint(_keys(_prompt_of(row)))]
 
-    prompts = [prompt for prompt in found.prompts if same_text(prompt.text) not in measured]
     return replace(
         found,
         ift=kept(found.ift),
         eft=kept(found.eft),
         ranked=kept(found.ranked),
-        prompts=prompts,
+        prompts=[prompt for prompt in found.prompts if measured.isdisjoint(_keys(prompt))],
     )
+
+
+def _pairs_apart(found: Material, rows: Sequence[PreferenceRow]) -> list[PreferenceRow]:
+    """Without the conversations of many turns that a model is measured on; pairs of one turn are
+    looked at, and told of, where they are split (`reward_model.split_preferences`).
+    """
+    measured = _measured(found)
+
+    def asked(row: PreferenceRow) -> Prompt:
+        return Prompt("", row["prompt"], "file", row["chosen"][:-2])
+
+    return [row for row in rows if not asked(row).turns or measured.isdisjoint(_keys(asked(row)))]
+
+
+def _measured(found: Material) -> set[str]:
+    """What a model is measured on, at each turn of the user's where the turns are known."""
+    measured = {same_text(text) for text in found.measured_on}
+    return measured.union(*(_keys(prompt) for prompt in found.held_out))
+
+
+def _prompt_of(row: Row) -> Prompt:
+    turns: Sequence[Message] = row.get("turns") or ()
+    asked = Prompt("", row["prompt"], "file", turns)
+    return replace(asked, prompt_id=asked.conversation)
+
+
+def _keys(prompt: Prompt) -> Iterable[str]:
+    """What the conversation is at each of the user's turns, the first and the last among them."""
+    messages = prompt.messages
+    ends = [i for i, message in enumerate(messages, 1) if message["role"] == "user"]
+    return {same_text(conversation_text(messages[:end])) for end in ends}
 
 
 def _check_left(config: Config, found: Material) -> None:
@@ -178,19 +270,16 @@ def _check_left(config: Config, found: Material) -> None:
                 f"{option} {path}: every prompt in it is held out for measuring, "
                 "wanted more of them"
             )
-
-
-def _prompts(path: str | None) -> list[Prompt]:
-    return read_prompts(Path(path)) if path else []
-
-
-def _rows(read: Callable[[Path], Sequence[Mapping[str, Any]]], path: str | None) -> list[Row]:
-    return [dict(row) for row in read(Path(path))] if path else []
+    if config.eft_eval_file and not any(len(set(row["scores"])) > 1 for row in found.eft_eval):
+        raise InputError(
+            f"--eft-eval {config.eft_eval_file}: no prompt has answers of different score among "
+            f"the {len(found.eft_eval)} that are taken, wanted answers whose order is known"
+        )
 
 
 def _hold_out(pool: Sequence[Prompt], most: int, seed: int) -> list[Prompt]:
     """A tenth of the different prompts, at most `most`, at least one where two are there."""
-    unique = list({same_text(prompt.text): prompt for prompt in pool}.values())
+    unique = list({same_text(prompt.conversation): prompt for prompt in pool}.values())
     count = min(most, max(1, round(len(unique) * HELD_OUT_SHARE))) if len(unique) > 1 else 0
     return random.Random(seed).sample(unique, count)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srlm_fast.data import read_preferences, read_principles
+from srlm_fast.data import read_principles
 from srlm_fast.judge import (
     DEFAULT_PRINCIPLES,
     Comparison,
@@ -210,7 +210,7 @@ class ModelRewarding(JudgedRewarding):
             )
         if config.reward_pairs_file:
             self.preferences = split_preferences(
-                read_preferences(config.reward_pairs_file),
+                run.material.preferences,
                 run.material.measured_on,
                 run.seed("preferences"),
             )

@@ -7,10 +7,10 @@ answer once for all that is said of it, and a trained pair has its prompt once.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from srlm_fast.config import JUDGED, TINY, Config
-from srlm_fast.records import read_jsonl
+from srlm_fast.data.fields import Skipped
+from srlm_fast.data.seeds import recognised_eft, recognised_ift
 
 from .lengths import (
     PRINCIPLE_TOKENS,
@@ -57,12 +57,16 @@ class Seeds:
 def seeds_of(config: Config) -> Seeds:
     """Counted in the files. Raises InputError."""
     own = config.model == TINY
-    ift = len(read_jsonl(Path(config.ift_file))) if config.ift_file else (config.num_ift or 0) * own
+    skipped = Skipped() if config.skip_bad else None
+    ift, eft, ranked = (config.num_ift or 0) * own, (config.num_eft or 0) * own, 0
+    if config.ift_file:
+        ift = len(recognised_ift(config.ift_file, skipped).rows)
     ift = min(ift, config.num_ift or ift)
-    rows = read_jsonl(Path(config.eft_file)) if config.eft_file else []
-    answers = [row["responses"] for row in rows if isinstance(row.get("responses"), list)]
-    ranked = sum(len(each) for each in answers)
-    eft = len(rows) - len(answers) if rows else (config.num_eft or 0) * own
+    if config.eft_file:
+        found = recognised_eft(config.eft_file, skipped)
+        judged = found.form.judged is not None
+        eft = len(found.rows) if judged else 0
+        ranked = 0 if judged else sum(len(row["responses"]) for row in found.rows)
     # Of ranked answers about half are kept: those whose judgement agrees with people.
     eft += ranked // 2
     return Seeds(ift, min(eft, config.num_eft or eft), ranked)
@@ -180,7 +184,8 @@ def measure_work(config: Config) -> Work:
     held = config.evaluation
     work = sampled_work("measure", config, held.num_prompts, held.samples)
     by_judge = held.num_prompts * held.samples * (config.model != TINY)
-    has_known = config.eft_file is not None or config.model == TINY
+    given = config.eft_file or config.eft_eval_file
+    has_known = given is not None or config.model == TINY
     known = held.num_judged * config.candidates.n * has_known
     judging = judge_work(config, by_judge + known, held.num_prompts, config.judge.mode)
     return replace(

@@ -76,7 +76,7 @@ def test_turns_before_the_question_are_kept_and_equal_answers_left_out(write):
         ),
         (
             {"prompt": [turn("system", "s")], "chosen": "a", "rejected": "b"},
-            "'chosen' has no user turn",
+            "'chosen' has a turn of the assistant where the user's is due",
         ),
     ],
 )

@@ -64,19 +64,22 @@ def test_ranked_rows_and_subsets(written):
 @pytest.mark.parametrize(
     ("rows", "wanted"),
     [
-        ([PAIR, RANKED], "line 2: field 'responses' stands in a file of pairs"),
+        ([PAIR, RANKED], "line 2: field 'responses' stands in a file of preference pairs"),
         ([RANKED, RANKED, PAIR], "line 3: field 'chosen' stands in a file of ranked answers"),
         ([{"prompt": "q", "chosen": "a"}], "line 1: field 'rejected' is missing"),
-        ([PAIR | {"chosen": [USER]}], "field 'chosen' does not end with an assistant's message"),
-        ([PAIR | {"chosen": []}], "field 'chosen' does not end"),
-        ([PAIR | {"chosen": ["x"]}], "field 'chosen' holds a string"),
-        ([PAIR | {"chosen": [said(3)]}], "'chosen[].content' is the number 3"),
+        (
+            [PAIR | {"chosen": [USER]}],
+            "field 'chosen' ends in a turn of the user, wanted an answer",
+        ),
+        ([PAIR | {"chosen": []}], "field 'chosen' is an empty list"),
+        ([PAIR | {"chosen": ["x"]}], "field 'chosen[0]' is a string"),
+        ([PAIR | {"chosen": [said(3)]}], "'chosen[0].content' is the number 3"),
         ([{"chosen": "a", "rejected": "b"}], "field 'prompt' is missing"),
         ([{"chosen": [USER, said("a")], "rejected": [said("b")]}], "field 'prompt' is missing"),
-        ([PAIR | {"prompt": []}], "field 'prompt' has no messages"),
+        ([PAIR | {"prompt": []}], "field 'prompt' is an empty list"),
         ([PAIR | {"prompt": " "}], "field 'prompt' is blank"),
         ([PAIR | {"subset": 3}], "field 'subset' is the number 3"),
-        ([{"prompt": "q"}], "field 'responses' is missing"),
+        ([{"prompt": "q"}], "line 1: found prompts, wanted answers whose order is known"),
         ([], "empty"),
     ],
 )
@@ -97,7 +100,10 @@ def test_seeds_of_judging_in_either_form(written):
     [
         ([EFT, RANKED], "line 2: field 'responses' stands in a file of judgements"),
         ([RANKED, EFT], "line 2: field 'judgement' stands in a file of ranked answers"),
-        ([{"prompt": "q", "response": "a"}], "field 'judgement' is missing"),
+        (
+            [{"prompt": "q", "response": "a"}],
+            "line 1: found instructions with answers, wanted judgements or answers",
+        ),
         ([RANKED | {"scores": [1]}], "field 'scores' has 1 entries"),
     ],
 )

@@ -78,6 +78,92 @@ def test_nothing_left_to_learn_from_is_refused(tmp_path, model):
         gather(config)
 
 
+def ranked(text, scores=(1, 4)):
+    return {"prompt": text, "responses": ["a", "b"], "scores": list(scores)}
+
+
+@pytest.mark.parametrize("form", ["ranked", "judgements"])
+@pytest.mark.parametrize("model", ["m", "tiny"])
+def test_a_file_to_measure_the_judge_on_is_held_apart(tmp_path, model, form):
+    texts = [f"Tell me about number {i}." for i in range(40)]
+    rows = [ranked(text) for text in texts]
+    if form == "judgements":
+        rows = [
+            {"prompt": t, "response": f"r{k}", "judgement": f"Score: {k}", "score": k}
+            for t in texts
+            for k in (1, 4)
+        ]
+    known = write(tmp_path / "eval", [ranked(text.upper()) for text in texts[:5]])
+    base = configs.tiny() if model == "tiny" else configs.Config(model=model)
+    changes = {
+        "eft_file": write(tmp_path / "eft", rows),
+        "eft_eval_file": known,
+        "prompts_file": write(tmp_path / "p", [{"prompt": text} for text in texts]),
+        "eval_prompts_file": write(tmp_path / "e", [{"prompt": "Held out."}]),
+        "num_eft": None,
+    }
+    for name, value in changes.items():
+        base = configs.put(base, name, value)
+    found = gather(base)
+    assert [row["prompt"] for row in found.eft_eval] == [text.upper() for text in texts[:5]]
+    learned = found.ranked if form == "ranked" else found.eft
+    assert {row["prompt"] for row in learned} == set(texts[5:])  # nothing else is held out
+    assert [prompt.text for prompt in found.prompts] == texts[5:]
+    assert found.account["--eft-eval"]["rows"] == 5
+
+
+def test_a_file_to_measure_on_that_measures_nothing_is_refused(tmp_path):
+    known = write(tmp_path / "eval", [ranked("q", scores=(2, 2))])
+    config = configs.put(configs.tiny(), "eft_eval_file", known)
+    with pytest.raises(InputError, match="--eft-eval .*: no prompt has answers of different score"):
+        gather(config)
+
+
+def says(role, content):
+    return {"role": role, "content": content}
+
+
+def test_a_measured_conversation_is_not_learned_from_at_any_turn(tmp_path):
+    """Not the held-out prompt, not a later turn of its conversation, not its opening."""
+    opened = [says("user", "Hi"), says("assistant", "Hello")]
+    whole = [*opened, says("user", "Go on"), says("assistant", "So."), says("user", "More")]
+    other = [says("user", "Ho"), says("assistant", "Hello"), says("user", "More")]
+    ift = [{"messages": [*turns, says("assistant", "end")]} for turns in (whole, other)]
+    held = write(tmp_path / "held", [{"messages": [*opened, says("user", "Go  on")]}])
+    config = configs.Config(
+        model="m", ift_file=write(tmp_path / "ift", ift), eval_prompts_file=held
+    )
+    found = gather(config)
+    assert [row["prompt"] for row in found.ift] == ["Ho", "More"]
+    assert found.ift[1]["turns"] == other[:2]
+    assert found.demonstrations == ["Ho"]  # the other means nothing by itself
+    pairs = [
+        {"chosen": [*turns, says("assistant", "a")], "rejected": [*turns, says("assistant", "b")]}
+        for turns in (whole, other)
+    ]
+    path = write(tmp_path / "pairs", pairs)
+    (pair,) = gather(configs.put(config, "reward_pairs_file", path)).preferences
+    assert pair["chosen"] == pairs[1]["chosen"]
+    config = configs.put(config, "eval_prompts_file", None)
+    (held_out,) = gather(configs.put(config, "evaluation.num_prompts", 1)).held_out
+    assert held_out.messages[0]["content"] in ("Hi", "Ho")  # with its turns
+
+
+def test_files_are_told_by_option_and_mistakes_too(tmp_path):
+    rows = [{"instruction": f"Say {i}.", "input": "", "output": "So."} for i in range(9)]
+    ift = write(tmp_path / "ift", rows)
+    found = gather(configs.Config(model="m", ift_file=ift, num_ift=4))
+    assert found.notes == [f"--ift {ift}: recognised as Alpaca instructions, 9 rows"]
+    assert len(found.ift) + len(found.held_out) == 4
+    bad = write(tmp_path / "bad", [*rows, {"instruction": "q", "output": ""}])
+    with pytest.raises(InputError, match=f"--ift {bad} line 10: field 'output' is blank"):
+        gather(configs.Config(model="m", ift_file=bad))
+    found = gather(configs.Config(model="m", ift_file=bad, skip_bad=True))
+    assert found.notes[0].endswith("9 rows, 1 line skipped") and "line 10" in found.notes[1]
+    with pytest.raises(InputError, match="--reward-pairs .* line 1: found Alpaca instructions, wa"):
+        gather(configs.Config(model="m", ift_file=ift, reward_pairs_file=ift))
+
+
 def test_rounds_deal_different_prompts_until_the_deck_is_used_up():
     prompts = [Prompt(str(i), f"Question {i}", "file") for i in range(10)]
     first, second = (round_prompts(prompts, number, 5, seed=3) for number in (0, 1))

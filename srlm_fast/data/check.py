@@ -1,0 +1,55 @@
+"""What a file holds and which options it can serve, for somebody who has just been given it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from srlm_fast.data.fields import Skipped
+from srlm_fast.data.formats import EFT, IFT, PAIRS, PROMPTS, RANKED, Use
+from srlm_fast.data.preferences import recognised_preferences
+from srlm_fast.data.prompts import recognised_prompts
+from srlm_fast.data.ranked import recognised_ranked
+from srlm_fast.data.recognised import Recognised, form_of
+from srlm_fast.data.seeds import recognised_eft, recognised_ift
+from srlm_fast.records import InputError
+
+READERS: tuple[tuple[Use, Callable[..., Recognised[Any]]], ...] = (
+    (PROMPTS, recognised_prompts),
+    (IFT, recognised_ift),
+    (EFT, recognised_eft),
+    (RANKED, recognised_ranked),
+    (PAIRS, recognised_preferences),
+)
+
+
+def check_files(paths: Sequence[str | Path]) -> Iterator[str]:
+    """Lines about each file: its form, the rows that each option would have of it, and what is
+    wrong with the first lines that cannot be read. Raises InputError for a file of no known form.
+    """
+    for path in paths:
+        form = form_of(path)
+        yield f"{path}: {form.words}"
+        if form.refused:
+            yield f"  serves no option: {form.refused}"
+            continue
+        wrong: dict[str, None] = {}
+        for use, read in READERS:
+            if use.takes(form):
+                yield f"  {', '.join(use.options)}: {_tried(path, read, wrong)}"
+        unfit = [use for use, _ in READERS if not use.takes(form)]
+        if unfit:
+            yield f"  not for {', '.join(name for use in unfit for name in use.options)}"
+        yield from (f"  {message}" for message in wrong)
+
+
+def _tried(path: str | Path, read: Callable[..., Recognised[Any]], wrong: dict[str, None]) -> str:
+    """The rows of one use in words; the messages of lines that cannot be read go to `wrong`."""
+    skipped = Skipped()
+    try:
+        counted = read(path, skipped).counted()
+    except InputError as error:
+        return f"cannot be used: {str(error).removeprefix(f'{path}: ')}"
+    wrong.update(dict.fromkeys(skipped.messages))
+    return counted

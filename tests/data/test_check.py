@@ -1,0 +1,83 @@
+"""`python -m srlm_fast.data check`: a look at files of any form."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from srlm_fast.data_command import main
+
+CHAT = {
+    "conversations": [
+        {"from": "human", "value": "Hi"},
+        {"from": "gpt", "value": "Hello"},
+        {"from": "human", "value": "Rain?"},
+        {"from": "gpt", "value": "Water"},
+    ]
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def to_file(name, *rows):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        return str(path)
+
+    return to_file
+
+
+def test_each_file_and_what_it_serves(write, capsys):
+    chats = write("chats.jsonl", CHAT, CHAT, {"conversations": []}, CHAT)
+    pairs = write("pairs.jsonl", {"prompt": "q", "chosen": "a", "rejected": "b"})
+    trees = write("trees.jsonl", {"message_tree_id": "x", "prompt": {}})
+    text = write("prompts.txt")
+    assert main(["check", chats, pairs, trees]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{chats}: ShareGPT conversations",
+        "  --prompts, --eval-prompts: 1 row of 3 conversations, 1 line skipped",
+        "  --ift: 6 rows of 3 conversations, 1 line skipped",
+        "  not for --eft, --eft-eval, --data, --reward-pairs",
+        f"  {chats} line 3: field 'conversations' is an empty list, wanted at least one message",
+        f"{pairs}: preference pairs",
+        "  --prompts, --eval-prompts: 1 row",
+        "  --ift: 1 row",
+        "  --eft: 1 row",
+        "  --eft-eval, --data: 1 row",
+        "  --reward-pairs: 1 row",
+        f"{trees}: Open Assistant trees",
+        "  serves no option: wanted the seeds that `python -m srlm_fast.data oasst` makes of them",
+    ]
+    assert main(["check", text]) == 2
+    assert "empty" in capsys.readouterr().err
+
+
+def test_what_one_use_cannot_read_the_others_can(write, capsys):
+    rows = [{"instruction": f"Say {i}.", "output": ""} for i in range(3)]
+    path = write("rows.jsonl", *rows)
+    assert main(["check", path]) == 0
+    out = capsys.readouterr().out
+    assert "--prompts, --eval-prompts: 3 rows\n" in out
+    assert "--ift: cannot be used: 3 of 3 lines cannot be read, the first: " in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["check"], "FILE: none given"),
+        (["check", "none.jsonl"], "none.jsonl: no such file"),
+        (["chekc"], "did you mean check"),
+        (["check", "--out", "x"], "--out: no such option"),
+    ],
+)
+def test_mistakes_are_one_line(argv, message, capsys):
+    assert main(argv) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_a_row_of_no_form_says_what_there_is(write, capsys):
+    assert main(["check", write("x.jsonl", {"question": "q"})]) == 2
+    said = capsys.readouterr().err
+    assert "field 'prompt' is missing (found 'question'), wanted prompts: " in said
