@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from srlm_fast.options import OPTIONS, Option, text, whole
 from srlm_fast.records import InputError, read_jsonl, write_json_atomic
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from srlm_fast.loop.alone import Judged
     from srlm_fast.report.display import Display
 
+Row = TypeVar("Row")
 TAKEN = (
     *("--model", "--judge", "--judge-samples", "--judge-temperature", "--judge-max-tokens"),
     *("--judge-stop", "--rubric", "--seed", "--device", "--dtype", "--skip-bad"),
@@ -159,7 +160,7 @@ def command(argv: Sequence[str]) -> int:
     return DONE
 
 
-def drawn(rows: list[dict[str, Any]], limit: int | None, seed: int) -> list[dict[str, Any]]:
+def drawn(rows: list[Row], limit: int | None, seed: int) -> list[Row]:
     """At most `limit` rows, drawn by the seed, in the order of the file."""
     if limit is None or limit >= len(rows):
         return rows
@@ -194,14 +195,21 @@ def hold_rows(path: Path, wanted: dict[str, Any]) -> None:
     """Note beside a file of rows what made them; refuse one that something else has made."""
     note = path.with_name(f"{path.name}.settings.json")
     found = read_json(note)
-    if read_jsonl(path) and found != wanted:
-        differing = [name for name in wanted if found.get(name) != wanted[name]]
-        name = (differing or sorted(found.keys() - wanted.keys()))[0]
-        raise InputError(
-            f"--rows {path}: holds judgements made with {name} {found.get(name)}, found "
-            f"{wanted.get(name)}; wanted the same options, or another file"
-        )
+    if read_jsonl(path):
+        refuse_other(f"--rows {path}: holds judgements made", found, wanted, "file")
     write_json_atomic(note, wanted)
+
+
+def refuse_other(
+    where: str, found: Mapping[str, Any], wanted: Mapping[str, Any], place: str
+) -> None:
+    """Raise InputError naming the first option in which what is there differs from `wanted`."""
+    for name in (*wanted, *sorted(found.keys() - wanted.keys())):
+        if found.get(name) != wanted.get(name):
+            raise InputError(
+                f"{where} with {name} {found.get(name)}, found {wanted.get(name)}; wanted the same "
+                f"options, or another {place}"
+            )
 
 
 def measure(

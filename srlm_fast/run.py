@@ -46,7 +46,11 @@ tiny model. The same command again goes on with a run that was stopped."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are InputErrors of one line."""
+    """An argument parser whose mistakes are InputErrors of one line. extra_word: what is said of a
+    word too many.
+    """
+
+    extra_word = "wanted options only; a model is given as --model {word}"
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message.removeprefix("argument "))
@@ -96,9 +100,7 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def parsed(
-    parser: argparse.ArgumentParser, argv: Sequence[str], options: Sequence[Option]
-) -> argparse.Namespace:
+def parsed(parser: Parser, argv: Sequence[str], options: Sequence[Option]) -> argparse.Namespace:
     """What the parser reads, `options` as their values. Raises InputError naming the option."""
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -110,9 +112,9 @@ def parsed(
     return arguments
 
 
-def unknown_message(word: str, parser: argparse.ArgumentParser) -> str:
+def unknown_message(word: str, parser: Parser) -> str:
     if not word.startswith("-"):
-        return f"found {word!r}, wanted options only; a model is given as --model {word}"
+        return f"found {word!r}, {parser.extra_word.format(word=word)}"
     name = word.partition("=")[0]
     known = [name for action in parser._actions for name in action.option_strings]
     near = nearest(name, known)

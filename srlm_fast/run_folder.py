@@ -22,13 +22,15 @@ SUMMARY_FILE = "summary.json"
 LOCK_FILE = ".lock"
 
 
-def check_out(folder: Path) -> None:
-    """Raise InputError unless `folder` is a run folder, is empty, or can be made."""
+def check_out(folder: Path, key: str = "run") -> None:
+    """Raise InputError unless `folder` is a run folder, is empty, or can be made. key: of what else
+    than a run, as its `config.json` has it.
+    """
     check_place(folder)
-    if folder.exists() and not is_run_folder(folder) and not is_blank(folder):
+    if folder.exists() and not is_run_folder(folder, key) and not is_blank(folder):
         raise InputError(
-            f"--out {folder}: found files that are not of a run, wanted a new or empty folder, "
-            "or one that an earlier run made"
+            f"--out {folder}: found files that are not of a {key}, wanted a new or empty folder, "
+            f"or one that an earlier {key} made"
         )
 
 
@@ -42,8 +44,8 @@ def check_place(folder: Path) -> None:
         raise InputError(f"--out {folder}: {existing} is not writable, wanted a writable folder")
 
 
-def is_run_folder(folder: Path) -> bool:
-    return (folder / CONFIG_FILE).is_file() and "run" in read_json(folder / CONFIG_FILE)
+def is_run_folder(folder: Path, key: str = "run") -> bool:
+    return (folder / CONFIG_FILE).is_file() and key in read_json(folder / CONFIG_FILE)
 
 
 def is_started(folder: Path) -> bool:
@@ -118,6 +120,8 @@ class Lock:
         self.release()
 
 
-def write_config(folder: Path, run: dict[str, Any], versions: dict[str, str]) -> None:
+def write_config(
+    folder: Path, made: dict[str, Any], versions: dict[str, str], key: str = "run"
+) -> None:
     """`config.json`: everything that made the run."""
-    write_json_atomic(folder / CONFIG_FILE, {"run": run, "versions": versions})
+    write_json_atomic(folder / CONFIG_FILE, {key: made, "versions": versions})

@@ -5,6 +5,7 @@ from srlm_fast.eval.collapse import collapse_figures
 from srlm_fast.eval.interval import mean_interval
 from srlm_fast.eval.judge_table import JudgeRow, judge_table
 from srlm_fast.eval.reward_bench import section_scores
+from srlm_fast.eval.win_rate import win_rate
 
 __all__ = [
     "Alarm",
@@ -14,4 +15,5 @@ __all__ = [
     "judge_table",
     "mean_interval",
     "section_scores",
+    "win_rate",
 ]

@@ -8,6 +8,14 @@ from srlm_fast.judge.constitution import (
     critique_text,
     revision_text,
 )
+from srlm_fast.judge.duels import (
+    MATCHES,
+    Duel,
+    by_comparison,
+    by_score,
+    cross_pairs,
+    matched,
+)
 from srlm_fast.judge.eft import EftCounts, EftSet, Ranked, build_eft
 from srlm_fast.judge.pairs import PairConfig, PairSet, collect_scores, make_pairs, mean_score
 from srlm_fast.judge.pairwise import (
@@ -42,8 +50,10 @@ __all__ = [
     "DEFAULT_PATTERN",
     "DEFAULT_PRINCIPLES",
     "DEFAULT_RUBRIC",
+    "MATCHES",
     "Choice",
     "Comparison",
+    "Duel",
     "EftCounts",
     "EftSet",
     "JudgedReward",
@@ -64,11 +74,15 @@ __all__ = [
     "ScorerReward",
     "best_rows",
     "build_eft",
+    "by_comparison",
+    "by_score",
     "collect_scores",
     "compare",
     "compile_pattern",
     "critique_text",
+    "cross_pairs",
     "make_pairs",
+    "matched",
     "mean_score",
     "parse_score",
     "rank",

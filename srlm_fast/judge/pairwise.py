@@ -12,11 +12,12 @@ The label of a pair is P(chosen better than rejected): it carries the judge's do
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from itertools import combinations
 
 from srlm_fast.judge.fence import defused, fenced
@@ -46,6 +47,12 @@ class PairPrompt:
             raise ValueError(f"template: has {found}, wanted prompt, first, second once each")
         if len(set(self.fence)) > 1:
             raise ValueError(f"fence: {self.fence!r}, wanted one character repeated, or nothing")
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Its version, and a short hash of everything that makes what the judge is asked."""
+        digest = hashlib.sha256(repr(astuple(self)).encode(errors="surrogatepass")).hexdigest()
+        return {"version": self.version, "digest": digest[:16]}
 
     def render(self, prompt: str, first: str, second: str, reserved: Iterable[str] = ()) -> str:
         """The text that the judge gets; `reserved` as in `Rubric.render`."""

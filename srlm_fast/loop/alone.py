@@ -80,9 +80,13 @@ def default_rubric(model: str) -> Rubric:
 
 
 def show_judging(
-    display: Screen, stop: Callable[[], bool], stage: AnswerStage, prompts: list[Prompt]
+    display: Screen,
+    stop: Callable[[], bool],
+    stage: AnswerStage,
+    prompts: list[Prompt],
+    title: str = "judging",
 ) -> None:
-    with display.stage("judging", len(prompts), "requests") as shown:
+    with display.stage(title, len(prompts), "requests") as shown:
 
         def progress(p: Progress) -> None:
             if stop():

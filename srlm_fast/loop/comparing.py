@@ -44,14 +44,16 @@ class CompareStage(AnswerStage):
     hold. Each pair of texts is two requests, one for each order; nothing is sampled for them.
 
     `judgements`: (prompt_id, first, second) -> its one Comparison. Raises ModelError for a
-    tokenizer without a token for each choice.
+    tokenizer without a token for each choice. No `candidates` file: as of `AnswerStage`.
     """
+
+    asked_by = "--reward pairwise"
 
     def __init__(
         self,
         sampler: Sampler,
         params: SamplingParams,
-        candidates: Path,
+        candidates: Path | None,
         comparisons: Path,
         prompt: PairPrompt = DEFAULT_PAIR_PROMPT,
         ranks: Ranks = ALONE,
@@ -62,7 +64,7 @@ class CompareStage(AnswerStage):
             self._place = ScorePlace(self.tokenizer, prompt.prefix, CHOICES)
         except ValueError as error:
             raise ModelError(
-                f"--reward pairwise: the tokenizer has {error}; wanted one that has"
+                f"{self.asked_by}: the tokenizer has {error}; wanted one that has"
             ) from None
         keep_rows(comparisons, self.judgements, ranks)
 
@@ -71,10 +73,14 @@ class CompareStage(AnswerStage):
         rows = read_records(self._paths[1], Comparison)
         self.judgements = {(c.prompt_id, c.first, c.second): [c] for c in rows}
 
+    def _pairs(self, candidates: Sequence[Candidate]) -> dict[tuple[str, str], list[PairKey]]:
+        """The texts that are compared, with the candidates that gave them."""
+        return text_pairs(candidates)
+
     def _judge(self, candidates: Sequence[Candidate]) -> list[Request]:
         """Both orders of every pair of texts of which a row is missing."""
         requests: list[Request] = []
-        for texts, keys in text_pairs(candidates).items():
+        for texts, keys in self._pairs(candidates).items():
             owners = tuple(key for key in keys if key not in self.judgements)
             orders = [(Order(owners, False), texts), (Order(owners, True), texts[::-1])]
             if owners:

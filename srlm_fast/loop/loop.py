@@ -21,6 +21,7 @@ from srlm_fast.records import InputError, read_jsonl, write_json_atomic
 from srlm_fast.sampler import Sampler
 
 from .eft_building import EftBuilding
+from .head_to_head import HeadToHead
 from .material import Material, gather
 from .measuring import Measuring
 from .memory_trace import MemoryTrace, memory_figures
@@ -126,6 +127,7 @@ class Run:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         if self.ranks.first:
+            HeadToHead(self).add(summary)
             summary["data"] = self.material.account
             summary["memory"] = memory_figures(self.state.measured())
             write_json_atomic(self.out / SUMMARY_FILE, summary)

@@ -58,6 +58,10 @@ def test_summary_counts_are_those_of_the_rows(finished):
         assert 0 <= low <= model["eval"]["score"] <= high <= 5
         assert model["eval"]["n"] == 24
         assert 0 <= model["judge"]["pairwise_accuracy"] <= 1
+    for model in summary["models"][1:]:
+        for other in ("against_previous", "against_first"):
+            found = model[other]
+            assert found["n"] == found["win"] + found["tie"] + found["loss"] == 24 * 16
 
 
 def test_pairs_are_best_against_worst_with_reference_log_probs(finished):
