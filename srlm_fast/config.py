@@ -19,7 +19,7 @@ from typing import Any
 from srlm_fast import __version__
 from srlm_fast.data import PromptConfig
 from srlm_fast.judge import PairConfig
-from srlm_fast.model import Adapter, LoraConfig
+from srlm_fast.model import Adapter, LoraConfig, inner_folder
 from srlm_fast.model.peft import CONFIG as ADAPTER_FILE
 from srlm_fast.options import OPTIONS, Option
 from srlm_fast.records import InputError
@@ -257,7 +257,7 @@ def from_options(arguments: Namespace) -> Config:
     for name in FOLDERS:
         given = getattr(config, name)
         if given is not None and Path(given).expanduser().is_dir():
-            config = put(config, name, absolute(given))
+            config = put(config, name, absolute(str(inner_folder(Path(given).expanduser()))))
     config = dataclasses.replace(config, inputs=fingerprints(config))
     check(config)
     return config

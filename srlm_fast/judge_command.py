@@ -18,9 +18,7 @@ from srlm_fast.options import OPTIONS, Option, text, whole
 from srlm_fast.records import InputError, read_jsonl, write_json_atomic
 from srlm_fast.run import (
     DONE,
-    UNUSABLE,
     Parser,
-    complain,
     end_of,
     parsed,
     resource_message,
@@ -119,25 +117,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 def command(argv: Sequence[str]) -> int:
     arguments = read_options(argv)
     # From here on torch is needed, which takes seconds to import.
+    from srlm_fast.report.display import Display
+    from srlm_fast.report.judge_text import judge_text
+
+    display = Display(sys.stdout)
+    try:
+        config, judged = judge(arguments, display)
+    finally:
+        display.close()
+    figures = described(config, judged)
+    if arguments.out is not None:
+        write_json_atomic(Path(arguments.out), figures)
+    display.note(judge_text(figures))
+    return DONE
+
+
+def judge(arguments: argparse.Namespace, display: Display) -> tuple[Config, Judged]:
+    """Let the model judge the rows of --data. Raises InputError and KeyboardInterrupt."""
     from srlm_fast.config import from_options
     from srlm_fast.data import read_ranked
     from srlm_fast.model import ModelError
     from srlm_fast.plan import check_lengths, model_config
-    from srlm_fast.report.display import Display
-    from srlm_fast.report.judge_text import judge_text
 
-    config = from_options(arguments)
     try:
+        config = from_options(arguments)
         check_lengths(config, model_config(config.model), ("--judge-max-tokens",))
-    except ModelError as error:
-        raise InputError(str(error)) from error
-    rows = drawn([dict(row) for row in read_ranked(arguments.data)], arguments.limit, config.seed)
-    display = Display(sys.stdout)
-    try:
+        rows = [{**row, "row": i} for i, row in enumerate(read_ranked(arguments.data))]
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(arguments.rows or Path(scratch) / "rows.jsonl")
-            hold_rows(path, settings(config, arguments))
-            figures = measure(config, rows, path, display)
+            hold_rows(path, settings(config, arguments), f"--rows {path}: holds judgements")
+            return config, measure(config, drawn(rows, arguments.limit, config.seed), path, display)
     except ModelError as error:
         raise InputError(str(error)) from error
     except InputError:
@@ -146,13 +155,7 @@ def command(argv: Sequence[str]) -> int:
         message = resource_message(error, Path(arguments.rows or "."))
         if message is None:
             raise
-        return complain(message, UNUSABLE)
-    finally:
-        display.close()
-    if arguments.out is not None:
-        write_json_atomic(Path(arguments.out), figures)
-    display.note(judge_text(figures))
-    return DONE
+        raise InputError(message) from error
 
 
 def drawn(rows: list[dict[str, Any]], limit: int | None, seed: int) -> list[dict[str, Any]]:
@@ -185,28 +188,36 @@ def settings(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def hold_rows(path: Path, wanted: dict[str, Any]) -> None:
-    """Note beside a file of rows what made them; refuse one that something else has made."""
-    note = path.with_name(f"{path.name}.settings.json")
+def hold_rows(path: Path, wanted: dict[str, Any], what: str) -> None:
+    """Note beside a file of rows what made them; refuse one that something else has made. what: how
+    the refusal begins.
+    """
+    note = settings_note(path)
     found = read_json(note)
     if read_jsonl(path) and found != wanted:
         differing = [name for name in wanted if found.get(name) != wanted[name]]
         name = (differing or sorted(found.keys() - wanted.keys()))[0]
         raise InputError(
-            f"--rows {path}: holds judgements made with {name} {found.get(name)}, found "
-            f"{wanted.get(name)}; wanted the same options, or another file"
+            f"{what} made with {name} {found.get(name)}, found {wanted.get(name)}; wanted the same "
+            "options, or another file"
         )
     write_json_atomic(note, wanted)
 
 
-def measure(
-    config: Config, rows: list[dict[str, Any]], path: Path, display: Display
-) -> dict[str, Any]:
-    """Judge the rows and return the figures."""
+def settings_note(path: Path) -> Path:
+    return path.with_name(f"{path.name}.settings.json")
+
+
+def measure(config: Config, rows: list[dict[str, Any]], path: Path, display: Display) -> Judged:
+    """Judge the rows, until a signal asks for a stop."""
     from srlm_fast.loop.alone import judge_alone
 
     with stop_on_interrupt(display) as stop:
-        judged = judge_alone(config, rows, path, display, stop)
+        return judge_alone(config, rows, path, display, stop)
+
+
+def described(config: Config, judged: Judged) -> dict[str, Any]:
+    """The figures with what made them."""
     return {
         "model": config.model,
         "judge": config.judge.mode,
