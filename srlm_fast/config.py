@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import importlib.util
 import platform
 from argparse import Namespace
 from dataclasses import dataclass, field
@@ -44,8 +45,8 @@ FOLDERS = ("model", "reward_model")
 MICRO_BATCH = 2048
 ENDS_BYTES = 1 << 20  # read of each end of a file of weights
 JUDGED = ("self", "frozen", "best-of-n")  # rewards whose scores a judge writes
-# Where a run is written, and on how many devices with which memory, is not what it is.
-NOT_COMPARED = ("out", "tensor_parallel", "shard", "kv_gb")
+# Where a run is written and shown, and on how many devices with which memory, is not what it is.
+NOT_COMPARED = ("out", "tensor_parallel", "shard", "kv_gb", "log")
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Config:
     tensor_parallel: int = 1  # ranks that hold one copy of the weights together
     shard: str = "auto"  # weights over data ranks
     kv_gb: float | None = None  # None: the sampler's default
+    log: tuple[str, ...] = ()  # packages that are told every line of metrics.jsonl
     prompts_file: str | None = None
     ift_file: str | None = None
     eft_file: str | None = None
@@ -347,6 +349,7 @@ def check(config: Config) -> None:
             "--loss: found 'robust' with --reward pairwise, wanted sigmoid, hinge, ipo or simpo: "
             "robust takes every label for certain but flipped, pairwise gives its probability"
         )
+    check_log(config)
     check_reward_options(config)
     if config.judge.stop == "line" and config.judge.mode != "sampled":
         raise InputError(
@@ -361,6 +364,14 @@ def check(config: Config) -> None:
     check_pair_options(config)
     check_adapter_options(config)
     check_evaluation_options(config)
+
+
+def check_log(config: Config) -> None:
+    for name in config.log:
+        if importlib.util.find_spec(name) is None:
+            raise InputError(
+                f"--log: found {name!r}, which is not installed, wanted it (pip install {name})"
+            )
 
 
 def check_evaluation_options(config: Config) -> None:

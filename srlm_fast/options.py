@@ -26,6 +26,7 @@ LOSSES = ("sigmoid", "robust", "hinge", "ipo", "simpo")
 OPTIMIZERS = ("adamw", "adamw-bf16", "adamw-8bit")
 SCHEDULES = ("linear", "cosine", "constant")
 REFERENCES = ("round", "sft")
+TRACKERS = ("tensorboard", "wandb")
 SHARDS = ("auto", "yes", "no")
 DTYPES = ("float32", "bfloat16", "float16")
 BASE_DTYPES = ("fp8", "int8")
@@ -67,6 +68,15 @@ def yes_or_no() -> Kind:
     meant = {"yes": True, "no": False}
     return Kind(
         lambda given: meant.get(given, given), lambda value: value in (True, False), "yes or no"
+    )
+
+
+def some_of(*names: str) -> Kind:
+    """Names, each once, parted by commas."""
+    return Kind(
+        lambda given: tuple(dict.fromkeys(name.strip() for name in given.split(","))),
+        lambda values: all(value in names for value in values),
+        " or ".join(names) + ", or both parted by a comma",
     )
 
 
@@ -161,6 +171,13 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             one_of(*DTYPES, aliases=DTYPE_ALIASES),
             "NAME",
             "of weights and activations (default: float32 on cpu, bfloat16 on a GPU)",
+        ),
+        Option(
+            "--log",
+            "log",
+            some_of(*TRACKERS),
+            "NAMES",
+            "also hand the lines of metrics.jsonl to tensorboard, wandb or both, parted by a comma",
         ),
     ),
     "many devices": (

@@ -10,10 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypedDict
 
 
 class InputError(ValueError):
@@ -22,13 +22,40 @@ class InputError(ValueError):
     """
 
 
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
 @dataclass(frozen=True)
 class Prompt:
-    """An instruction. `source` is "self-made", "file" or "seed"."""
+    """An instruction: the user's last turn. `source` is "self-made", "file" or "seed". turns: what
+    was said before it, a system message included.
+    """
 
     prompt_id: str
     text: str
     source: str
+    turns: Sequence[Message] = ()
+
+    @property
+    def messages(self) -> list[Message]:
+        """All turns, the last one the user's."""
+        return [*self.turns, {"role": "user", "content": self.text}]
+
+    @property
+    def conversation(self) -> str:
+        """All turns as one text."""
+        return conversation_text(self.messages)
+
+
+def conversation_text(messages: Sequence[Message]) -> str:
+    """A single turn as it is; more of them with their roles, for a reader that takes one text."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in messages)
 
 
 @dataclass(frozen=True)
@@ -59,8 +86,13 @@ class Judgement:
 
 
 def to_row(record: Any) -> dict[str, Any]:
-    """The JSON object of a record (a dataclass), or the object itself if it is already a dict."""
-    return record if isinstance(record, dict) else dataclasses.asdict(record)
+    """The JSON object of a record (a dataclass), or the object itself if it is already a dict. A
+    prompt of one turn has no `turns`.
+    """
+    if isinstance(record, dict):
+        return record
+    row = dataclasses.asdict(record)
+    return row if row.get("turns", True) else {k: v for k, v in row.items() if k != "turns"}
 
 
 def dump_row(row: Any) -> str:

@@ -60,7 +60,9 @@ def option_row(option: Option, recipes: tuple[Config, ...]) -> str:
 
 
 def shown(value: Any) -> str:
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if value is None or value == ():
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def test_the_two_lines_are_the_makefiles():

@@ -32,8 +32,9 @@ def best_rows(
     min_valid: int = 1,
 ) -> list[dict[str, Any]]:
     """For each prompt its best answer, in the order of the prompts: prompt_id, prompt, response,
-    index (of the candidate), score. An answer with fewer than `min_valid` scores that could be read
-    takes no part; a prompt of such answers alone has no row.
+    index (of the candidate), score, and turns where there are some before the prompt. An answer
+    with fewer than `min_valid` scores that could be read takes no part; a prompt of such answers
+    alone has no row.
     """
     groups: dict[str, list[Candidate]] = defaultdict(list)
     for candidate in candidates:
@@ -46,5 +47,6 @@ def best_rows(
         for i in rank(samples)[:1]:
             found = {"response": group[i].text, "index": group[i].index}
             asked = {"prompt_id": prompt.prompt_id, "prompt": prompt.text}
-            rows.append(asked | found | {"score": mean_score(samples[i])})
+            turns = {"turns": list(prompt.turns)} if prompt.turns else {}
+            rows.append(asked | turns | found | {"score": mean_score(samples[i])})
     return rows

@@ -198,9 +198,8 @@ def _row(
     chosen: _Judged,
     rejected: _Judged,
 ) -> dict[str, Any]:
-    question = {"role": "user", "content": prompt.text}
-    better = [question, {"role": "assistant", "content": chosen.candidate.text}]
-    worse = [question, {"role": "assistant", "content": rejected.candidate.text}]
+    better = [*prompt.messages, {"role": "assistant", "content": chosen.candidate.text}]
+    worse = [*prompt.messages, {"role": "assistant", "content": rejected.candidate.text}]
     samples = [scores.get((c.prompt_id, c.index), ()) for c in group]
     return {
         "prompt": prompt.text,

@@ -92,7 +92,7 @@ class AnswerStage:
 
     def run(self, prompts: Sequence[Prompt], progress: OnProgress | None = None) -> None:
         """Answer `prompts` that have no candidates and judge candidates that have no judgements."""
-        self._texts = {prompt.prompt_id: prompt.text for prompt in prompts}
+        self._texts = {prompt.prompt_id: prompt.conversation for prompt in prompts}
         (candidates, judgements), ranks = self._paths, self.ranks
         with ExitStack() as files:
             if candidates is not None:
@@ -111,7 +111,7 @@ class AnswerStage:
             yield from self._judge(self.candidates.get(prompt.prompt_id, []))
         for prompt in prompts:
             if prompt.prompt_id not in self.candidates:
-                ids = chat.encode(self.tokenizer, prompt.text)
+                ids = chat.encode(self.tokenizer, prompt.text, prompt.turns)
                 if self._fits(ids, self.params.max_tokens, prompt.prompt_id):
                     yield Request(ids, self.params, tag=prompt)
 

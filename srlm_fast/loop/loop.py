@@ -34,6 +34,7 @@ from .state import ModelFolder, RunState, derive_seed, weights_hash
 from .stopping import StoppedError
 from .summary import SUMMARY_FILE, summarize, summarize_stopped
 from .teaching import Teaching
+from .tracking import open_trackers
 
 Stop = Callable[[], bool]
 
@@ -67,6 +68,9 @@ class Run:
         self.teaching, self.measuring = Teaching(self), Measuring(self)
         self.ranks.wait()  # whatever another process left is read before anything is written
         self.state = RunState(self.out, writes=ranks.first)
+        if ranks.first and config.log:
+            lines = self.state.measured()
+            self.state.trackers = open_trackers(config.log, self.out, config.to_json(), lines)
         self.memory = MemoryTrace(self.state)
         self.folders = [ModelFolder(self.out, t) for t in range(1, config.iterations + 2)]
 

@@ -103,15 +103,19 @@ class RevisionStage:
         step = len(chain.critiques)
         # Two steps that ask the same must not be answered the same.
         params = replace(params, seed=derive_seed(params.seed, step) if step else params.seed)
-        ids = chat.encode(self.tokenizer, self._text(chain))
+        ids = self._ids(chain)
         if len(ids) + params.max_tokens > self.longest:
             return self._end(chain, "too_long")
         return [Request(ids, params, tag=chain)]
 
-    def _text(self, chain: _Open) -> str:
+    def _ids(self, chain: _Open) -> list[int]:
         if not chain.answers:
-            return chain.prompt.text
-        asked, answer = chain.prompt.text, chain.answers[-1].text
+            return chat.encode(self.tokenizer, chain.prompt.text, chain.prompt.turns)
+        return chat.encode(self.tokenizer, self._text(chain))
+
+    def _text(self, chain: _Open) -> str:
+        """What is asked about the last answer."""
+        asked, answer = chain.prompt.conversation, chain.answers[-1].text
         reserved = chat.reserved_strings(self.tokenizer)
         if chain.critique:
             return critique_text(

@@ -70,11 +70,11 @@ def _score(
 ) -> list[Judgement]:
     """The rows of some prompts. Equal answers to one prompt are scored once."""
     candidates = [(p, c) for p in prompts for c in groups[p.prompt_id]]
-    texts = list(dict.fromkeys((p.text, c.text) for p, c in candidates))
+    asked = {(p.conversation, c.text): (p, c.text) for p, c in candidates}
     reserved = chat.reserved_strings(reward_model.tokenizer)
-    scores = reward_model.scores([conversation(*text, reserved) for text in texts])
-    found = dict(zip(texts, scores, strict=True))
-    return [_row(c, found[p.text, c.text]) for p, c in candidates]
+    scores = reward_model.scores([conversation(*each, reserved) for each in asked.values()])
+    found = dict(zip(asked, scores, strict=True))
+    return [_row(c, found[p.conversation, c.text]) for p, c in candidates]
 
 
 def _row(candidate: Candidate, score: float | None) -> Judgement:
@@ -85,12 +85,10 @@ def _row(candidate: Candidate, score: float | None) -> Judgement:
     return Judgement(candidate.prompt_id, candidate.index, 0, "", value, status)
 
 
-def conversation(prompt: str, answer: str, reserved: Sequence[str]) -> Messages:
-    """A question and its answer; neither can spell a special token of the reward model."""
-    return [
-        {"role": "user", "content": defused(prompt, reserved)},
-        {"role": "assistant", "content": defused(answer, reserved)},
-    ]
+def conversation(prompt: Prompt, answer: str, reserved: Sequence[str]) -> Messages:
+    """A prompt and its answer; neither can spell a special token of the reward model."""
+    turns: list[Message] = [*prompt.messages, {"role": "assistant", "content": answer}]
+    return [{"role": m["role"], "content": defused(m["content"], reserved)} for m in turns]
 
 
 def split_preferences(

@@ -10,9 +10,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from srlm_fast.records import InputError, Prompt, RowWriter, read_jsonl, write_json_atomic
+
+if TYPE_CHECKING:
+    from .tracking import Tracker
 
 STATE_FILE = "state.json"
 METRICS_FILE = "metrics.jsonl"
@@ -24,7 +27,8 @@ class RunState:
 
     A stage is finished when its name is in `figures`. Seconds of a stage that was broken off add up
     over the tries that ended in an orderly way. writes: whether this process keeps the files; one
-    of many ranks that does not only knows what is in them.
+    of many ranks that does not only knows what is in them. trackers: what else is told each line
+    of `metrics.jsonl`.
     """
 
     def __init__(self, folder: Path, writes: bool = True) -> None:
@@ -37,6 +41,7 @@ class RunState:
             raise InputError(f"{folder / STATE_FILE}: found no stages, wanted what the run wrote")
         self._metrics = RowWriter(folder / METRICS_FILE) if writes else None
         self._measured = {_key(row) for row in read_jsonl(folder / METRICS_FILE)}
+        self.trackers: list[Tracker] = []
 
     def _read(self) -> dict[str, Any]:
         return read_object(self.folder / STATE_FILE) or {}
@@ -66,8 +71,11 @@ class RunState:
         repeated.
         """
         if self._metrics is not None and _key(row) not in self._measured:
+            number = len(self._measured)
             self._measured.add(_key(row))
             self._metrics.write(row)
+            for tracker in self.trackers:
+                tracker.log(number, row)
 
     def measured(self) -> list[dict[str, Any]]:
         """All lines of `metrics.jsonl`."""
@@ -81,6 +89,8 @@ class RunState:
     def close(self) -> None:
         if self._metrics is not None:
             self._metrics.close()
+        for tracker in self.trackers:
+            tracker.close()
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -12,6 +12,8 @@ from srlm_fast.train import SftRow, TokenPair
 
 from .answers import judge_text
 
+IFT_FIELDS = ("prompt", "response", "turns")
+
 
 def end_ids(model: Model) -> list[int]:
     """What closes an answer: the tokenizer's end token (that of a chat model ends its turns), else
@@ -27,7 +29,7 @@ def sft_rows(
     """(rows as text for the run folder, rows as tokens): instructions with answers, judge prompts
     with judgements.
     """
-    texts = [{"kind": "ift", "prompt": r["prompt"], "response": r["response"]} for r in ift]
+    texts = [{"kind": "ift"} | {name: r[name] for name in IFT_FIELDS if name in r} for r in ift]
     texts += [
         {
             "kind": "eft",
@@ -36,11 +38,13 @@ def sft_rows(
         }
         for r in eft
     ]
-    rows = [
-        SftRow(chat.encode(model.tokenizer, t["prompt"]), answer_ids(model, t["response"]))
-        for t in texts
-    ]
+    rows = [SftRow(prompt_ids(model, t), answer_ids(model, t["response"])) for t in texts]
     return texts, rows
+
+
+def prompt_ids(model: Model, row: dict[str, Any]) -> list[int]:
+    """Token ids of a row's `prompt`, with the `turns` before it where there are some."""
+    return chat.encode(model.tokenizer, row["prompt"], row.get("turns") or ())
 
 
 def answer_ids(model: Model, text: str) -> list[int]:
@@ -60,10 +64,11 @@ def token_pair(
     ended. `label` of the row, where it has one, is the probability that chosen is the better one.
     """
     group = {candidate.index: candidate for candidate in candidates[row["prompt_id"]]}
-    prompt_ids = chat.encode(model.tokenizer, row["prompt"])
+    *turns, asked, _ = row["chosen"]
+    question = chat.encode(model.tokenizer, asked["content"], turns)
     chosen, rejected = group[row["chosen_index"]], group[row["rejected_index"]]
     responses = response_ids(model, chosen), response_ids(model, rejected)
-    return TokenPair(prompt_ids, *responses, label=row.get("label", 1.0))
+    return TokenPair(question, *responses, label=row.get("label", 1.0))
 
 
 def best_sft_rows(
@@ -75,10 +80,10 @@ def best_sft_rows(
     for row in rows:
         try:
             best = candidates[row["prompt_id"]][row["index"]]
-            prompt_ids = chat.encode(model.tokenizer, row["prompt"])
+            question = prompt_ids(model, row)
         except (KeyError, IndexError, TypeError) as error:
             raise InputError(f"sft.jsonl: found a row without {error}, wanted the best") from None
-        found.append(SftRow(prompt_ids, response_ids(model, best)))
+        found.append(SftRow(question, response_ids(model, best)))
     return found
 
 

@@ -1,4 +1,4 @@
-"""One user turn as the model expects it: its own chat template, or a stated default when it has
+"""A conversation as the model expects it: its own chat template, or a stated default when it has
 none.
 """
 
@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
+
+from .config import ModelError
 
 # Plain text that any tokenizer can write; saved with M1, so that later users of the model see the
 # same turns.
@@ -28,20 +30,43 @@ def ensure_chat_template(tokenizer: Any) -> bool:
     return True
 
 
-def render(tokenizer: Any, prompt: str) -> str:
-    """The text that the model continues to answer `prompt`."""
-    messages = [{"role": "user", "content": prompt}]
+def render(tokenizer: Any, prompt: str, turns: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The text that the model continues to answer `prompt`, what was said before it in `turns`.
+
+    A template that refuses a system message has it in front of the first user turn. Raises
+    ModelError for a conversation that the template cannot render.
+    """
+    messages = [*turns, {"role": "user", "content": prompt}]
+    try:
+        return _asked(tokenizer, messages)
+    except Exception as error:  # jinja raises many kinds
+        if messages[0]["role"] == "system":
+            *before, last = _without_system(messages)
+            return render(tokenizer, last["content"], before)
+        roles, reason = ", ".join(m["role"] for m in messages), str(error).strip().split("\n")[0]
+        raise ModelError(
+            f"the chat template cannot render a conversation of {roles} ({reason})"
+        ) from None
+
+
+def _asked(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
-def encode(tokenizer: Any, prompt: str) -> list[int]:
+def _without_system(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The system message as the beginning of the turn behind it."""
+    system, first, *rest = messages
+    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+
+
+def encode(tokenizer: Any, prompt: str, turns: Sequence[Mapping[str, Any]] = ()) -> list[int]:
     """Token ids of `render`; the begin token comes from the template, or from the tokenizer where
     the template has none.
     """
-    return _ids(tokenizer, render(tokenizer, prompt))
+    return _ids(tokenizer, render(tokenizer, prompt, turns))
 
 
-def encode_messages(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
+def encode_messages(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int]:
     """Token ids of a whole conversation, its last answer closed as the template closes one."""
     return _ids(tokenizer, tokenizer.apply_chat_template(list(messages), tokenize=False))
 

@@ -275,9 +275,8 @@ def check_tokenizer(tokenizer: Any, config: ModelConfig, folder: Path) -> None:
         )
     try:
         chat.encode(tokenizer, "Hello.")
-    except Exception as error:  # jinja raises many kinds
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"{folder}: the chat template cannot be used ({reason})") from None
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error}") from None
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:

@@ -8,9 +8,14 @@ import json
 
 import pytest
 
-from srlm_fast.model import ModelConfig, random_model
-from srlm_fast.records import read_jsonl
+from srlm_fast.judge import DEFAULT_RUBRIC, make_pairs
+from srlm_fast.loop.answers import AnswerStage
+from srlm_fast.loop.readers import make_reader
+from srlm_fast.loop.token_rows import token_pair
+from srlm_fast.model import ModelConfig, chat, load_model, random_model
+from srlm_fast.records import Prompt, read_jsonl, write_jsonl
 from srlm_fast.run import main
+from srlm_fast.sampler import Sampler, SamplingParams
 from tests.model.test_load import byte_tokenizer
 
 ODD = [
@@ -105,3 +110,46 @@ def test_the_round_with_a_reward_that_needs_no_judge(folder, prompts, tmp_path, 
 
 def read_jsonl_prompts(out):
     return [{"prompt": row["text"]} for row in read_jsonl(out / "m2" / "prompts.jsonl")]
+
+
+def test_turns_before_a_prompt_reach_model_judge_and_pairs(folder, tmp_path):
+    model = load_model(folder)
+    turns = [{"role": "user", "content": "Pick one."}, {"role": "assistant", "content": "B."}]
+    prompts = [Prompt("many", "Why?", "file", turns), Prompt("one", "Why?", "file")]
+    params = SamplingParams(n=2, max_tokens=4)
+    judge = make_reader(model, DEFAULT_RUBRIC, "sampled", SamplingParams(max_tokens=2))
+    sampler = Sampler(model)
+    asked = []
+    sampled = sampler.run
+
+    def listening(requests, finished, progress):
+        def keep(generation):
+            asked.append(model.tokenizer.decode(generation.prompt_token_ids))
+            return finished(generation)
+
+        return sampled(requests, keep, progress)
+
+    sampler.run = listening
+    files = (tmp_path / "candidates.jsonl", tmp_path / "judgements.jsonl")
+    stage = AnswerStage(sampler, params, DEFAULT_RUBRIC, judge, *files)
+    stage.run(prompts)
+    whole = chat.render(model.tokenizer, "Why?", turns)
+    assert whole in asked
+    assert any("User: Pick one.\n\nAssistant: B.\n\nUser: Why?" in text for text in asked)
+    scores = {(key, i): [float(i)] for key in ("many", "one") for i in range(2)}
+    candidates = [c for group in stage.candidates.values() for c in group]
+    many, one = make_pairs(prompts, candidates, scores).pairs
+    assert many["chosen"][:-1] == [*turns, {"role": "user", "content": "Why?"}]
+    assert one["chosen"][:-1] == [{"role": "user", "content": "Why?"}]
+    ids = token_pair(model, many, stage.candidates).prompt_ids
+    assert ids == chat.encode(model.tokenizer, "Why?", turns)
+    assert ids != token_pair(model, one, stage.candidates).prompt_ids
+
+
+def test_a_prompt_keeps_its_turns_on_disk(tmp_path):
+    turns = [{"role": "system", "content": "Be brief."}]
+    prompts = [Prompt("a", "Why?", "file", turns), Prompt("b", "Why?", "file")]
+    write_jsonl(tmp_path / "prompts.jsonl", prompts)
+    rows = read_jsonl(tmp_path / "prompts.jsonl")
+    assert [Prompt(**row) for row in rows] == prompts
+    assert "turns" not in rows[1]

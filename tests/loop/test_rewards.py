@@ -115,7 +115,8 @@ def test_a_reward_model_scores_the_round_as_transformers_does(first, folder, tmp
     assert len(judged) == len(answers) == 60
     for row in judged[::7]:
         answer = answers[row["prompt_id"], row["candidate"]]
-        messages = conversation(prompts[row["prompt_id"]], answer, tokenizer.all_special_tokens)
+        asked = Prompt("", prompts[row["prompt_id"]], "file")
+        messages = conversation(asked, answer, tokenizer.all_special_tokens)
         text = tokenizer.apply_chat_template(messages, tokenize=False)
         begin = tokenizer.bos_token
         ids = tokenizer(text, add_special_tokens=bool(begin) and not text.startswith(begin))
@@ -148,13 +149,14 @@ def test_a_reward_model_learns_from_pairs_and_is_used(first, pairs_file, tmp_pat
     assert figures["held_out"]["accuracy"] == 1.0
     assert any("reward model: 100.0% of 4 held-out pairs" in note for note in screen.notes)
     trained = load_reward_model(out / "reward_model")
-    better, worse = (conversation("List 3 fruits.", f"apple, pear{end}", ()) for end in ".!")
+    asked = Prompt("", "List 3 fruits.", "file")
+    better, worse = (conversation(asked, f"apple, pear{end}", ()) for end in ".!")
     assert trained.scores([better])[0] > trained.scores([worse])[0]
     judged = {(r["prompt_id"], r["candidate"]): r["score"] for r in rows_of(out, "judgements")}
     candidate = rows_of(out, "candidates")[0]
     prompt = next(r for r in rows_of(out, "prompts") if r["prompt_id"] == candidate["prompt_id"])
     reserved = trained.tokenizer.all_special_tokens
-    again = trained.scores([conversation(prompt["text"], candidate["text"], reserved)])[0]
+    again = trained.scores([conversation(Prompt(**prompt), candidate["text"], reserved)])[0]
     assert judged[candidate["prompt_id"], candidate["index"]] == pytest.approx(again, abs=1e-4)
     # The answers are M1's, as they are under any reward: its training is undone.
     small(first, tmp_path / "random", reward="random")

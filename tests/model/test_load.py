@@ -184,7 +184,7 @@ def test_generation_config_and_chat_template_are_checked(folder):
     check_refused(folder, "generation_config.json", "eos_token_id")
     (folder / "generation_config.json").unlink()
     (folder / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
-    check_refused(folder, "chat template cannot be used")
+    check_refused(folder, "chat template cannot render a conversation of user")
 
 
 def test_weights_of_another_shape(folder):
