@@ -42,6 +42,10 @@ ALLOWED: dict[str, set[str]] = {
         *("records", "options", "run_folder", "config", "loop", "run"),
         *("data", "eval", "model", "report"),
     },
+    "export": {
+        *("records", "options", "run_folder", "config", "run", "judge_command"),
+        *("data", "eval", "model", "report", "sampler"),
+    },
     "__init__": {"model", "sampler"},
 }
 

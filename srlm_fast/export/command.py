@@ -48,7 +48,9 @@ class Command:
         for word in unknown:
             if word.startswith("-"):
                 raise InputError(unknown_message(word, parser))
-            raise InputError(f"found {word!r} behind {arguments.what!r}, wanted {self.what[0]} once")
+            raise InputError(
+                f"found {word!r} behind {arguments.what!r}, wanted {self.what[0]} once"
+            )
         for option in self.options:
             given = getattr(arguments, option.key)
             if given is not None:

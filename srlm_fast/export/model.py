@@ -10,6 +10,7 @@ from typing import Any
 from srlm_fast.options import DTYPE_ALIASES, DTYPES, Option, one_of
 from srlm_fast.records import InputError
 from srlm_fast.run import DONE
+from srlm_fast.run_folder import CONFIG_FILE, read_json
 
 from .command import Command, check_new, in_one_line, out_option
 from .source import find_in_run
@@ -23,9 +24,10 @@ def run(arguments: argparse.Namespace) -> int:
         from srlm_fast.model import hub_id
         from srlm_fast.report.card import write_card
 
-        export(source.folder, out, arguments.dtype, arguments.merge)
         assert source.run is not None
-        write_card(source.run, source.number, out, hub_id(source.run), arguments.merge)
+        base = read_json(source.run / CONFIG_FILE)["run"]["model"]
+        export(source.folder, out, arguments.dtype, arguments.merge)
+        write_card(source.run, source.number, out, hub_id(base), arguments.merge)
     print(f"{source.label}: {out}")
     return DONE
 
@@ -95,7 +97,10 @@ def change_dtype(folder: Path, dtype: str) -> None:
 COMMAND = Command(
     name="model",
     help="a model of a run as a Hugging Face folder for transformers and vLLM, with its card",
-    what=("RUN[/mN]", "the folder of a run (its last model), or of a model in it such as runs/x/m2"),
+    what=(
+        "RUN[/mN]",
+        "the folder of a run (its last model), or of a model in it such as runs/x/m2",
+    ),
     options=(
         out_option("a new folder for the model", "the name of a folder"),
         Option(

@@ -108,7 +108,9 @@ def round_files(run: str, which: str, name: str, what: str) -> list[Path]:
     if not there:
         raise InputError(f"{run}: has no {what}, wanted a run that made some")
     if which != "all" and which not in there:
-        raise InputError(f"--round: found {which}, wanted all or one with {what}: {', '.join(there)}")
+        raise InputError(
+            f"--round: found {which}, wanted all or one with {what}: {', '.join(there)}"
+        )
     return list(there.values()) if which == "all" else [there[which]]
 
 

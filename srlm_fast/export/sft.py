@@ -22,7 +22,7 @@ KINDS = ("ift", "eft", "best")
 def messages(row: Row) -> list[dict[str, str]]:
     question = {"role": "user", "content": row["prompt"]}
     answer = {"role": "assistant", "content": row["response"]}
-    return [*row.get("turns", []), question, answer]
+    return [*(row.get("turns") or []), question, answer]
 
 
 def as_messages(row: Row) -> Row:

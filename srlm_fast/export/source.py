@@ -47,8 +47,9 @@ def find_in_run(word: str, best: bool = False) -> Source:
     source = find_source(word)
     if source.run is None:
         found = "a folder that is no run" if path.is_dir() else "no such folder"
-        raise InputError(f"{word}: {found}, wanted that of a run (runs/x) or of a model of it "
-                         "(runs/x/m2)")
+        raise InputError(
+            f"{word}: {found}, wanted that of a run (runs/x) or of a model of it (runs/x/m2)"
+        )
     if not best:
         return source
     if not is_run_folder(path):
@@ -84,5 +85,7 @@ def best_of(run: Path) -> int:
     }
     there = {number: scores[number] for number in models_of(run) if number in scores}
     if not there:
-        raise InputError(f"--best: {run} has no model with a held-out score, wanted one by its name")
+        raise InputError(
+            f"--best: {run} has no model with a held-out score, wanted one by its name"
+        )
     return max(there, key=lambda number: there[number])

@@ -25,7 +25,7 @@ from .lora import (
     remove_lora,
     trainable_parameters,
 )
-from .presets import PRESETS, Preset
+from .presets import PRESETS, Preset, hub_id
 from .reward_model import RewardModel, load_reward_model, reward_scores, with_score_head
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "empty_model",
     "find_folder",
     "has_lora",
+    "hub_id",
     "inner_folder",
     "load_merged",
     "load_model",

@@ -237,10 +237,11 @@ def merge_lora(model: Model) -> Model:
         raise ValueError("model: weights split over ranks, wanted them whole")
     for module in model.modules():
         if isinstance(module, _Adapted):
-            lora: Lora = module.lora
+            linear: Any = module
+            lora = linear.lora
             factors = zip(_parts(lora.B, lora.spans), lora.A.chunk(len(lora.spans)), strict=True)
             for span, (up, down) in zip(lora.spans, factors, strict=True):
-                rows = module.weight[span]  # type: ignore[attr-defined]
+                rows = linear.weight[span]
                 rows.copy_(rows + lora.scale * (up @ down))
     return remove_lora(model)
 
