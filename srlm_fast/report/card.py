@@ -42,6 +42,7 @@ FILES = {
     "rubric_file": "rubric",
     "mix_real_file": "human rows mixed in",
 }
+LEFT_OUT = ("out", "inputs")
 Row = dict[str, Any]
 
 
@@ -94,7 +95,7 @@ class Card:
             "title": f"{self.run.absolute().name} {self.name}",
             "name": self.name,
             "number": self.number,
-            "base": self.hub_id or self.base,
+            "base": self.hub_id or Path(self.base).name,
             "adapter": self.adapter,
             "merged": self.merged and {"quantised": self.value("lora.base_dtype")},
             "stopped": (self.summary.get("stopped") or {}).get("reason"),
@@ -106,7 +107,7 @@ class Card:
             "human_text": figures_of(self.own.get("human_text")),
             "warnings": list(self.warnings()),
             "recipe": list(self.recipe()),
-            "settings": json.dumps(self.config, indent=1, ensure_ascii=False),
+            "settings": json.dumps(self.settings(), indent=1, ensure_ascii=False),
             "data": list(self.data()),
             "rounds": [round_row(made) for made in self.rounds],
             "limits": list(self.limits()),
@@ -142,6 +143,14 @@ class Card:
     @property
     def base(self) -> str:
         return str(self.config.get("model", "?"))
+
+    def settings(self) -> Row:
+        """All of them; of files and folders the name alone, since a card is for others."""
+        left_out = {name: value for name, value in self.config.items() if name not in LEFT_OUT}
+        return {
+            name: Path(value).name if str(value)[:1] == "/" else value
+            for name, value in left_out.items()
+        }
 
     def value(self, path: str) -> Any:
         """A setting by its dotted path, None where the run has none of that name."""
@@ -268,7 +277,8 @@ class Card:
     def round_recipe(self) -> Iterator[list[str]]:
         reward, mode = self.config.get("reward", "self"), self.value("judge.mode")
         made = self.value("prompts_file") is None
-        how = f"made by a model: {sampling(self.value('prompt_sampling'))}" if made else "of a file"
+        maker = Path(self.value("prompt_model") or "the live model").name
+        how = f"made by {maker}: {sampling(self.value('prompt_sampling'))}" if made else "of a file"
         yield ["prompts of a round", f"{self.value('num_prompts')}, {how}"]
         yield ["answers to each", sampling(self.value("candidates"))]
         yield ["reward", f"{reward}; judge {mode}: {sampling(self.value('judge.sampling'))}"]
@@ -389,7 +399,7 @@ SAMPLED = (
     ("repetition_penalty", "repetition penalty {:g}"),
     ("max_tokens", "at most {} tokens"),
 )
-OFF = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+OFF = {"n": 1, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 def sampling(params: Row | None) -> str:
@@ -403,14 +413,14 @@ def sampling(params: Row | None) -> str:
 
 
 def training(settings: Row | None) -> str:
-    """Every setting of a training that is not off."""
+    """The settings of a training; what is off is left out."""
     return listed({name: v for name, v in (settings or {}).items() if name != "checkpoint_seconds"})
 
 
 def listed(values: Row | None) -> str:
-    """Names with their values, what is off or not there left out."""
+    """Names with their values; 0 is off and left out, as what is not there."""
     flat = (values or {}).items()
-    shown = {name: v for name, v in flat if v is not None and v is not False and v not in ("", [])}
+    shown = {name: v for name, v in flat if v not in (None, False, 0, "", [])}
     return ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in shown.items())
 
 
