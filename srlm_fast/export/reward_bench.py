@@ -32,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     for path in (out, scores_file(out)):
         check_new_file(path)
     judge_command.check_file("--rows", arguments.rows)
+    judge_command.check_distinct(arguments)
     from srlm_fast.report.display import Display
     from srlm_fast.report.judge_text import judge_text
 

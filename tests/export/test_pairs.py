@@ -48,7 +48,9 @@ def test_every_form_by_hand():
 
 def test_a_conversation_of_several_turns_keeps_them():
     before = [{"role": "system", "content": "Be short."}, ASKED, GOOD]
-    row = ROW | {side: [*before, ASKED, last] for side, last in (("chosen", GOOD), ("rejected", BAD))}
+    row = ROW | {
+        side: [*before, ASKED, last] for side, last in (("chosen", GOOD), ("rejected", BAD))
+    }
     assert FORMATS["trl"](row)["prompt"] == [*before, ASKED]
     assert FORMATS["sharegpt"](row)["conversations"][0] == {"from": "system", "value": "Be short."}
 
@@ -139,8 +141,8 @@ def test_axolotl_finds_its_keys(made, tokenizer, pair, tmp_path, export):
 
 
 def test_openrlhf_finds_its_keys(made, tokenizer, pair, tmp_path, export):
-    """`--chosen_key chosen --rejected_key rejected --apply_chat_template`, no prompt key: the prompt
-    is chosen without its last message, and a prefix of both texts.
+    """`--chosen_key chosen --rejected_key rejected --apply_chat_template` without a prompt key: the
+    prompt is chosen without its last message, and a prefix of both texts.
     """
     for rows in (
         load(made / "m2" / "pairs.jsonl", tmp_path),
@@ -150,7 +152,9 @@ def test_openrlhf_finds_its_keys(made, tokenizer, pair, tmp_path, export):
         prompt = tokenizer.apply_chat_template(
             row["chosen"][:-1], tokenize=False, add_generation_prompt=True
         )
-        texts = {s: tokenizer.apply_chat_template(row[s], tokenize=False) for s in ("chosen", "rejected")}
+        texts = {
+            s: tokenizer.apply_chat_template(row[s], tokenize=False) for s in ("chosen", "rejected")
+        }
         assert all(text.startswith(prompt) for text in texts.values())
         found = {"prompt": prompt} | {s: text[len(prompt) :] for s, text in texts.items()}
         assert found == wanted(tokenizer, pair)
@@ -201,8 +205,12 @@ def test_mistakes_are_one_line(made, adapted, complaint, tmp_path, monkeypatch):
     assert "--round: found 'two'" in complaint("pairs", made, "--out", out, "--round", "two")
     assert "has no pairs" in complaint("pairs", adapted, "--out", out)
     assert "a folder that is no run" in complaint("pairs", made / "m2", "--out", out)
-    assert "found no .jsonl, .json, .parquet" in complaint("pairs", made, "--out", tmp_path / "a.csv")
-    assert "its folder is not there" in complaint("pairs", made, "--out", tmp_path / "no" / "a.json")
+    assert "found no .jsonl, .json, .parquet" in complaint(
+        "pairs", made, "--out", tmp_path / "a.csv"
+    )
+    assert "its folder is not there" in complaint(
+        "pairs", made, "--out", tmp_path / "no" / "a.json"
+    )
     out.write_text("mine")
     assert "is there already" in complaint("pairs", made, "--out", out)
     assert out.read_text() == "mine"
