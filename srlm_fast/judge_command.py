@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from srlm_fast.options import OPTIONS, Option, text, whole
 from srlm_fast.records import InputError, read_jsonl, write_json_atomic
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from srlm_fast.loop.alone import Judged
     from srlm_fast.report.display import Display
 
+Row = TypeVar("Row")
 TAKEN = (
     *("--model", "--judge", "--judge-samples", "--judge-temperature", "--judge-max-tokens"),
     *("--judge-stop", "--rubric", "--seed", "--device", "--dtype"),
@@ -142,10 +143,10 @@ def judge(arguments: argparse.Namespace, display: Display) -> tuple[Config, Judg
     try:
         config = from_options(arguments)
         check_lengths(config, model_config(config.model), ("--judge-max-tokens",))
-        rows = [{**row, "row": i} for i, row in enumerate(read_ranked(arguments.data))]
+        rows = [dict(row) for row in read_ranked(arguments.data)]
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(arguments.rows or Path(scratch) / "rows.jsonl")
-            hold_rows(path, settings(config, arguments), f"--rows {path}: holds judgements")
+            hold_rows(path, settings(config, arguments))
             return config, measure(config, drawn(rows, arguments.limit, config.seed), path, display)
     except ModelError as error:
         raise InputError(str(error)) from error
@@ -158,7 +159,7 @@ def judge(arguments: argparse.Namespace, display: Display) -> tuple[Config, Judg
         raise InputError(message) from error
 
 
-def drawn(rows: list[dict[str, Any]], limit: int | None, seed: int) -> list[dict[str, Any]]:
+def drawn(rows: list[Row], limit: int | None, seed: int) -> list[Row]:
     """At most `limit` rows, drawn by the seed, in the order of the file."""
     if limit is None or limit >= len(rows):
         return rows
@@ -188,24 +189,25 @@ def settings(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def hold_rows(path: Path, wanted: dict[str, Any], what: str) -> None:
-    """Note beside a file of rows what made them; refuse one that something else has made. what: how
-    the refusal begins.
-    """
-    note = settings_note(path)
+def hold_rows(path: Path, wanted: dict[str, Any]) -> None:
+    """Note beside a file of rows what made them; refuse one that something else has made."""
+    note = path.with_name(f"{path.name}.settings.json")
     found = read_json(note)
-    if read_jsonl(path) and found != wanted:
-        differing = [name for name in wanted if found.get(name) != wanted[name]]
-        name = (differing or sorted(found.keys() - wanted.keys()))[0]
-        raise InputError(
-            f"{what} made with {name} {found.get(name)}, found {wanted.get(name)}; wanted the same "
-            "options, or another file"
-        )
+    if read_jsonl(path):
+        refuse_other(f"--rows {path}: holds judgements made", found, wanted, "file")
     write_json_atomic(note, wanted)
 
 
-def settings_note(path: Path) -> Path:
-    return path.with_name(f"{path.name}.settings.json")
+def refuse_other(
+    where: str, found: Mapping[str, Any], wanted: Mapping[str, Any], place: str
+) -> None:
+    """Raise InputError naming the first option in which what is there differs from `wanted`."""
+    for name in (*wanted, *sorted(found.keys() - wanted.keys())):
+        if found.get(name) != wanted.get(name):
+            raise InputError(
+                f"{where} with {name} {found.get(name)}, found {wanted.get(name)}; wanted the same "
+                f"options, or another {place}"
+            )
 
 
 def measure(config: Config, rows: list[dict[str, Any]], path: Path, display: Display) -> Judged:

@@ -43,9 +43,10 @@ ALLOWED: dict[str, set[str]] = {
         *("data", "eval", "model", "report"),
     },
     "export": {
-        *("records", "options", "run_folder", "config", "run", "judge_command"),
+        *("records", "options", "run_folder", "run_models", "config", "run", "judge_command"),
         *("data", "eval", "model", "report", "sampler"),
     },
+    "run_models": {"records", "run_folder"},
     "__init__": {"model", "sampler"},
 }
 

@@ -19,7 +19,7 @@ from .answering import Dialogue
 from .command import MODEL, Command, check_new_file, out_option
 from .generating import DEVICE, NAME, SAMPLING, finish, generate, settings
 from .row_file import write_list
-from .source import find_source
+from .source import find_model, label
 
 Row = dict[str, Any]
 FORM = '{"instruction": "..."}'
@@ -27,7 +27,7 @@ TEMPERATURE, TOP_P, MAX_TOKENS = 0.7, 1.0, 2048
 
 
 def run(arguments: argparse.Namespace) -> int:
-    source, out = find_source(arguments.what), Path(arguments.out).expanduser()
+    source, out = find_model(arguments.what), Path(arguments.out).expanduser()
     check_new_file(out)
     rows = read_instructions(Path(arguments.prompts).expanduser())
     answered = generate(
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         lambda: settings(arguments, source, COMMAND.options, "--prompts"),
         lambda: dialogues(rows, arguments),
     )
-    name = arguments.name or source.label
+    name = arguments.name or label(source)
     write_list(out, [output(r, a["answers"][0], name) for r, a in zip(rows, answered, strict=True)])
     finish(out)
     print(f"{len(rows)} outputs of {name}: {out}")

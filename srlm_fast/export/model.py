@@ -10,10 +10,9 @@ from typing import Any
 from srlm_fast.options import DTYPE_ALIASES, DTYPES, Option, one_of
 from srlm_fast.records import InputError
 from srlm_fast.run import DONE
-from srlm_fast.run_folder import CONFIG_FILE, read_json
 
 from .command import Command, check_new, in_one_line, out_option
-from .source import find_in_run
+from .source import find_in_run, label
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -24,11 +23,11 @@ def run(arguments: argparse.Namespace) -> int:
         from srlm_fast.model import hub_id
         from srlm_fast.report.card import write_card
 
-        assert source.run is not None
-        base = read_json(source.run / CONFIG_FILE)["run"]["model"]
-        export(source.folder, out, arguments.dtype, arguments.merge)
+        assert source.run is not None and source.number is not None
+        base = (source.run_config or {}).get("model", "")
+        export(Path(source.folder_or_name), out, arguments.dtype, arguments.merge)
         write_card(source.run, source.number, out, hub_id(base), arguments.merge)
-    print(f"{source.label}: {out}")
+    print(f"{label(source)}: {out}")
     return DONE
 
 

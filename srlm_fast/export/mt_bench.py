@@ -19,7 +19,7 @@ from srlm_fast.run import DONE
 from .answering import Dialogue
 from .command import MODEL, Command, check_new_file, out_option
 from .generating import DEVICE, NAME, SAMPLING, finish, generate, settings
-from .source import find_source
+from .source import find_model, label
 
 Row = dict[str, Any]
 FORM = '{"question_id": 81, "category": "writing", "turns": ["...", "..."]}'
@@ -38,7 +38,7 @@ OTHER_TEMPERATURE, TOP_P, MAX_TOKENS = 0.7, 1.0, 1024
 
 
 def run(arguments: argparse.Namespace) -> int:
-    source, out = find_source(arguments.what), Path(arguments.out).expanduser()
+    source, out = find_model(arguments.what), Path(arguments.out).expanduser()
     check_new_file(out)
     questions = read_questions(arguments.questions)
     answered = generate(
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         lambda: settings(arguments, source, COMMAND.options, "--questions"),
         lambda: dialogues(questions, arguments),
     )
-    name, num = arguments.name or source.label, arguments.choices or 1
+    name, num = arguments.name or label(source), arguments.choices or 1
     groups = [answered[i : i + num] for i in range(0, len(answered), num)]
     write_jsonl(out, [answer(q, g, name) for q, g in zip(questions, groups, strict=True)])
     finish(out)

@@ -22,13 +22,13 @@ from srlm_fast.run import DONE
 
 from .command import MODEL, Command, check_new_file, out_option
 from .generating import NAME
-from .source import find_source
+from .source import find_model, label
 
 Row = dict[str, Any]
 
 
 def run(arguments: argparse.Namespace) -> int:
-    source, out = find_source(arguments.what), Path(arguments.out).expanduser()
+    source, out = find_model(arguments.what), Path(arguments.out).expanduser()
     for path in (out, scores_file(out)):
         check_new_file(path)
     judge_command.check_file("--rows", arguments.rows)
@@ -39,13 +39,13 @@ def run(arguments: argparse.Namespace) -> int:
     ids = read_ids(arguments.data)
     display = Display(sys.stdout)
     try:
-        config, judged = judge_command.judge(with_model(arguments, source.given), display)
+        config, judged = judge_command.judge(with_model(arguments, source.folder_or_name), display)
     finally:
         display.close()
-    rows = pair_rows(judged.rows, ids)
+    rows = pair_rows(judged.rows, judge_command.drawn(ids, arguments.limit, config.seed))
     figures = judge_command.described(config, judged)
     head = {
-        "model": arguments.name or source.label,
+        "model": arguments.name or label(source),
         "model_type": "Generative RM",
         "chat_template": "tokenizer",
     }
@@ -89,11 +89,11 @@ def pair_rows(rows: Sequence[Row], ids: Sequence[Any]) -> list[Row]:
             "text_rejected": [asked, {"role": "assistant", "content": row["responses"][1]}],
             "results": result(*row["judged"]),
             "subset": row["subset"],
-            "id": ids[row["row"]],
+            "id": row_id,
             "scores_chosen": row["judged"][0],
             "scores_rejected": row["judged"][1],
         }
-        for row in rows
+        for row, row_id in zip(rows, ids, strict=True)
         if (asked := {"role": "user", "content": row["prompt"]})
     ]
 
@@ -137,7 +137,8 @@ def extra(rows: Sequence[Row], figures: Row) -> Row:
     }
 
 
-TAKEN = tuple(name for name in judge_command.TAKEN if name != "--model")
+NOT_TAKEN = ("--model", "--skip-bad")  # each row is a result
+TAKEN = tuple(name for name in judge_command.TAKEN if name not in NOT_TAKEN)
 COMMAND = Command(
     name="reward-bench",
     help="a model as judge of RewardBench's pairs, with the length-only control",

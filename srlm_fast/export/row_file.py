@@ -33,13 +33,18 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def write_list(path: Path, rows: list[dict[str, Any]]) -> None:
     text = json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False)
-    # Half of a surrogate pair has no place in UTF-8.
-    write_text_atomic(path, text.encode("utf-8", "replace").decode() + "\n")
+    write_text_atomic(path, whole(text) + "\n")
+
+
+def whole(text: str) -> str:
+    """Half of a surrogate pair has no place in UTF-8: a question mark takes it."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     pyarrow = parquet(path)
     temporary = path.with_name(f".{path.name}.tmp")
+    rows = json.loads(whole(json.dumps(rows, ensure_ascii=False)))
     try:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), temporary)
         os.replace(temporary, path)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from srlm_fast.export.source import find_source
+from srlm_fast.export.source import find_model, label
 from srlm_fast.loop.state import weights_hash
 from srlm_fast.model import ModelError, chat, load_model
 from srlm_fast.model.load import find_folder
@@ -125,19 +125,17 @@ def test_the_best_model_is_asked_by_its_score(made, export, tmp_path, complaint)
     best = scores.index(max(scores)) + 1
     assert weights_hash(tmp_path / "out") == weights_hash(made / f"m{best}" / "model")
     said = complaint("model", run / "m1", "--best", "--out", tmp_path / "b")
-    assert "--best: found with" in said and "wanted the folder of the whole run" in said
+    assert "--best: found with" in said and "wanted the folder of a whole run" in said
 
 
 def test_what_a_word_means(made):
     folder = str(made / "m1" / "model")
     for word in (made / "m1", made / "m1" / "model"):
-        source = find_source(str(word))
-        assert (source.given, source.number, source.label) == (folder, 1, "tiny-run-m1")
-    assert find_source(str(made)).label == "tiny-run-m2"
-    assert (find_source("Qwen/Qwen3-8B").given, find_source("tiny").label) == (
-        "Qwen/Qwen3-8B",
-        "tiny",
-    )
+        found = find_model(str(word))
+        assert (found.folder_or_name, found.number, label(found)) == (folder, 1, "tiny-run-m1")
+    assert label(find_model(str(made))) == "tiny-run-m2"
+    assert find_model("Qwen/Qwen3-8B").folder_or_name == "Qwen/Qwen3-8B"
+    assert label(find_model("tiny")) == "tiny" and label(find_model("Qwen/Qwen3-8B")) == "Qwen3-8B"
 
 
 def test_load_model_of_a_run(made):
@@ -151,7 +149,7 @@ def test_mistakes_are_one_line_and_leave_nothing(made, adapted, complaint, tmp_p
     assert "no such folder, wanted that of a run" in complaint("model", "nowhere", "--out", out)
     assert "a folder that is no run" in complaint("model", tmp_path, "--out", out)
     said = complaint("model", made / "m3", "--out", out)
-    assert "holds no finished m3" in said and "(m1, m2)" in said
+    assert "found no such model, wanted one that the run has" in said and "/m2" in said
     assert "--merge: found with" in complaint("model", made, "--out", out, "--merge")
     assert "wanted --merge beside" in complaint("model", adapted, "--out", out, "--dtype", "fp32")
     assert "no model with a held-out score" in complaint("model", adapted, "--best", "--out", out)
@@ -168,4 +166,4 @@ def test_a_run_without_a_model_yet(made, complaint, tmp_path):
     (tmp_path / "config.json").write_text((made / "config.json").read_text())
     (tmp_path / "m1" / "model.tmp").mkdir(parents=True)
     said = complaint("model", tmp_path, "--out", tmp_path / "out")
-    assert "holds no finished m1, wanted one of its models (none)" in said
+    assert "a run without a finished model" in said

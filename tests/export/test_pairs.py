@@ -176,6 +176,16 @@ def test_parquet_and_lists_hold_the_same(made, tmp_path, export):
     assert json.loads((tmp_path / "a.json").read_text()) == want
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".json", ".jsonl"])
+def test_half_a_surrogate_pair_is_written(suffix, made, tmp_path, export):
+    run = tmp_path / "run"
+    (run / "m2").mkdir(parents=True)
+    (run / "config.json").write_text((made / "config.json").read_text())
+    (run / "m2" / "pairs.jsonl").write_text(json.dumps(ROW | {"prompt": "a\udc80"}) + "\n")
+    export("pairs", run, "--out", tmp_path / f"a{suffix}")
+    assert (tmp_path / f"a{suffix}").stat().st_size > 0
+
+
 def test_what_was_taught(made, tmp_path, export, complaint):
     export("sft", made, "--out", tmp_path / "a.jsonl", "--kind", "ift")
     taught = [row for row in read_jsonl(made / "m1" / "sft.jsonl") if row["kind"] == "ift"]

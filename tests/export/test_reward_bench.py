@@ -41,8 +41,8 @@ def test_results_by_hand():
     assert [reward_bench.result(*pair) for pair in given] == [1.0, 0.0, 0.5, 0.5, 0.5]
     names = ["hep-js", "hep-js", "math-prm", "", ""]
     rows = [
-        {"prompt": "q", "responses": ["a", "b"], "judged": list(pair), "subset": name, "row": i}
-        for i, (pair, name) in enumerate(zip(given, names, strict=True))
+        {"prompt": "q", "responses": ["a", "b"], "judged": list(pair), "subset": name}
+        for pair, name in zip(given, names, strict=True)
     ]
     made = reward_bench.pair_rows(rows, "vwxyz")
     assert reward_bench.accuracies(made) == {"all": 0.5, "hep-js": 0.5, "math-prm": 0.5}

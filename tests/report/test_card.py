@@ -11,6 +11,7 @@ import pytest
 
 from srlm_fast.records import InputError
 from srlm_fast.report import write_card, write_cards
+from srlm_fast.run import write_pages
 from tests.report.folders import make_folder, summary, write_jsonl
 
 
@@ -61,6 +62,12 @@ def test_a_card_beside_each_model(run):
     assert "| M3 | 512 | 2048 | 6144 | 12 | 407 | tie 105 |" in last
     assert "prompts not taken: duplicate 90, similar 12" in last
     assert "beta 0.1" in last and "torch 2.13" in last and "seed 0" in last
+
+
+def test_a_run_ends_with_cards_and_a_report(run):
+    assert write_pages(run, "qwen3-8b") == run / "report.html"
+    made = (run / "m2" / "model" / "README.md").read_text()
+    assert yaml_of(made)["base_model"] == "Qwen/Qwen3-8B" and (run / "report.html").is_file()
 
 
 def test_license_of_the_base(run, tmp_path):
