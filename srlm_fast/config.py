@@ -20,7 +20,7 @@ from typing import Any
 from srlm_fast import __version__
 from srlm_fast.data import PromptConfig
 from srlm_fast.judge import PairConfig
-from srlm_fast.model import Adapter, LoraConfig
+from srlm_fast.model import Adapter, LoraConfig, inner_folder
 from srlm_fast.model.peft import CONFIG as ADAPTER_FILE
 from srlm_fast.options import GROUPS, MADE_PROMPTS, OPTIONS, PROMPT_MODELS, Option
 from srlm_fast.records import InputError
@@ -281,7 +281,7 @@ def from_options(arguments: Namespace) -> Config:
     for name in FILES:
         config = put(config, name, absolute(getattr(config, name)))
     for name, folder in model_folders(config).items():
-        config = put(config, name, absolute(str(folder)))
+        config = put(config, name, absolute(str(inner_folder(folder))))
     check_prompt_options(config, arguments)
     config = dataclasses.replace(config, inputs=fingerprints(config))
     check(config)

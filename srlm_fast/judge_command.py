@@ -18,9 +18,7 @@ from srlm_fast.options import OPTIONS, Option, text, whole
 from srlm_fast.records import InputError, read_jsonl, write_json_atomic
 from srlm_fast.run import (
     DONE,
-    UNUSABLE,
     Parser,
-    complain,
     end_of,
     parsed,
     resource_message,
@@ -120,29 +118,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 def command(argv: Sequence[str]) -> int:
     arguments = read_options(argv)
     # From here on torch is needed, which takes seconds to import.
+    from srlm_fast.report.display import Display
+    from srlm_fast.report.judge_text import judge_text
+
+    display = Display(sys.stdout)
+    try:
+        config, judged = judge(arguments, display)
+    finally:
+        display.close()
+    figures = described(config, judged)
+    if arguments.out is not None:
+        write_json_atomic(Path(arguments.out), figures)
+    display.note(judge_text(figures))
+    return DONE
+
+
+def judge(arguments: argparse.Namespace, display: Display) -> tuple[Config, Judged]:
+    """Let the model judge the rows of --data. Raises InputError and KeyboardInterrupt."""
     from srlm_fast.config import from_options
     from srlm_fast.data.fields import Skipped
     from srlm_fast.data.ranked import recognised_ranked
     from srlm_fast.model import ModelError
     from srlm_fast.plan import check_lengths, model_config
-    from srlm_fast.report.display import Display
-    from srlm_fast.report.judge_text import judge_text
 
-    config = from_options(arguments)
     try:
+        config = from_options(arguments)
         check_lengths(config, model_config(config.model), ("--judge-max-tokens",))
-    except ModelError as error:
-        raise InputError(str(error)) from error
-    found = recognised_ranked(arguments.data, Skipped() if config.skip_bad else None)
-    rows = drawn([dict(row) for row in found.rows], arguments.limit, config.seed)
-    display = Display(sys.stdout)
-    for note in found.notes("--data"):
-        display.note(note)
-    try:
+        found = recognised_ranked(arguments.data, Skipped() if config.skip_bad else None)
+        for note in found.notes("--data"):
+            display.note(note)
+        rows = [dict(row) for row in found.rows]
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(arguments.rows or Path(scratch) / "rows.jsonl")
             hold_rows(path, settings(config, arguments))
-            figures = measure(config, rows, path, display)
+            return config, measure(config, drawn(rows, arguments.limit, config.seed), path, display)
     except ModelError as error:
         raise InputError(str(error)) from error
     except InputError:
@@ -151,13 +160,7 @@ def command(argv: Sequence[str]) -> int:
         message = resource_message(error, Path(arguments.rows or "."))
         if message is None:
             raise
-        return complain(message, UNUSABLE)
-    finally:
-        display.close()
-    if arguments.out is not None:
-        write_json_atomic(Path(arguments.out), figures)
-    display.note(judge_text(figures))
-    return DONE
+        raise InputError(message) from error
 
 
 def drawn(rows: list[Row], limit: int | None, seed: int) -> list[Row]:
@@ -212,14 +215,16 @@ def refuse_other(
             )
 
 
-def measure(
-    config: Config, rows: list[dict[str, Any]], path: Path, display: Display
-) -> dict[str, Any]:
-    """Judge the rows and return the figures."""
+def measure(config: Config, rows: list[dict[str, Any]], path: Path, display: Display) -> Judged:
+    """Judge the rows, until a signal asks for a stop."""
     from srlm_fast.loop.alone import judge_alone
 
     with stop_on_interrupt(display) as stop:
-        judged = judge_alone(config, rows, path, display, stop)
+        return judge_alone(config, rows, path, display, stop)
+
+
+def described(config: Config, judged: Judged) -> dict[str, Any]:
+    """The figures with what made them."""
     return {
         "model": config.model,
         "judge": config.judge.mode,

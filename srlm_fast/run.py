@@ -315,7 +315,6 @@ def refuse_other_run(folder: Path, different: list[Difference]) -> None:
 
 def run_loop(config: Config, folder: Path, display: Display, ranks: Ranks) -> int:
     from srlm_fast.loop import StoppedError, run
-    from srlm_fast.report import write_report
 
     many = bool(ranks.over_mesh)
     try:
@@ -323,11 +322,11 @@ def run_loop(config: Config, folder: Path, display: Display, ranks: Ranks) -> in
             summary = run(config, display, stop=stop, ranks=ranks)
         if not ranks.first:
             return DONE
-        report = write_report(folder)
+        report = write_pages(folder, config.model)
     except StoppedError as error:
         display.close()
         if ranks.first:
-            write_report(folder)
+            write_pages(folder, config.model)
         return complain(f"{error}; all rows are kept in {folder}", STOPPED, ranks.tell)
     except KeyboardInterrupt:
         display.close()
@@ -337,6 +336,15 @@ def run_loop(config: Config, folder: Path, display: Display, ranks: Ranks) -> in
     display.table(summary)
     display.note(f"report: {report}")
     return DONE
+
+
+def write_pages(folder: Path, model: str) -> Path:
+    """A card beside each model of a run, and its report, whose path is returned."""
+    from srlm_fast.model import hub_id
+    from srlm_fast.report import write_cards, write_report
+
+    write_cards(folder, hub_id(model))
+    return write_report(folder)
 
 
 @contextlib.contextmanager

@@ -48,6 +48,10 @@ ALLOWED: dict[str, set[str]] = {
         *("judge_command", "data", "eval", "model", "report"),
     },
     "data_command": {"records", "options", "run_folder", "run", "data", "report"},
+    "export": {
+        *("records", "options", "run_folder", "run_models", "config", "run", "judge_command"),
+        *("data", "eval", "model", "report", "sampler"),
+    },
     "__init__": {"model", "sampler"},
 }
 

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from srlm_fast.config import TINY, Config
-from srlm_fast.judge import DEFAULT_RUBRIC, Rubric
+from srlm_fast.config import TINY, Config, fingerprint
+from srlm_fast.judge import DEFAULT_RUBRIC, Rubric, read_rubric
 from srlm_fast.model import load_model
-from srlm_fast.records import Prompt
+from srlm_fast.records import InputError, Prompt
 from srlm_fast.run_folder import CONFIG_FILE, read_json
 from srlm_fast.sampler import Progress, Sampler
 
@@ -22,6 +22,8 @@ from .material import rubric_of
 from .readers import make_reader
 from .screen import Screen
 from .state import derive_seed
+
+RUBRIC_FILE = "rubric_file"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ def judge_alone(
     seed; goes on from the judgements that the file holds. Raises InputError, ModelError, and
     KeyboardInterrupt at the next safe point after `stop()` is true.
     """
-    rubric = rubric_of(config, default_rubric(config.model))
+    expected = config.judge.mode != "sampled"
+    own = None if config.rubric_file else default_rubric(config.model, expected)
+    rubric = rubric_of(config, own or DEFAULT_RUBRIC)
     model = load_model(config.model, config.device, config.dtype)
     seed = derive_seed(config.seed, "measure", "judge")
     sampling = dataclasses.replace(config.judge.sampling, seed=seed)
@@ -67,16 +71,28 @@ def judge_alone(
     )
 
 
-def default_rubric(model: str) -> Rubric:
+def default_rubric(model: str, expected: bool = False) -> Rubric:
     """The rubric that a model was taught: the tiny world's for its M0 and for what a run made of
-    it.
+    it, that of the run's own `--rubric` for what such a run made. expected: as `read_rubric` has
+    it. Raises InputError where that file is no longer what it was.
     """
     from srlm_fast.tiny.rubric import RUBRIC
 
-    folder = Path(model)
-    run = read_json(folder.parent.parent / CONFIG_FILE).get("run") if folder.is_dir() else None
-    of_tiny = isinstance(run, dict) and run.get("model") == TINY
-    return RUBRIC if model == TINY or of_tiny else DEFAULT_RUBRIC
+    run = run_of(Path(model))
+    if file := run.get(RUBRIC_FILE):
+        if not Path(file).is_file() or fingerprint("--rubric", file) != run["inputs"][RUBRIC_FILE]:
+            raise InputError(
+                f"{model}: its run judged by the rubric {file}, which is gone or has changed "
+                "since; wanted --rubric with what it was"
+            )
+        return read_rubric(file, expected)
+    return RUBRIC if TINY in (model, run.get("model")) else DEFAULT_RUBRIC
+
+
+def run_of(folder: Path) -> dict[str, Any]:
+    """The options of the run that a model's folder lies in; {} where it lies in none."""
+    found = read_json(folder.parent.parent / CONFIG_FILE).get("run") if folder.is_dir() else None
+    return found if isinstance(found, dict) else {}
 
 
 def show_judging(

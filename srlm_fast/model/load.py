@@ -17,7 +17,7 @@ from .config import ModelConfig, ModelError, token_ids
 from .decoder import Model, empty_model
 from .fp8 import Fp8Linear
 from .int8 import Int8Linear
-from .lora import Adapter, attach_lora, reset_lora
+from .lora import Adapter, attach_lora, merge_lora, reset_lora
 from .peft import adapter_file, is_adapter, read_adapter, read_adapter_config, trained_beside
 from .presets import PRESETS
 from .quantised import QuantisedLinear, empty_linears, prepare_linears
@@ -53,10 +53,32 @@ def load_model(
         model = load_folder(folder, config, device, dtype, split, base_dtype, adapter)
         model.source = _source(folder_or_name, folder)
         return model
+    return _load_adapted(
+        folder, device, dtype, split, base_dtype or trained_beside(folder), adapter
+    )
+
+
+def load_merged(
+    folder: Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+) -> Model:
+    """An adapter's base with the adapter's product added to its weights: a model without one.
+    device, dtype: as `load_model`. Raises ModelError.
+    """
+    return merge_lora(_load_adapted(folder, device, dtype))
+
+
+def _load_adapted(
+    folder: Path,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    split: Callable[[Model], None] | None = None,
+    base_dtype: str | None = None,
+    adapter: Adapter | None = None,
+) -> Model:
+    """The base that an adapter's folder names, with the adapter and the folder's tokenizer."""
     saved = read_adapter_config(folder)
     adapter_file(folder)
     base = base_folder(folder)
-    base_dtype = base_dtype or trained_beside(folder)
     own = Adapter(saved.config, 0) if adapter is None else replace(adapter, config=saved.config)
     model = load_folder(base, read_config(base), device, dtype, split, base_dtype, own)
     model.source = saved.base
@@ -145,13 +167,34 @@ def find_folder(folder_or_name: str | Path) -> Path:
         return Path(__file__).parent.parent / "tiny" / "m0"
     path = Path(name).expanduser()
     if path.is_dir():
-        return path
+        return inner_folder(path)
     if path.exists():
         raise ModelError(f"{name}: is a file; wanted a model folder with config.json")
     preset = PRESETS.get(name.lower())
     if preset is None and (name.count("/") != 1 or name[0] in "./~"):
         raise ModelError(f"{name}: no such folder{_nearest(name)}")
     return _hub_folder(preset.hub_id if preset and preset.hub_id else name)
+
+
+def inner_folder(path: Path) -> Path:
+    """The model folder that a round's folder of a run holds (`runs/x/m2`), else the folder itself.
+    Raises ModelError for a whole run, of which it names the last model.
+    """
+    if holds_model(path / "model") and not holds_model(path):
+        return path / "model"
+    rounds = [m.parent for m in path.glob("m*/model") if m.parent.name[1:].isdigit()]
+    if rounds and not _has_weights(path):
+        last = max(rounds, key=lambda folder: int(folder.name[1:]))
+        raise ModelError(f"{path}: the folder of a run, wanted one of its models, such as {last}")
+    return path
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors"))
+
+
+def holds_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or is_adapter(folder)
 
 
 def _nearest(name: str) -> str:

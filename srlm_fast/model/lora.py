@@ -226,6 +226,26 @@ def remove_lora(model: Model) -> Model:
     return model
 
 
+@torch.no_grad()
+def merge_lora(model: Model) -> Model:
+    """Add the adapter's product to the weights, in fp32, and take it off; returns the model. Raises
+    ValueError where the weights are quantised or split over ranks.
+    """
+    if kind := quantised_kind(model):
+        raise ValueError(f"model: its weights are {kind}, wanted plain ones to add an adapter to")
+    if model.layout is not None:
+        raise ValueError("model: weights split over ranks, wanted them whole")
+    for module in model.modules():
+        if isinstance(module, _Adapted):
+            linear: Any = module
+            lora = linear.lora
+            factors = zip(_parts(lora.B, lora.spans), lora.A.chunk(len(lora.spans)), strict=True)
+            for span, (up, down) in zip(lora.spans, factors, strict=True):
+                rows = linear.weight[span]
+                rows.copy_(rows + lora.scale * (up @ down))
+    return remove_lora(model)
+
+
 def lora_parameters(model: Model) -> Iterator[tuple[str, nn.Parameter]]:
     """The factors by name, layer by layer."""
     return ((name, p) for name, p in model.named_parameters() if ".lora." in name)

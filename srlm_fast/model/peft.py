@@ -17,8 +17,9 @@ from torch import Tensor
 from .config import ModelConfig, ModelError
 from .decoder import Model
 from .lora import PARTS, TARGETS, LoraConfig, lora_parameters, reset_lora
+from .portable import save_tokenizer, write_json
 from .quantised import quantised_kind
-from .save import whole_folder, write_json
+from .save import whole_folder
 from .weights import Place, check_not_sharded, put_rows, read_weights, shape_of, tensors_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -204,7 +205,7 @@ def save_adapter(model: Model, folder: Path) -> None:
                 write_json(temporary / BASE, {"base_dtype": kind})
             save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
             if model.tokenizer is not None:
-                model.tokenizer.save_pretrained(temporary)
+                save_tokenizer(model.tokenizer, temporary)
     if model.layout is not None:
         model.layout.wait()
 

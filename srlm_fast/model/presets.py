@@ -22,6 +22,15 @@ class Preset:
         return ModelConfig.from_hf(self.hf)
 
 
+def hub_id(name: str) -> str | None:
+    """What a model is called on the hub: of a preset, or of an id itself; None for a folder and for
+    the model that comes with the package.
+    """
+    if name.lower() in PRESETS:
+        return PRESETS[name.lower()].hub_id
+    return name if name.count("/") == 1 and name[0] not in "./~" else None
+
+
 def _hf(
     family: str, vocab: int, width: int, ffn: int, layers: int, heads: int, kv: int, **more: Any
 ) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from .config import FAMILIES, ModelError
 from .decoder import Model
+from .portable import generation_config, portable_config, save_tokenizer, write_json
 from .quantised import quantised_kind
 from .weights import INDEX, SINGLE, Place, places, stored_weights
 
@@ -46,12 +46,14 @@ def _write(
     model: Model, folder: Path, shards: list[dict[str, Place]], tensors: Iterator[dict[str, Tensor]]
 ) -> None:
     with whole_folder(folder) as temporary:
-        write_json(temporary / "config.json", _config(model))
-        if model.generation_config:
-            write_json(temporary / "generation_config.json", model.generation_config)
+        hf = _config(model)
+        write_json(temporary / "config.json", hf)
+        write_json(
+            temporary / "generation_config.json", model.generation_config or generation_config(hf)
+        )
         _write_weights(temporary, shards, tensors)
         if model.tokenizer is not None:
-            model.tokenizer.save_pretrained(temporary)
+            save_tokenizer(model.tokenizer, temporary)
 
 
 @contextmanager
@@ -83,7 +85,7 @@ def _config(model: Model) -> dict[str, Any]:
         names = [f"LABEL_{i}" for i in range(labels)]
         hf |= {"id2label": {str(i): name for i, name in enumerate(names)}}
         hf |= {"label2id": {name: i for i, name in enumerate(names)}}
-    return hf | {"architectures": [architecture], "dtype": name}
+    return portable_config(hf | {"architectures": [architecture], "dtype": name})
 
 
 def _shards(model: Model, max_shard_bytes: int) -> list[dict[str, Place]]:
@@ -129,10 +131,6 @@ def _write_weights(
     if len(shards) > 1:
         weight_map = {n: file for file, shard in zip(names, shards, strict=True) for n in shard}
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _sync(folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""Standard formats out: models, pairs, and what public evaluators read."""

@@ -1,0 +1,102 @@
+"""What a subcommand is, and how its words are read. Standard library only."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from srlm_fast.options import Option, text
+from srlm_fast.records import InputError
+from srlm_fast.run import Parser, resource_message, unknown_message
+
+MODEL = "a run, one of its models (runs/x/m2), a folder, a hub id or a preset"
+PROGRAM = "python -m srlm_fast.export"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand. what: the word behind its name, with its help; flags: options without a
+    value, with their help; needed: options that must be given; run: does it, and says the status.
+    """
+
+    name: str
+    help: str
+    what: tuple[str, str]
+    options: tuple[Option, ...]
+    run: Callable[[argparse.Namespace], int]
+    flags: tuple[tuple[str, str], ...] = ()
+    needed: tuple[str, ...] = ("--out",)
+
+    def parser(self) -> Parser:
+        metavar, help = self.what
+        parser = Parser(prog=f"{PROGRAM} {self.name}", description=self.help, allow_abbrev=False)
+        parser.add_argument("what", metavar=metavar, help=help)
+        for option in self.options:
+            parser.add_argument(option.name, metavar=option.metavar, help=option.help)
+        for name, help in self.flags:
+            parser.add_argument(name, action="store_true", help=help)
+        return parser
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The options as values, None where not given. Raises InputError naming the option."""
+        parser = self.parser()
+        arguments, unknown = parser.parse_known_args(argv)
+        for word in unknown:
+            if word.startswith("-"):
+                raise InputError(unknown_message(word, parser))
+            raise InputError(
+                f"found {word!r} behind {arguments.what!r}, wanted {self.what[0]} once"
+            )
+        for option in self.options:
+            given = getattr(arguments, option.key)
+            if given is not None:
+                setattr(arguments, option.key, option.parse(given))
+            elif option.name in self.needed:
+                raise InputError(f"{option.name}: not given, wanted {option.kind.wanted}")
+        return arguments
+
+
+def out_option(help: str, kind: str = "the name of a file") -> Option:
+    metavar = "FOLDER" if "folder" in kind else "FILE"
+    return Option("--out", "out", text(kind), metavar, help)
+
+
+def check_new(path: Path) -> None:
+    """Raise InputError unless `--out` can be made: what is there is never written over."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"--out {path}: is there already, wanted a new name")
+
+
+def check_new_file(path: Path) -> None:
+    """Raise InputError unless `--out` can be a new file."""
+    if path.exists():
+        raise InputError(f"--out {path}: is there already, wanted a new name")
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise InputError(f"--out {path}: its folder is not there, wanted a file to write")
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise InputError(f"--out {path}: {error.strerror}, wanted a file to write") from None
+
+
+@contextmanager
+def in_one_line(place: Path) -> Iterator[None]:
+    """What the model or the machine lacks, as an InputError. place: where is written."""
+    from srlm_fast.model import ModelError
+
+    try:
+        yield
+    except InputError:
+        raise
+    except ModelError as error:
+        raise InputError(str(error)) from error
+    except Exception as error:
+        message = resource_message(error, place)
+        if message is None:
+            raise
+        raise InputError(message) from error
