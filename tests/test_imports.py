@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "plan": {"records", "options", "config", "model", "train"},
     "loop": {"records", "run_folder", "config", *STAGES},
     "run": {"records", "options", "run_folder", "config", "plan", "loop", "report", "model"},
+    "report_command": {"records", "run", "report"},
     "judge_command": {
         "plan",
         *("records", "options", "run_folder", "config", "loop", "run"),
