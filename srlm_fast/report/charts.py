@@ -39,7 +39,6 @@ from .svg import (
 MOST_POINTS = 300
 SMALL = Frame(width=230, height=120, left=40, right=10, top=10, bottom=20)
 PLAIN = Frame()
-WIDE = Frame(width=480, height=250)
 UNNAMED = Frame(height=190, top=10)  # of a chart whose heading says what it shows
 Spec = Callable[[float], str]
 

@@ -20,7 +20,7 @@ from .page import (
     render_page,
     score_points,
 )
-from .panels import compared_panels, model_names
+from .panels import compared_panels, model_names, run_series
 
 TEMPLATE = "compare.html.jinja"
 KIND = "comparison"
@@ -61,7 +61,7 @@ def render_comparison(folders: Sequence[Path]) -> str:
         ("page.js",),
         KIND,
         runs=runs,
-        legend_of_runs=charts.legend([charts.Series(n, (), i) for i, (n, _) in enumerate(runs)]),
+        legend_of_runs=charts.legend(run_series([(name, ()) for name, _ in runs])),
         names=model_names([run for _, run in runs]),
         judge=judge_rows(runs),
         differences=differences(runs),
@@ -87,7 +87,7 @@ def named(runs: Sequence[Run]) -> list[tuple[str, Run]]:
 
 def comparison_charts(runs: Named) -> dict[str, Any]:
     names = model_names([run for _, run in runs])
-    scores = [charts.Series(n, score_points(run, names), i) for i, (n, run) in enumerate(runs)]
+    scores = run_series([(name, score_points(run, names)) for name, run in runs])
     outcomes = [
         (f"{short(name)} {round_name}", parts)
         for name, run in runs
@@ -98,7 +98,7 @@ def comparison_charts(runs: Named) -> dict[str, Any]:
     phases = list(dict.fromkeys(phase for _, parts in seconds for phase in parts))
     return {
         "score_chart": charts.by_model(
-            scores, names, "mean score, 95 % interval", charts.WIDE, "{:.2f}".format
+            scores, names, "mean score, 95 % interval", spec="{:.2f}".format
         ),
         "judge_charts": judge_charts(runs, names),
         "outcome_chart": charts.stacks(outcomes, kinds, "prompts", " prompts"),
@@ -117,10 +117,7 @@ def short(name: str) -> str:
 def judge_charts(runs: Named, names: Sequence[str]) -> list[Any]:
     made = [
         charts.by_model(
-            [
-                charts.Series(name, judge_points(run, names, figure_name), style)
-                for style, (name, run) in enumerate(runs)
-            ],
+            run_series([(name, judge_points(run, names, figure_name)) for name, run in runs]),
             names,
             label,
             spec=spec,

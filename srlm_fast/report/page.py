@@ -19,7 +19,7 @@ from .display import duration
 from .examples import Packed, pack_rounds
 from .gather import Lengths, Run, bins, equal_bins, read_run, unit_bins
 from .judge_text import FIGURES
-from .panels import collapse_panels, model_names
+from .panels import collapse_panels, model_names, usual_legend
 
 REPORT_FILE = "report.html"
 TEMPLATE = "report.html.jinja"
@@ -113,6 +113,7 @@ def run_charts(run: Run) -> dict[str, Any]:
         "length_chart": charts.quantiles(length_rows(run), "characters"),
         "curves": training_charts(run),
         "panels": collapse_panels(run),
+        "panel_legend": usual_legend(),
         "human_chart": charts.outlines(humans, "share of texts", "perplexity of a text"),
         "human_legend": charts.line_legend(humans),
         "phase_chart": charts.stacks(seconds, phases, "seconds", " s"),

@@ -8,9 +8,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from .charts import SMALL, Point, Series, by_model
+from .charts import SMALL, Point, Series, by_model, legend
 from .gather import Run
-from .svg import number
+from .svg import NUM_STYLES, number
 
 HELD_OUT, CANDIDATES = "held-out answers", "a round's candidates"
 Figure = Callable[[Mapping[str, Any]], Any]
@@ -45,8 +45,11 @@ NOT_DRAWN = ("n",)
 
 @dataclass(frozen=True)
 class Panel:
+    """legend: of lines that are not the usual two."""
+
     title: str
     chart: Markup
+    legend: Sequence[tuple[str, Markup]] = ()
     warned: bool = False
 
 
@@ -119,7 +122,7 @@ def collapse_series(
     run: Run, kind: Kind, names: Sequence[str], rounds: Sequence[Mapping[str, Any]]
 ) -> list[Series]:
     held_out = [
-        Series(f"{HELD_OUT}, {key}", points(names, run.models, of_collapse(key)), style)
+        Series(key_name(kind, key), points(names, run.models, of_collapse(key)), style)
         for style, key in zip((2, 0, 3) if len(kind.keys) > 1 else (0,), kind.keys, strict=True)
     ]
     if len(kind.keys) > 1:
@@ -128,9 +131,21 @@ def collapse_series(
     return [*held_out, Series(CANDIDATES, candidates, 1, dashed=True)]
 
 
+def key_name(kind: Kind, key: str) -> str:
+    """A line's name: that of all, or where there are several the percentile."""
+    return HELD_OUT if len(kind.keys) == 1 else f"{key.rpartition('p')[2]} %"
+
+
+def usual_legend() -> list[tuple[str, Markup]]:
+    """Of the charts that show answers and candidates."""
+    return legend([Series(HELD_OUT, ()), Series(CANDIDATES, (), 1, dashed=True)])
+
+
 def drawn(run: Run, kind: Kind, series: Sequence[Series], names: Sequence[str]) -> Panel | None:
     chart = by_model(series, names, "", SMALL, number)
-    return None if chart is None else Panel(kind.title, chart, is_warned(run, kind))
+    usual = any(one.name == CANDIDATES for one in series)
+    entries = [] if usual else legend([one for one in series if one.points])
+    return None if chart is None else Panel(kind.title, chart, entries, is_warned(run, kind))
 
 
 def is_warned(run: Run, kind: Kind) -> bool:
@@ -142,20 +157,19 @@ def compared_panels(runs: Sequence[tuple[str, Run]]) -> list[Panel]:
     """The figures of the models of several runs, a line for each run."""
     names = model_names([run for _, run in runs])
     figures = [
-        (
-            kind.title if len(kind.keys) == 1 else f"length, {key[-2:].lstrip('p')} %",
-            of_collapse(key),
-        )
+        (kind.title if len(kind.keys) == 1 else f"length, {key_name(kind, key)}", of_collapse(key))
         for kind in kinds_of([run for _, run in runs])
         for key in kind.keys
     ]
     figures.append(("perplexity of human text", within("human_text", "perplexity")))
     made = []
     for title, figure in figures:
-        series = [
-            Series(name, points(names, run.models, figure), style)
-            for style, (name, run) in enumerate(runs)
-        ]
+        series = run_series([(name, points(names, run.models, figure)) for name, run in runs])
         chart = by_model(series, names, "", SMALL, number)
         made += [Panel(title, chart)] if chart is not None else []
     return made
+
+
+def run_series(runs: Sequence[tuple[str, Sequence[Point]]]) -> list[Series]:
+    """A line for each of several runs; behind the sixth they are dashed."""
+    return [Series(name, found, i, i >= NUM_STYLES) for i, (name, found) in enumerate(runs)]

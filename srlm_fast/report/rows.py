@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, pvariance
 from typing import Any
 
 from srlm_fast.records import InputError, iter_jsonl
@@ -207,8 +207,18 @@ def why_no_pair(example: Example, rule: Rule) -> str:
         return "one_judged" if judged else "not_judged"
     if len({answer.text for answer in judged}) == 1:
         return "identical"
-    if max(means) - min(means) < _SLACK:
+    high, low = max(means), min(means)
+    if high - low < _SLACK:
         return "tie"
-    if max(means) - min(means) < rule.min_margin - _SLACK:
-        return "margin"
-    return "unread" if example.comparisons else "identical"
+    if steadiest(judged, high).text == steadiest(judged, low).text:
+        return "identical"
+    return "margin" if high - low < rule.min_margin - _SLACK else "unread"
+
+
+def steadiest(judged: Sequence[Answer], mean: float) -> Answer:
+    """Of the answers with this mean the one whose scores vary least; a single score's variance is
+    not known.
+    """
+    tied = [a for a in judged if a.mean is not None and abs(a.mean - mean) < _SLACK]
+    spreads = {a.index: pvariance(a.read) if len(a.read) > 1 else math.inf for a in tied}
+    return min(tied, key=lambda answer: (spreads[answer.index], answer.index))
