@@ -156,7 +156,7 @@ def outlines(series: Sequence[Series], label: str, x_label: str) -> Markup | Non
     series = [one for one in series if sum(count for _, count in one.points)]
     if not series:
         return None
-    frame = Frame()
+    frame = Frame(bottom=38)
     edges = sorted({edge for one in series for edge, _ in one.points})
     width = min((b - a for a, b in pairwise(edges)), default=1.0)
     totals = [sum(count for _, count in one.points) for one in series]

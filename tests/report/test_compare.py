@@ -33,7 +33,7 @@ def test_runs_stand_side_by_side(two: list[Path]):
     assert text.count("2 runs compared") == 2  # title, heading
     differences = text[text.index("In what the runs differ") :]
     assert differences.startswith(
-        "In what the runs differ option a/run b/run seed 0 7 dpo.beta 0.1 0.5"
+        "In what the runs differ optiona/runb/run seed07 dpo.beta0.10.5"
     )
     chart = page[page.index('aria-label="mean score') :]
     chart = chart[: chart.index("</svg>")]
