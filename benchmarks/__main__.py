@@ -19,6 +19,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "bench_run": (),
     "bench_train_step": ("--device", "cpu"),
     "bench_round": (),
+    "bench_report": (),
     "tiny_controls": (),
     "bench_linear_logprob": ("--device", "cpu"),
     "bench_judge_score": ("--device", "cpu"),

@@ -37,7 +37,7 @@ from .svg import (
 )
 
 MOST_POINTS = 300
-SMALL = Frame(width=230, height=120, left=40, right=10, top=10, bottom=20)
+SMALL = Frame(width=230, height=126, left=40, right=10, top=10, bottom=26)
 PLAIN = Frame()
 UNNAMED = Frame(height=190, top=10)  # of a chart whose heading says what it shows
 Spec = Callable[[float], str]
