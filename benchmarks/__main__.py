@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "bench_train_step": ("--device", "cpu"),
     "bench_round": (),
     "bench_oasst": (),
+    "bench_report": (),
     "tiny_controls": (),
     "bench_linear_logprob": ("--device", "cpu"),
     "bench_judge_score": ("--device", "cpu"),

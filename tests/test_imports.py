@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "loop": {"records", "run_folder", "run_models", "config", *STAGES},
     "plan": {"records", "options", "config", "data", "model", "train"},
     "run": {"records", "options", "run_folder", "config", "plan", "loop", "report", "model"},
+    "report_command": {"records", "run", "report"},
     "judge_command": {
         "plan",
         *("records", "options", "run_folder", "config", "loop", "run"),

@@ -1,29 +1,8 @@
-"""`python -m srlm_fast.report RUN [RUN...]`: make `report.html` of a run folder again."""
+"""`python -m srlm_fast.report`: the door to `srlm_fast.report_command`, which needs more than the
+report package may import.
+"""
 
-import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-
-from srlm_fast.records import InputError
-
-from .page import write_report
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m srlm_fast.report",
-        description="Make report.html of a run folder again, from the rows that are there.",
-    )
-    parser.add_argument("run", nargs="+", type=Path, help="a folder that srlm_fast.run wrote")
-    for folder in parser.parse_args(argv).run:
-        try:
-            print(write_report(folder))
-        except InputError as error:
-            print(f"srlm_fast: {error}", file=sys.stderr)
-            return 2
-    return 0
-
+import runpy
 
 if __name__ == "__main__":
-    sys.exit(main())
+    runpy.run_module("srlm_fast.report_command", run_name="__main__")

@@ -19,7 +19,7 @@ from srlm_fast.report.table import summary_table
 
 REDRAW_S = 0.1
 PLAIN_LINE_S = 10.0  # between plain lines, and a tenth of the stage's time once that is longer
-BAR_WIDTH = 24
+BAR_WIDTHS = {100: 24, 60: 10}  # at least so many columns: cells of the bar
 
 
 class Display:
@@ -149,8 +149,9 @@ class Stage:
     def line(self, columns: int) -> str:
         rate, unit = self.rate()
         parts = [f"{self.name:<20}", self.count()]
-        if self.total and columns >= 100:
-            parts.insert(1, bar(self.done / self.total, self._display.blocks))
+        cells = next((cells for least, cells in BAR_WIDTHS.items() if columns >= least), 0)
+        if self.total and cells:
+            parts.insert(1, bar(self.done / self.total, self._display.blocks, cells))
         if rate:
             parts.append(speed(rate, unit))
         left = self.seconds_left()
@@ -178,9 +179,9 @@ class Stage:
         return [f"{name.replace('_', ' ')} {number(value)}" for name, value in shown.items()]
 
 
-def bar(share: float, blocks: str) -> str:
-    filled = round(BAR_WIDTH * min(max(share, 0.0), 1.0))
-    return blocks[0] * filled + blocks[1] * (BAR_WIDTH - filled)
+def bar(share: float, blocks: str, cells: int) -> str:
+    filled = round(cells * min(max(share, 0.0), 1.0))
+    return blocks[0] * filled + blocks[1] * (cells - filled)
 
 
 def speed(rate: float, unit: str) -> str:

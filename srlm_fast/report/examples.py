@@ -1,82 +1,156 @@
-"""Examples to browse: a prompt, its candidates, their judgements, which became the pair."""
+"""The examples of a run as the page's browser reads them: rows in columns, packed.
+
+A round is JSON, deflated (zlib, RFC 1950), in base64: {"texts": [...], "rows": [...]}. Each text
+stands once; elsewhere is its number. A row is [prompt id, text, source, [[role, text], ...],
+outcome, margin, answers, [[first, second, P(first is better), status], ...], [[principle, text],
+...]]; an answer [text, finish reason, role, mean score, [[score, status, text], ...]].
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from pathlib import Path
+import base64
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
 from typing import Any
 
-from srlm_fast.records import read_jsonl
+from .rows import Example
 
-PER_ROUND = 300
-LONGEST_TEXT = 1200
-
-
-def read_examples(round_folders: list[Path]) -> dict[str, Any]:
-    """What the page's script browses. Long texts are cut and large rounds thinned, both said."""
-    rounds = {path.name.upper(): round_examples(path) for path in round_folders}
-    return {
-        "rounds": {name: thinned(examples) for name, examples in rounds.items() if examples},
-        "counts": {name: len(examples) for name, examples in rounds.items() if examples},
-    }
+BUDGET = 13_000_000  # characters of base64 for all rounds of a page
+LONGEST_TEXT = 100_000
+LEVEL = 5  # 6 takes a third longer for 1 % fewer bytes
+EXTREMES = 0.25  # of a thinned round's share, for the largest and the smallest margins
+OF_EACH_OUTCOME = 5
+GOLDEN = 0.6180339887498949
 
 
-def round_examples(folder: Path) -> list[dict[str, Any]]:
-    """One entry per prompt that has candidates, in the order of the prompts."""
-    candidates = defaultdict(list)
-    for row in read_jsonl(folder / "candidates.jsonl"):
-        candidates[row["prompt_id"]].append(row)
-    judgements = defaultdict(list)
-    for row in read_jsonl(folder / "judgements.jsonl"):
-        judgements[row["prompt_id"], row["candidate"]].append(row)
-    pairs = {row["prompt_id"]: row for row in read_jsonl(folder / "pairs.jsonl")}
-    return [
-        example(prompt, candidates[prompt["prompt_id"]], judgements, pairs)
-        for prompt in read_jsonl(folder / "prompts.jsonl")
-        if prompt["prompt_id"] in candidates
-    ]
+@dataclass(frozen=True)
+class Packed:
+    """A round in the page. kept: prompts that are there, of `total`."""
+
+    name: str
+    total: int
+    kept: int
+    data: str
 
 
-def example(
-    prompt: dict[str, Any],
-    candidates: list[dict[str, Any]],
-    judgements: dict[tuple[str, int], list[dict[str, Any]]],
-    pairs: dict[str, dict[str, Any]],
-) -> dict[str, Any]:
-    """Keys are short because there are thousands: p prompt, s source, c candidates; of a candidate
-    t text, f finish reason, r role in the pair, j judgements as [score, status, text]."""
-    ordered = sorted(candidates, key=lambda row: row["index"])
-    roles = pair_roles(pairs.get(prompt["prompt_id"]))
-    return {
-        "p": cut(prompt["text"]),
-        "s": prompt.get("source", ""),
-        "c": [
-            {
-                "t": cut(row["text"]),
-                "f": row.get("finish_reason", ""),
-                "r": roles.get(row["index"], ""),
-                "j": [
-                    [each.get("score"), each.get("status", ""), cut(each.get("text", ""))]
-                    for each in judgements[prompt["prompt_id"], row["index"]]
-                ],
-            }
-            for row in ordered
-        ],
-    }
+class Texts:
+    """Texts by number, each once."""
 
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
 
-def pair_roles(pair: dict[str, Any] | None) -> dict[int, str]:
-    """Candidate index -> "chosen" or "rejected"."""
-    if pair is None:
-        return {}
-    return {pair["chosen_index"]: "chosen", pair["rejected_index"]: "rejected"}
+    def __call__(self, text: str) -> int:
+        return self.numbers.setdefault(cut(text), len(self.numbers))
 
 
 def cut(text: str) -> str:
-    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " […]"
+    rest = len(text) - LONGEST_TEXT
+    return text if rest <= 0 else f"{text[:LONGEST_TEXT]} […{rest:,} more characters]"
 
 
-def thinned(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At most PER_ROUND of them, evenly spread."""
-    step = max(1, -(-len(examples) // PER_ROUND))
-    return examples[::step]
+def pack_rounds(rounds: Sequence[tuple[str, list[Example]]], budget: int = BUDGET) -> list[Packed]:
+    """All rounds within `budget` characters. One that does not fit whole gets an equal share, and
+    what small ones leave of theirs."""
+    whole = {name: pack(examples) for name, examples in rounds}
+    packed, left = dict[str, Packed](), budget
+    by_size = sorted(rounds, key=lambda named: len(whole[named[0]]))
+    for done, (name, examples) in enumerate(by_size):
+        share = left // (len(rounds) - done)
+        data, kept = thin(examples, whole[name], share)
+        packed[name] = Packed(name, len(examples), kept, data)
+        left -= len(data)
+    return [packed[name] for name, _ in rounds]
+
+
+def thin(examples: list[Example], data: str, share: int) -> tuple[str, int]:
+    """(what is packed of a round into `share` characters, prompts in it)."""
+    kept, part = examples, 1.0
+    while len(data) > share and len(kept) > 1:
+        part *= 0.97 * share / len(data)
+        kept = select(examples, part)
+        data = pack(kept)
+    return data, len(kept)
+
+
+def select(examples: list[Example], part: float) -> list[Example]:
+    """A part of a round by the length of its texts: first some of each outcome, then the largest
+    and the smallest margins for a quarter of it, then prompts spread evenly over the round. In the
+    round's order, at least one.
+    """
+    allowed = part * sum(map(weight, examples))
+    chosen: dict[int, Example] = {}
+    used = 0
+    steps = ((some_of_each(examples), EXTREMES), (extremes(examples), EXTREMES), (None, 1.0))
+    for candidates, limit in steps:
+        for index in spread(len(examples)) if candidates is None else candidates:
+            size = weight(examples[index])
+            if index not in chosen and used + size <= limit * allowed:
+                chosen[index], used = examples[index], used + size
+    return [chosen[index] for index in sorted(chosen)] or examples[:1]
+
+
+def weight(example: Example) -> int:
+    judged = (text for a in example.answers for _, _, text in a.judgements)
+    return sum(map(len, chain([example.text], (a.text for a in example.answers), judged)))
+
+
+def some_of_each(examples: list[Example]) -> list[int]:
+    by_outcome: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        by_outcome.setdefault(example.outcome, []).append(index)
+    return [index for found in by_outcome.values() for index in found[:OF_EACH_OUTCOME]]
+
+
+def extremes(examples: list[Example]) -> list[int]:
+    """Pairs by margin: the largest, the smallest, the second largest, ..."""
+    margins = {i: e.margin for i, e in enumerate(examples) if e.margin is not None}
+    rising = sorted(margins, key=margins.__getitem__)
+    half = len(rising) // 2
+    turns = zip_longest(rising[: half - 1 : -1] if half else rising, rising[:half])
+    return [index for pair in turns for index in pair if index is not None]
+
+
+def spread(count: int) -> list[int]:
+    """All indices in an order of which every beginning lies evenly over the whole."""
+    return sorted(range(count), key=lambda index: index * GOLDEN % 1)
+
+
+def pack(examples: Sequence[Example]) -> str:
+    texts = Texts()
+    rows = [row(example, texts) for example in examples]
+    made = json.dumps({"texts": list(texts.numbers), "rows": rows}, ensure_ascii=False)
+    # Half of a surrogate pair, which a byte-level model can write, has no place in UTF-8.
+    return base64.b64encode(zlib.compress(made.encode("utf-8", "replace"), LEVEL)).decode()
+
+
+def row(example: Example, texts: Texts) -> list[Any]:
+    return [
+        example.prompt_id,
+        texts(example.text),
+        example.source,
+        [[role, texts(content)] for role, content in example.turns],
+        example.outcome,
+        rounded(example.margin),
+        [
+            [
+                texts(answer.text),
+                answer.finish,
+                answer.role,
+                rounded(answer.mean),
+                [
+                    [rounded(score), status, texts(text)]
+                    for score, status, text in answer.judgements
+                ],
+            ]
+            for answer in example.answers
+        ],
+        [[first, second, rounded(p), status] for first, second, p, status in example.comparisons],
+        [[principle, texts(text)] for principle, text in example.critiques],
+    ]
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

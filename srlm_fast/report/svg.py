@@ -1,218 +1,173 @@
-"""Charts as inline SVG.
+"""Axes, marks and text of inline SVG.
 
-Colours are classes that the page's style sheet sets, so they follow light and dark.
-Every function returns Markup in which each value was escaped, or None when there is nothing to
-draw.
+Colours, dashes and fonts are classes that the page's style sheet sets, so they follow light, dark
+and print. Every function returns Markup in which each value was escaped.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
-WIDTH, HEIGHT = 560, 240
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 30
-MOST_POINTS = 400
+Scale = Callable[[float], float]
+NUM_STYLES = 6
+BLANK = Markup("")
 
 
-def scores(models: Sequence[dict[str, Any]]) -> Markup | None:
-    """Held-out score of each model with its 95 % interval."""
-    found = [model for model in models if (model.get("eval") or {}).get("score") is not None]
-    if not found:
-        return None
-    spans = [span(model["eval"]) for model in found]
-    low, high = nice_range(min(low for low, _ in spans), max(high for _, high in spans))
-    x, y = spread(len(found)), scale(low, high, HEIGHT - BOTTOM, TOP)
-    marks = [
-        Markup(
-            "<g><title>{} {:.3f}, 95 % interval {:.3f} to {:.3f}</title>"
-            '<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{:.1f}" y2="{:.1f}"/>'
-            '<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
-            '<text class="value" text-anchor="end" x="{right:.1f}" y="{above:.1f}">{:.2f}</text>'
-            '<text class="tick" text-anchor="middle" x="{x:.1f}" y="{foot}">{}</text></g>'
-        ).format(
-            model["name"],
-            model["eval"]["score"],
-            bottom,
-            top,
-            y(bottom),
-            y(top),
-            model["eval"]["score"],
-            model["name"],
-            x=x(index),
-            y=y(model["eval"]["score"]),
-            right=x(index) - 8,
-            above=y(model["eval"]["score"]) - 8,
-            foot=HEIGHT - 10,
-        )
-        for index, (model, (bottom, top)) in enumerate(zip(found, spans, strict=True))
-    ]
-    path = polyline([(x(index), y(model["eval"]["score"])) for index, model in enumerate(found)])
-    return figure("Held-out score of each model", [grid(low, high, y), path, *marks])
+@dataclass(frozen=True)
+class Frame:
+    """A plot's size and the room around it, in the units of its viewBox."""
+
+    width: float = 360
+    height: float = 210
+    left: float = 44
+    right: float = 12
+    top: float = 24
+    bottom: float = 26
+
+    @property
+    def floor(self) -> float:
+        return self.height - self.bottom
+
+    @property
+    def end(self) -> float:
+        return self.width - self.right
+
+    def x(self, low: float, high: float) -> Scale:
+        return scale(low, high, self.left, self.end)
+
+    def y(self, low: float, high: float) -> Scale:
+        return scale(low, high, self.floor, self.top)
+
+    def columns(self, count: int) -> Scale:
+        """Middle of each of `count` equal columns."""
+        column = (self.end - self.left) / max(count, 1)
+        return lambda index: self.left + column * (index + 0.5)
 
 
-def span(score: dict[str, Any]) -> tuple[float, float]:
-    bounds = score.get("interval") or [None, None]
-    if None in bounds:
-        return score["score"], score["score"]
-    return bounds[0], bounds[1]
-
-
-def histogram(bins: Sequence[tuple[float, int]]) -> Markup | None:
-    """Bars of counts over equal bins given by their lower edges."""
-    if not bins:
-        return None
-    step = bins[1][0] - bins[0][0]
-    top = max(count for _, count in bins) or 1
-    x = scale(bins[0][0], bins[-1][0] + step, LEFT, WIDTH - RIGHT)
-    y = scale(0, top, HEIGHT - BOTTOM, TOP)
-    bars = [
-        Markup(
-            '<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="2">'
-            "<title>{:g} to {:g}: {}</title></rect>"
-        ).format(
-            x(edge) + 1,
-            y(count),
-            x(edge + step) - x(edge) - 2,
-            y(0) - y(count),
-            edge,
-            edge + step,
-            count,
-        )
-        for edge, count in bins
-        if count
-    ]
-    return figure("Histogram of scores", [grid(0, top, y, "{:.0f}"), *bars, x_ticks(bins, step, x)])
-
-
-def x_ticks(bins: Sequence[tuple[float, int]], step: float, x: Callable[[float], float]) -> Markup:
-    low, high = bins[0][0], bins[-1][0] + step
-    edges = [low + (high - low) * part / 5 for part in range(6)]
-    return Markup("").join(
-        Markup('<text class="tick" text-anchor="middle" x="{:.1f}" y="{}">{:g}</text>').format(
-            x(edge), HEIGHT - 10, edge
-        )
-        for edge in edges
-    )
-
-
-def lines(points: Sequence[tuple[float, float]]) -> Markup | None:
-    """One figure against the optimizer step."""
-    finite = [(step, value) for step, value in points if abs(value) < float("inf")]
-    if len(finite) < 2:
-        return None
-    finite = thinned(finite)
-    values = [value for _, value in finite]
-    low, high = nice_range(min(values), max(values))
-    x = scale(finite[0][0], finite[-1][0], LEFT, WIDTH - RIGHT)
-    y = scale(low, high, HEIGHT - BOTTOM, TOP)
-    ends = Markup("").join(
-        Markup('<text class="tick" text-anchor="{}" x="{:.1f}" y="{}">step {:.0f}</text>').format(
-            anchor, x(step), HEIGHT - 10, step
-        )
-        for anchor, step in (("start", finite[0][0]), ("end", finite[-1][0]))
-    )
-    path = polyline([(x(step), y(value)) for step, value in finite])
-    return figure("Figure against the optimizer step", [grid(low, high, y), path, ends])
-
-
-def phases(rounds: Sequence[Any]) -> Markup | None:
-    """Seconds of each round's phases as one stacked bar per round."""
-    timed = [made for made in rounds if made.seconds]
-    if not timed:
-        return None
-    names = list(dict.fromkeys(name for made in timed for name in made.seconds))
-    longest = max(sum(made.seconds.values()) for made in timed)
-    height = 34 * len(timed) + 34
-    x = scale(0, longest, LEFT, WIDTH - RIGHT)
-    rows = [stack(made, names, x, 8 + 34 * row) for row, made in enumerate(timed)]
-    return figure("Seconds per phase", [*rows, legend(names, height - 12)], height)
-
-
-def stack(made: Any, names: Sequence[str], x: Callable[[float], float], top: float) -> Markup:
-    parts = [Markup('<text class="tick" x="0" y="{:.1f}">{}</text>').format(top + 17, made.name)]
-    start = 0.0
-    for name, seconds in made.seconds.items():
-        parts.append(
-            Markup(
-                '<rect class="series-{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="24" rx="2">'
-                "<title>{} {}: {:.1f} s</title></rect>"
-            ).format(
-                names.index(name) % 6,
-                x(start),
-                top,
-                max(x(start + seconds) - x(start) - 2, 0.5),
-                made.name,
-                name,
-                seconds,
-            )
-        )
-        start += seconds
-    return Markup("").join(parts)
-
-
-def legend(names: Sequence[str], y: float) -> Markup:
-    parts, x = [], float(LEFT)
-    for index, name in enumerate(names):
-        parts.append(
-            Markup(
-                '<rect class="series-{}" x="{:.1f}" y="{:.1f}" width="10" height="10" rx="2"/>'
-                '<text class="tick" x="{:.1f}" y="{:.1f}">{}</text>'
-            ).format(index % 6, x, y - 9, x + 14, y, name)
-        )
-        x += 30 + 7 * len(name)
-    return Markup("").join(parts)
-
-
-def figure(label: str, parts: Sequence[Markup], height: int = HEIGHT) -> Markup:
-    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, height, label, Markup("").join(parts)
-    )
-
-
-def grid(low: float, high: float, y: Callable[[float], float], spec: str = "{:.3g}") -> Markup:
-    """Five horizontal lines with their values."""
-    values = [low + (high - low) * part / 4 for part in range(5)]
-    return Markup("").join(
-        Markup(
-            '<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>'
-            '<text class="tick" text-anchor="end" x="{}" y="{:.1f}">{}</text>'
-        ).format(LEFT, WIDTH - RIGHT, y(v), y(v), LEFT - 6, y(v) + 4, spec.format(v))
-        for v in values
-    )
-
-
-def polyline(points: Sequence[tuple[float, float]]) -> Markup:
-    return Markup('<polyline class="line" points="{}"/>').format(
-        " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    )
-
-
-def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    """Linear map of [low, high] to pixels [start, end]."""
+def scale(low: float, high: float, start: float, end: float) -> Scale:
+    """Linear map of [low, high] to [start, end]."""
     width = high - low or 1.0
     return lambda value: start + (value - low) / width * (end - start)
 
 
-def spread(count: int) -> Callable[[float], float]:
-    """Middle of each of `count` equal columns."""
-    column = (WIDTH - LEFT - RIGHT) / count
-    return lambda index: LEFT + column * (index + 0.5)
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Round values (1, 2 or 5 times a power of ten apart) that cover [low, high] in at most
+    `count` + 1 steps. For a lone value from 0 on.
+    """
+    if high <= low:
+        low, high = min(low, 0.0), max(high, 0.0) or float(low == 0)
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = power * next(m for m in (1, 2, 5, 10, 20) if m * power >= raw * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [number * step for number in range(first, last + 1)]
 
 
-def nice_range(low: float, high: float) -> tuple[float, float]:
-    """The range with a margin, never empty."""
-    margin = (high - low) * 0.15 or max(abs(high) * 0.1, 0.1)
-    return low - margin, high + margin
+def number(value: float) -> str:
+    """A tick in few characters: 0.25, 12, 1.5k, 3M."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            return f"{value / (1e3 if unit == 'k' else limit):.4g}{unit}"
+    return f"{value:.4g}" if abs(value) >= 1e-3 or value == 0 else f"{value:.0e}"
 
 
-def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most MOST_POINTS: means over equal stretches of steps."""
-    size = -(-len(points) // MOST_POINTS)
-    chunks = [points[start : start + size] for start in range(0, len(points), size)]
-    return [
-        (sum(step for step, _ in chunk) / len(chunk), sum(value for _, value in chunk) / len(chunk))
-        for chunk in chunks
-    ]
+def percent(value: float) -> str:
+    return f"{100 * value:.3g} %"
+
+
+def figure(label: str, frame: Frame, parts: Sequence[Markup]) -> Markup:
+    return Markup('<svg viewBox="0 0 {:g} {:g}" role="img" aria-label="{}">{}</svg>').format(
+        frame.width, frame.height, label, BLANK.join(parts)
+    )
+
+
+def text(x: float, y: float, words: str, kind: str = "tick", anchor: str = "middle") -> Markup:
+    return Markup('<text class="{}" text-anchor="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(
+        kind, anchor, x, y, words
+    )
+
+
+def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
+    return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(
+        kind, x1, y1, x2, y2
+    )
+
+
+def rect(x: float, y: float, width: float, height: float, kind: str, title: str = "") -> Markup:
+    return Markup(
+        '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">{}</rect>'
+    ).format(kind, x, y, max(width, 0.4), max(height, 0.0), tip(title))
+
+
+def tip(title: str) -> Markup:
+    return Markup("<title>{}</title>").format(title) if title else BLANK
+
+
+def group(title: str, *parts: Markup) -> Markup:
+    return Markup("<g>{}{}</g>").format(tip(title), BLANK.join(parts))
+
+
+def polyline(points: Sequence[tuple[float, float]], kind: str, title: str = "") -> Markup:
+    return Markup('<polyline class="{}" points="{}">{}</polyline>').format(
+        kind, " ".join(f"{x:.1f},{y:.1f}" for x, y in points), tip(title)
+    )
+
+
+def marker(x: float, y: float, style: int, size: float = 4.5) -> Markup:
+    """A shape of its own for each style, so that colour is not the only difference."""
+    corners = {1: 4, 2: 3, 3: 4, 4: 3, 5: 6}.get(style % NUM_STYLES)
+    kind = f"mark s{style % NUM_STYLES}"
+    if corners is None:
+        return Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{:g}"/>').format(
+            kind, x, y, size
+        )
+    turn = {1: 0.25, 2: -0.5, 3: 0.0, 4: 0.5, 5: 0.0}[style % NUM_STYLES] * math.pi
+    angles = [turn + 2 * math.pi * corner / corners for corner in range(corners)]
+    around = [(x + 1.2 * size * math.cos(a), y + 1.2 * size * math.sin(a)) for a in angles]
+    points = " ".join(f"{px:.1f},{py:.1f}" for px, py in around)
+    return Markup('<polygon class="{}" points="{}"/>').format(kind, points)
+
+
+def y_axis(
+    frame: Frame, values: Sequence[float], y: Scale, label: str, spec: Callable[[float], str]
+) -> Markup:
+    """Horizontal lines with their values, and above them what is measured."""
+    lines = [line(frame.left, y(v), frame.end, y(v), "grid") for v in values]
+    words = [text(frame.left - 6, y(v) + 4, spec(v), anchor="end") for v in values]
+    return BLANK.join([*lines, *words, text(2, 12, label, "axis", "start")])
+
+
+def x_axis(
+    frame: Frame, values: Sequence[float], x: Scale, label: str, spec: Callable[[float], str]
+) -> Markup:
+    """Values below the floor; what is measured stands at its right end."""
+    marks = [line(x(v), frame.floor, x(v), frame.floor + 4, "grid") for v in values]
+    words = [text(x(v), frame.floor + 15, spec(v)) for v in values]
+    return BLANK.join([*marks, *words, text(frame.end, frame.height - 2, label, "axis", "end")])
+
+
+def legend_swatch(style: int, dashed: bool = False) -> Markup:
+    """A piece of a series' line with its marker, for a legend beside the chart."""
+    kind = f"line s{style % NUM_STYLES}" + (" dashed" if dashed else "")
+    return Markup('<svg class="swatch" viewBox="0 0 28 12" aria-hidden="true">{}</svg>').format(
+        BLANK.join([line(1, 6, 27, 6, kind), marker(14, 6, style, 3.8)])
+    )
+
+
+def line_swatch(style: int, dashed: bool = False) -> Markup:
+    """A piece of a line without markers."""
+    kind = f"line s{style % NUM_STYLES}" + (" dashed" if dashed else "")
+    return Markup('<svg class="swatch" viewBox="0 0 28 12" aria-hidden="true">{}</svg>').format(
+        line(1, 6, 27, 6, kind)
+    )
+
+
+def legend_block(kind: str) -> Markup:
+    """A filled block of a bar's colour."""
+    return Markup(
+        '<svg class="swatch block" viewBox="0 0 12 12" aria-hidden="true">{}</svg>'
+    ).format(rect(0, 0, 12, 12, kind))

@@ -89,6 +89,17 @@ def test_the_bar_can_be_written_in_the_terminals_encoding(encoding: str, block: 
     assert block * 12 in out.read()
 
 
+@pytest.mark.parametrize(("width", "cells"), [(120, 24), (80, 10), (50, 0)])
+def test_a_narrow_terminal_has_a_short_bar_and_still_the_time_left(width: int, cells: int):
+    display, _, clock = make(terminal=True, width=width)
+    with display.stage("M2 answers", 2000, "requests") as stage:
+        clock.now += 100
+        stage.update(1000, tokens=300_000)
+        line = stage.line(width)[: width - 1]
+        assert line.count("#") == line.count(".") == cells // 2
+        assert ("1m40s left" in line) == (width > 50) and "1000/2000" in line
+
+
 def test_a_stage_cut_short_says_so_once():
     display, out, _ = make(terminal=False)
     with pytest.raises(KeyboardInterrupt), display.stage("M2 answers", 9, "prompts") as stage:

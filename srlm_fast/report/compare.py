@@ -1,0 +1,160 @@
+"""Several runs on one page, side by side."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from srlm_fast.records import InputError, write_text_atomic
+
+from . import charts
+from .gather import Run
+from .page import (
+    JUDGE_CHARTS,
+    judge_cells,
+    judge_points,
+    load,
+    outcome_rows,
+    render_page,
+    score_points,
+)
+from .panels import compared_panels, model_names, run_series
+
+TEMPLATE = "compare.html.jinja"
+KIND = "comparison"
+MARK = f'<meta name="generator" content="srlm_fast {KIND}">'
+HEAD = 2000  # characters among which a page says what it is
+Named = Sequence[tuple[str, Run]]
+
+
+def write_comparison(folders: Sequence[Path], path: Path) -> Path:
+    """Write one page of several runs to `path` and return it. Raises InputError for a folder that
+    is no run, and where `path` holds anything but an earlier comparison.
+    """
+    check_ours(path, MARK)
+    write_text_atomic(path, render_comparison(folders))
+    return path
+
+
+def check_ours(path: Path, mark: str) -> None:
+    """Raise InputError unless `path` is free or a page with the mark, and its folder is there."""
+    if path.is_dir():
+        raise InputError(f"--out {path}: found a folder, wanted the name of a file")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"--out {path}: found no folder {path.parent}, wanted one that is there")
+    if path.exists():
+        with open(path, encoding="utf-8", errors="replace") as file:
+            if mark not in file.read(HEAD):
+                raise InputError(
+                    f"--out {path}: found a file that is no such page of srlm_fast, wanted one "
+                    "or a new name"
+                )
+
+
+def render_comparison(folders: Sequence[Path]) -> str:
+    """The page as text."""
+    runs = named([load(folder) for folder in folders])
+    return render_page(
+        TEMPLATE,
+        ("page.js",),
+        KIND,
+        runs=runs,
+        legend_of_runs=charts.legend(run_series([(name, ()) for name, _ in runs])),
+        names=model_names([run for _, run in runs]),
+        judge=judge_rows(runs),
+        differences=differences(runs),
+        **comparison_charts(runs),
+    )
+
+
+def named(runs: Sequence[Run]) -> list[tuple[str, Run]]:
+    """Each run under its folder's name, with as many folders above it as tell them all apart. A
+    run that is given twice gets a number.
+    """
+    paths = [run.folder.resolve().parts for run in runs]
+    depth = 1
+    while len({parts[-depth:] for parts in paths}) < len(set(paths)):
+        depth += 1
+    seen, made = Counter[str](), []
+    for run, parts in zip(runs, paths, strict=True):
+        name = "/".join(parts[-depth:])
+        seen[name] += 1
+        made.append((name if seen[name] == 1 else f"{name} ({seen[name]})", run))
+    return made
+
+
+def comparison_charts(runs: Named) -> dict[str, Any]:
+    names = model_names([run for _, run in runs])
+    scores = run_series([(name, score_points(run, names)) for name, run in runs])
+    outcomes = [
+        (f"{short(name)} {round_name}", parts)
+        for name, run in runs
+        for round_name, parts in outcome_rows(run)
+    ]
+    kinds = list(dict.fromkeys(kind for _, parts in outcomes for kind in parts))
+    seconds = [(short(name), seconds_by_phase(run)) for name, run in runs]
+    phases = list(dict.fromkeys(phase for _, parts in seconds for phase in parts))
+    return {
+        "score_chart": charts.by_model(
+            scores, names, "mean score, 95 % interval", spec="{:.2f}".format
+        ),
+        "judge_charts": judge_charts(runs, names),
+        "outcome_chart": charts.stacks(outcomes, kinds, "prompts", " prompts"),
+        "outcome_legend": charts.stack_legend(kinds),
+        "panels": compared_panels(runs),
+        "phase_chart": charts.stacks(seconds, phases, "seconds", " s"),
+        "phase_legend": charts.stack_legend(phases),
+    }
+
+
+def short(name: str) -> str:
+    """The end of a name, which differs more often than its beginning."""
+    return name if len(name) <= 16 else f"…{name[-15:]}"
+
+
+def judge_charts(runs: Named, names: Sequence[str]) -> list[Any]:
+    made = [
+        charts.by_model(
+            run_series([(name, judge_points(run, names, figure_name)) for name, run in runs]),
+            names,
+            label,
+            spec=spec,
+        )
+        for figure_name, label, spec in JUDGE_CHARTS
+    ]
+    return [chart for chart in made if chart is not None]
+
+
+def judge_rows(runs: Named) -> list[dict[str, Any]]:
+    """A row for each model of each run."""
+    return [
+        {"run": name, "model": model["name"], "cells": judge_cells(model["judge"])}
+        for name, run in runs
+        for model in run.models
+        if model.get("judge")
+    ]
+
+
+def seconds_by_phase(run: Run) -> dict[str, float]:
+    """Over all models."""
+    spent: dict[str, float] = defaultdict(float)
+    for phase in run.phases:
+        spent[phase.name] += phase.seconds
+    return dict(spent)
+
+
+def differences(runs: Named) -> list[tuple[str, list[Any]]]:
+    """(option or version, its value in each run) of those in which the runs differ; None where a
+    run leaves it at nothing.
+    """
+    tables = [options(run) for _, run in runs]
+    keys = dict.fromkeys(key for table in tables for key in table)
+    rows = [(key, [table.get(key) for table in tables]) for key in keys]
+    return [(key, values) for key, values in rows if any(v != values[0] for v in values)]
+
+
+def options(run: Run) -> Mapping[str, Any]:
+    made = {f"version of {name}": value for name, value in run.versions.items()}
+    return {name: value for name, value in run.config.items() if name != "out"} | made

@@ -1,0 +1,175 @@
+"""The collapse panel: a small chart for each figure that is watched, and which a warning names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from .charts import SMALL, Point, Series, by_model, legend
+from .gather import Run
+from .svg import NUM_STYLES, number
+
+HELD_OUT, CANDIDATES = "held-out answers", "a round's candidates"
+Figure = Callable[[Mapping[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What one chart shows. keys: of `collapse`, a line each; words: of names of warnings that
+    are about it.
+    """
+
+    title: str
+    keys: tuple[str, ...]
+    words: tuple[str, ...]
+
+
+KINDS = (
+    Kind("output entropy, nats/token", ("entropy",), ("entropy",)),
+    Kind("distinct-1", ("distinct_1",), ("distinct_1", "distinct")),
+    Kind("distinct-2", ("distinct_2",), ("distinct_2",)),
+    Kind("distinct-3", ("distinct_3",), ("distinct_3",)),
+    Kind("self-BLEU", ("self_bleu",), ("bleu",)),
+    Kind("different answers per prompt", ("unique",), ("unique",)),
+    Kind("share that ends by itself", ("end_of_text",), ("end_of_text", "end of text")),
+    Kind("share of repeated openings", ("repeated_openings",), ("opening",)),
+    Kind("mean length, characters", ("length_mean",), ("length",)),
+    Kind("length, 5 / 50 / 95 %", ("length_p5", "length_p50", "length_p95"), ("length_p",)),
+    Kind("mean length, tokens", ("tokens_mean",), ("tokens",)),
+)
+NOT_DRAWN = ("n",)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """legend: of lines that are not the usual two."""
+
+    title: str
+    chart: Markup
+    legend: Sequence[tuple[str, Markup]] = ()
+    warned: bool = False
+
+
+def kinds_of(runs: Sequence[Run]) -> list[Kind]:
+    """The agreed figures, then whatever else the runs have."""
+    known = {key for kind in KINDS for key in kind.keys}
+    found = [(m.get("collapse") or {}) for run in runs for m in run.models]
+    found += [(made.row.get("collapse") or {}) for run in runs for made in run.rounds]
+    other = dict.fromkeys(key for each in found for key in each if key not in known)
+    named = [Kind(key.replace("_", " "), (key,), (key,)) for key in other if key not in NOT_DRAWN]
+    return [*KINDS, *named]
+
+
+def model_names(runs: Sequence[Run]) -> list[str]:
+    """The columns of charts by model."""
+    found = [m["name"] for run in runs for m in run.models]
+    found += [made.name for run in runs for made in run.rounds]
+    return sorted(dict.fromkeys(found), key=lambda name: (len(name), name))
+
+
+def points(names: Sequence[str], rows: Sequence[Mapping[str, Any]], figure: Figure) -> list[Point]:
+    """A point for each row that has the figure. names: the columns."""
+    found = [(row["name"], figure(row)) for row in rows]
+    return [Point(names.index(name), float(v)) for name, v in found if isinstance(v, int | float)]
+
+
+def earlier(point: Point) -> Point:
+    """The column of the model that wrote a round's candidates: the one before that it made."""
+    return Point(max(point.place - 1, 0), point.value)
+
+
+def of_collapse(key: str) -> Figure:
+    return lambda row: (row.get("collapse") or {}).get(key)
+
+
+def score_mean(row: Mapping[str, Any]) -> Any:
+    return row.get("score_mean")
+
+
+def within(group: str, key: str) -> Figure:
+    return lambda row: (row.get(group) or {}).get(key)
+
+
+def collapse_panels(run: Run) -> list[Panel]:
+    """All that is watched of one run."""
+    names, rounds = model_names([run]), [made.row | {"name": made.name} for made in run.rounds]
+    made = [(kind, collapse_series(run, kind, names, rounds)) for kind in kinds_of([run])]
+    made.append((
+        Kind("perplexity of human text", (), ("perplexity", "human_text")),
+        [
+            Series(title, points(names, run.models, within("human_text", key)), style)
+            for title, key, style in (("mean", "perplexity", 0), ("95 %", "perplexity_p95", 1))
+        ],
+    ))  # fmt: skip
+    made.append((
+        Kind("judge's mean score of candidates", (), ("score", "probe", "drift")),
+        [Series("score", [earlier(p) for p in points(names, rounds, score_mean)], 1)],
+    ))  # fmt: skip
+    made.append((
+        Kind("log-ratios at the end, nats", (), ("logratio", "log_ratio")),
+        [
+            Series(key, points(names, rounds, within("logratios", key)), style)
+            for style, key in enumerate(("chosen", "rejected", "margin"))
+        ],
+    ))  # fmt: skip
+    return [panel for kind, series in made if (panel := drawn(run, kind, series, names))]
+
+
+def collapse_series(
+    run: Run, kind: Kind, names: Sequence[str], rounds: Sequence[Mapping[str, Any]]
+) -> list[Series]:
+    held_out = [
+        Series(key_name(kind, key), points(names, run.models, of_collapse(key)), style)
+        for style, key in zip((2, 0, 3) if len(kind.keys) > 1 else (0,), kind.keys, strict=True)
+    ]
+    if len(kind.keys) > 1:
+        return held_out
+    candidates = [earlier(p) for p in points(names, rounds, of_collapse(kind.keys[0]))]
+    return [*held_out, Series(CANDIDATES, candidates, 1, dashed=True)]
+
+
+def key_name(kind: Kind, key: str) -> str:
+    """A line's name: that of all, or where there are several the percentile."""
+    return HELD_OUT if len(kind.keys) == 1 else f"{key.rpartition('p')[2]} %"
+
+
+def usual_legend() -> list[tuple[str, Markup]]:
+    """Of the charts that show answers and candidates."""
+    return legend([Series(HELD_OUT, ()), Series(CANDIDATES, (), 1, dashed=True)])
+
+
+def drawn(run: Run, kind: Kind, series: Sequence[Series], names: Sequence[str]) -> Panel | None:
+    chart = by_model(series, names, "", SMALL, number)
+    usual = any(one.name == CANDIDATES for one in series)
+    entries = [] if usual else legend([one for one in series if one.points])
+    return None if chart is None else Panel(kind.title, chart, entries, is_warned(run, kind))
+
+
+def is_warned(run: Run, kind: Kind) -> bool:
+    said = [warning.name.lower().replace("-", "_").replace(" ", "_") for warning in run.warnings]
+    return any(word.replace(" ", "_") in name for name in said for word in kind.words)
+
+
+def compared_panels(runs: Sequence[tuple[str, Run]]) -> list[Panel]:
+    """The figures of the models of several runs, a line for each run."""
+    names = model_names([run for _, run in runs])
+    figures = [
+        (kind.title if len(kind.keys) == 1 else f"length, {key_name(kind, key)}", of_collapse(key))
+        for kind in kinds_of([run for _, run in runs])
+        for key in kind.keys
+    ]
+    figures.append(("perplexity of human text", within("human_text", "perplexity")))
+    made = []
+    for title, figure in figures:
+        series = run_series([(name, points(names, run.models, figure)) for name, run in runs])
+        chart = by_model(series, names, "", SMALL, number)
+        made += [Panel(title, chart)] if chart is not None else []
+    return made
+
+
+def run_series(runs: Sequence[tuple[str, Sequence[Point]]]) -> list[Series]:
+    """A line for each of several runs; behind the sixth they are dashed."""
+    return [Series(name, found, i, i >= NUM_STYLES) for i, (name, found) in enumerate(runs)]

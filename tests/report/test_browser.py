@@ -1,0 +1,228 @@
+"""The page in a real browser: clicked, typed into, narrow, dark, and never heard on the network.
+
+Needs a Chromium on PATH and playwright, which drives it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srlm_fast.records import read_jsonl
+from srlm_fast.report.compare import write_comparison
+from srlm_fast.report.page import write_report
+from tests.report.folders import HOSTILE, make_folder
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+if CHROMIUM is None:
+    pytest.skip("no chromium on PATH", allow_module_level=True)
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+PROMPTS = 45
+PHONE = {"width": 360, "height": 740}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as driver:
+        # A container's root may not make the sandbox, and its /dev/shm may be small.
+        flags = ["--no-sandbox", "--disable-dev-shm-usage"]
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = make_folder(tmp_path_factory.mktemp("runs") / "run", PROMPTS)
+    write_report(made)
+    return made
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
+    """open_page(path, hash, **of the context) -> the page; at the end no error was heard of and
+    nothing asked for but the file itself.
+    """
+    contexts, wrong = [], list[str]()
+
+    def opened(path: Path, place: str = "", **options: Any) -> Any:
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        address = path.absolute().as_uri()
+        page.on("request", lambda asked: asked.url.startswith(address) or wrong.append(asked.url))
+        page.goto(address + place)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+def wait_for_count(page: Any, words: str) -> None:
+    page.locator("#count", has_text=words).wait_for()
+
+
+def fits(page: Any) -> bool:
+    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_browser_of_examples_searches_filters_and_sorts(open_page, folder: Path):
+    page = open_page(folder / "report.html")
+    wait_for_count(page, "45 of 45 prompts")
+    assert page.locator(".example").count() == 20
+    page.click("#more")
+    page.click("#more")
+    assert page.locator(".example").count() == 45 and page.locator("#more").is_hidden()
+
+    page.fill("#search", "LIST 17 fruits")  # of a prompt, whatever its case
+    wait_for_count(page, "1 of 45 prompts")
+    assert page.text_content(".example mark") == "List 17 fruits"
+    page.fill("#search", "score: 4.0")  # of a judgement: it is opened
+    page.locator(".example details[open] mark").first.wait_for()
+    page.fill("#search", "no such words")
+    wait_for_count(page, "0 of 45 prompts")
+    page.click("#clear")
+    wait_for_count(page, "45 of 45 prompts")
+
+    pairs = read_jsonl(folder / "m3" / "pairs.jsonl")
+    page.select_option("#outcome", "pair")
+    wait_for_count(page, f"{len(pairs)} of 45 prompts")
+    page.select_option("#sort", "margin")
+    highest = max(row["score_chosen"] - row["score_rejected"] for row in pairs)
+    assert page.locator(".badge").first.text_content() == f"pair, margin {highest:.2f}"
+    page.select_option("#outcome", "none")
+    wait_for_count(page, f"{45 - len(pairs)} of 45 prompts")
+    page.click("#clear")
+    page.select_option("#source", "file")
+    wait_for_count(page, "1 of 45 prompts")
+    assert "Hello, you." in page.text_content(".turn")
+    page.click("#clear")
+    page.fill("#low", "5")
+    page.locator("#count", has_text="45 of 45").wait_for(state="detached")
+    assert 0 < int(page.inner_text("#count").split()[0]) < 45
+    page.click("#clear")
+    page.select_option("#round", "")
+    wait_for_count(page, "90 of 90 prompts")
+
+
+def test_judgements_open_by_click_and_by_key(open_page, folder: Path):
+    page = open_page(folder / "report.html")
+    summary = page.locator(".example summary").first
+    summary.click()
+    assert page.locator(".example .judgement").count() == 3
+    assert "Score: " in page.text_content(".example .judgement")
+    summary.press("Enter")
+    assert page.locator(".example details[open]").count() == 0
+
+
+def test_keys_go_from_example_to_example_and_to_the_search(open_page, folder: Path):
+    page = open_page(folder / "report.html")
+    page.locator(".example").first.wait_for()
+    here = "document.activeElement.dataset.place"
+    page.keyboard.press("j")
+    assert page.evaluate(here) == "#M3/p0"
+    page.keyboard.press("j")
+    assert page.evaluate(here) == "#M3/p1"
+    page.keyboard.press("k")
+    assert page.evaluate(here) == "#M3/p0"
+    page.keyboard.press("/")
+    page.keyboard.type("jk")  # goes into the field
+    assert page.input_value("#search") == "jk"
+
+
+def test_a_link_leads_to_its_example(open_page, folder: Path):
+    page = open_page(folder / "report.html", "#M2/p30")
+    page.locator('.example[data-place="#M2/p30"] details[open]').first.wait_for()
+    assert page.evaluate("document.activeElement.dataset.place") == "#M2/p30"
+    assert page.locator('.example[data-place="#M2/p30"]').bounding_box()["y"] < 300
+    page.locator('.example[data-place="#M2/p29"] header a').click()
+    page.locator('.example[data-place="#M2/p29"] details[open]').first.wait_for()
+    assert page.url.endswith("#M2/p29")
+    page.evaluate("location.hash = '#M2/nobody'")
+    wait_for_count(page, "M2 / nobody is not among the rows")
+
+
+def test_the_theme_follows_the_system_until_chosen_and_is_remembered(open_page, folder: Path):
+    page = open_page(folder / "report.html", color_scheme="dark")
+    scheme = "getComputedStyle(document.documentElement).colorScheme"
+    colour = "getComputedStyle(document.body).backgroundColor"
+    dark = page.evaluate(colour)
+    assert page.evaluate(scheme) == "dark" and page.inner_text("#theme") == "Light"
+    page.click("#theme")
+    assert page.evaluate(scheme) == "light" and page.evaluate(colour) != dark
+    page.reload()
+    assert page.evaluate(scheme) == "light" and page.inner_text("#theme") == "Dark"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_scrolls_in_one_direction_only(open_page, folder: Path, scheme: str):
+    page = open_page(folder / "report.html", viewport=PHONE, color_scheme=scheme)
+    page.locator(".example").first.wait_for()
+    assert fits(page)
+    for summary in page.locator("summary").all()[:6]:
+        summary.click()
+    page.locator(".example").last.scroll_into_view_if_needed()
+    assert fits(page)
+
+
+def test_labels_of_a_chart_do_not_lie_on_each_other(open_page, folder: Path):
+    page = open_page(folder / "report.html")
+    overlaps = page.evaluate("""() => [...document.querySelectorAll("svg")].flatMap((chart) => {
+      const boxes = [...chart.querySelectorAll("text")].filter((e) => e.textContent).map(
+        (e) => [e.textContent, e.getBoundingClientRect()]);
+      return boxes.flatMap(([a, p], i) => boxes.slice(i + 1).filter(([b, q]) =>
+        p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 4 && q.top < p.bottom - 4
+      ).map(([b]) => `${a} on ${b} in ${chart.getAttribute("aria-label")}`));
+    })""")
+    assert overlaps == []
+
+
+def test_hostile_text_is_shown_as_it_is(open_page, tmp_path: Path):
+    made = make_folder(tmp_path / "<b>run", len(HOSTILE), hostile=True)
+    page = open_page(write_report(made), viewport=PHONE)
+    page.locator(".example").first.wait_for()
+    assert page.title() == "<b>run · srlm_fast"
+    shown = page.locator(".candidate > .text").all_text_contents()
+    assert set(HOSTILE[:3]) <= set(shown)
+    assert page.locator("img").count() == 0 and fits(page)
+
+
+@pytest.mark.parametrize("reward", ["pairwise", "constitution", "best-of-n", "random"])
+def test_other_rewards_are_browsed(open_page, tmp_path: Path, reward: str):
+    page = open_page(write_report(make_folder(tmp_path / "run", 12, reward=reward)))
+    page.locator(".example").first.wait_for()
+    text = page.locator("#examples").text_content()
+    said = {"pairwise": "6 comparisons", "constitution": "critique by principle 3"}
+    assert said.get(reward, "chosen") in text
+    if reward == "pairwise":
+        page.locator(".example summary").first.click()
+        assert "that answer 1 is better than answer 2" in page.text_content(".example")
+
+
+def test_a_browser_that_cannot_unpack_says_so(browser: Any, folder: Path):
+    context = browser.new_context()
+    context.add_init_script("delete globalThis.DecompressionStream")
+    page = context.new_page()
+    page.goto((folder / "report.html").as_uri())
+    assert "cannot unpack the examples" in page.inner_text("#count")
+    assert page.locator("#tools").is_hidden()
+    context.close()
+
+
+def test_a_comparison_on_a_phone_and_at_a_desk(open_page, folder: Path, tmp_path: Path):
+    other = make_folder(tmp_path / ("a-name-without-any-space-that-is-long-" * 3), 2)
+    path = write_comparison([folder, other], tmp_path / "report.html")
+    assert fits(open_page(path, viewport=PHONE))
+    page = open_page(path)
+    page.click("#theme")
+    assert fits(page) and page.locator(".legend li").count() >= 2
