@@ -36,6 +36,7 @@ FILES = (
     "eft_file",
     "eft_eval_file",
     "eval_prompts_file",
+    "human_text_file",
     "reward_pairs_file",
     "constitution_file",
     "rubric_file",
@@ -47,8 +48,9 @@ FOLDERS = ("model", "reward_model")
 MICRO_BATCH = 2048
 ENDS_BYTES = 1 << 20  # read of each end of a file of weights
 JUDGED = ("self", "frozen", "best-of-n")  # rewards whose scores a judge writes
-# Where a run is written and shown, and on how many devices with which memory, is not what it is.
-NOT_COMPARED = ("out", "tensor_parallel", "shard", "kv_gb", "log")
+# Where a run is written and shown, on how many devices with which memory, and whether a warning
+# ends it, is not what it is.
+NOT_COMPARED = ("out", "tensor_parallel", "shard", "kv_gb", "log", "stop_on_collapse")
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class Config:
     eft_file: str | None = None
     eft_eval_file: str | None = None
     eval_prompts_file: str | None = None
+    human_text_file: str | None = None
     skip_bad: bool = False  # lines of those files that cannot be read
     rubric_file: str | None = None
     chat_template_file: str | None = None  # None: the model's own
@@ -144,6 +147,7 @@ class Config:
         default_factory=lambda: RewardConfig(micro_batch_tokens=MICRO_BATCH)
     )
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    stop_on_collapse: bool = False
     inputs: dict[str, str] = field(default_factory=dict)  # SHA-256 of each file's content
     out: str = ""
 

@@ -270,6 +270,14 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "a Jinja chat template in the place of the model's own, saved with every model of the "
             "run",
         ),
+        Option(
+            "--human-text",
+            "human_text_file",
+            _FILE,
+            "FILE",
+            "as --ift, never learnt from: what people wrote, whose perplexity is watched (default: "
+            "what of --ift and --eft is held out)",
+        ),
     ),
     "each round": (
         Option("--num-prompts", "num_prompts", _AT_LEAST_1, "N", "prompts to answer in a round"),
@@ -543,6 +551,14 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             _AT_LEAST_0,
             "N",
             "prompts with answers of known order that the judge is measured on, at most",
+        ),
+        Option(
+            "--stop-on-collapse",
+            "stop_on_collapse",
+            yes_or_no(),
+            "YES_OR_NO",
+            "end the run, with status 3, behind a round with a warning of collapse (default: no, "
+            "only warn)",
         ),
     ),
 }

@@ -36,6 +36,7 @@ from .stopping import StoppedError
 from .summary import SUMMARY_FILE, summarize, summarize_stopped
 from .teaching import Teaching
 from .tracking import open_trackers
+from .watching import Watching
 
 Stop = Callable[[], bool]
 
@@ -67,6 +68,7 @@ class Run:
         self.rewarding = REWARDINGS[config.reward](self)
         self.prompting, self.pairing = Prompting(self), Pairing(self)
         self.teaching, self.measuring = Teaching(self), Measuring(self)
+        self.watching = Watching(self)
         self.ranks.wait()  # whatever another process left is read before anything is written
         self.state = RunState(self.out, writes=ranks.first)
         if ranks.first and config.log:
@@ -81,6 +83,7 @@ class Run:
                 self.display.note(note)
             if not self.material.held_out:
                 self.display.note("no prompt is left to hold out: the models get no score")
+            self.watching.check_finished()
             self.load()
             self.first_model(self.folders[0])
             for folder in self.folders[1:]:
@@ -145,6 +148,8 @@ class Run:
         self.stage(folder, "pairs", self.pairing.pairs)
         self.stage(folder, "train", self.rewarding.learn)
         self.stage(folder, "measure", self.measuring.measure)
+        self.stage(folder, "watch", self.watching.watch)
+        self.watching.check(folder)
 
     def stage(self, folder: ModelFolder, name: str, work: Work) -> None:
         """Do a stage unless it is finished, and mark it."""

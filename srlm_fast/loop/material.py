@@ -19,6 +19,7 @@ from srlm_fast.judge import DEFAULT_RUBRIC, Rubric, read_rubric
 from srlm_fast.records import InputError, Message, Prompt, conversation_text
 
 from .chat_template import read_chat_template
+from .human_text import MOST_ROWS, split_human_text
 from .state import derive_seed
 
 HELD_OUT_SHARE = 0.1
@@ -33,7 +34,8 @@ class Material:
     prompts: the user's own, empty when the model makes them. score_bits: a program's score of an
     answer with the points it is made of, where the world has one (used to measure, and by `--reward
     gold`). preferences: pairs to train a reward model on. chat_template: the user's own. files:
-    what each of the user's files was recognised as, by option.
+    what each of the user's files was recognised as, by option. human_text: rows as of ift that
+    people wrote and no model learns from. remarks: what else a user should know.
     """
 
     ift: list[Row]
@@ -47,15 +49,18 @@ class Material:
     preferences: list[PreferenceRow] = field(default_factory=list)
     chat_template: str | None = None
     files: dict[str, Recognised[Any]] = field(default_factory=dict)
+    human_text: list[Row] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def notes(self) -> list[str]:
-        """What there is to say about the user's files, a line each."""
-        return [note for option, found in self.files.items() for note in found.notes(option)]
+        """What there is to say about all this, a line each."""
+        files = [note for option, found in self.files.items() for note in found.notes(option)]
+        return files + self.remarks
 
     @property
     def account(self) -> dict[str, dict[str, Any]]:
-        """The same as figures, by option."""
+        """The user's files as figures, by option."""
         return {option: found.account() for option, found in self.files.items()}
 
     @property
@@ -82,16 +87,19 @@ def gather(config: Config) -> Material:
     files = recognised(config)
     rows = {name: list(found.rows) for name, found in files.items()}
     judged = "eft_file" in files and files["eft_file"].form.judged is not None
-    eft = rows.get("eft_file", [])
+    eft, seeds = rows.get("eft_file", []), rows.get("ift_file", [])
     given = Given(
-        ift=rows.get("ift_file", [])[: config.num_ift],
+        ift=seeds[: config.num_ift],
         eft=eft[: config.num_eft] if judged else [],
         ranked=[] if judged else eft,
         eft_eval=rows.get("eft_eval_file", []),
         held_out=rows.get("eval_prompts_file", [])[: config.evaluation.num_prompts],
         prompts=rows.get("prompts_file", []),
+        human_text=rows.get("human_text_file", []),
     )
     found = _tiny(config, given) if config.model == TINY else _users(config, given)
+    text = given.human_text or found.human_text
+    found = split_human_text(found, text, seeds, derive_seed(config.seed, "human text"))
     _check_left(config, found)
     return replace(
         found,
@@ -107,6 +115,7 @@ READERS: dict[str, Callable[..., Recognised[Any]]] = {
     "eft_file": recognised_eft,
     "eft_eval_file": recognised_eft_eval,
     "eval_prompts_file": recognised_prompts,
+    "human_text_file": recognised_ift,
     "reward_pairs_file": recognised_preferences,
 }
 
@@ -134,6 +143,7 @@ class Given:
     eft_eval: list[Row]
     held_out: list[Prompt]
     prompts: list[Prompt]
+    human_text: list[Row]
 
 
 def _users(config: Config, given: Given) -> Material:
@@ -197,6 +207,7 @@ def _tiny(config: Config, given: Given) -> Material:
             prompts=given.prompts,
             rubric=rubric_of(config, RUBRIC),
             score_bits=score_bits,
+            human_text=seeds.human_text(min(count, MOST_ROWS)),
         )
     )
 

@@ -15,6 +15,7 @@ from srlm_fast.judge import collect_scores, mean_score
 from srlm_fast.records import Candidate, Judgement, Prompt
 
 from .answers import AnswerStage
+from .human_text import human_text_figures
 from .judging import judge_figures, judge_given, top_score
 from .material import Material
 from .round_answers import reader, show_answers
@@ -37,6 +38,8 @@ class Measuring:
         self.run = run
 
     def measure(self, folder: ModelFolder) -> dict[str, Any]:
+        # First, while the KV pool is not there.
+        human_text = self.human_text()
         by_program = self.run.material.score_bits is not None
         own = folder.number == 1 and not by_program
         stage = self.answer(f"{folder.name} held-out", folder, judged=own)
@@ -51,7 +54,16 @@ class Measuring:
             ),
             "judge": judge,
             "collapse": collapse_figures(answers),
+            "human_text": human_text,
         }
+
+    def human_text(self) -> dict[str, Any] | None:
+        """Perplexity of what people wrote; None where there is nothing of it."""
+        run, rows = self.run, self.run.material.human_text
+        run.sampler.release()
+        with run.memory.phase("perplexity"):
+            tokens = run.config.dpo.micro_batch_tokens
+            return human_text_figures(run.model, rows, tokens, **run.ranks.over_mesh)
 
     def answer(self, title: str, folder: ModelFolder, judged: bool) -> AnswerStage:
         """The live model's answers to the held-out prompts, those on disk included."""

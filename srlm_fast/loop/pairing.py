@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from srlm_fast.eval import collapse_figures, judge_table
+from srlm_fast.eval import collapse_figures, judge_table, mean_interval
 from srlm_fast.judge import PairSet, make_pairs, mean_score, score_candidates
 from srlm_fast.records import Candidate, Prompt, read_jsonl
 from srlm_fast.sampler import SamplingParams
@@ -51,6 +52,7 @@ class Pairing:
             "dropped": found.dropped,
             "ties": found.ties,
             "collapse": collapse_figures(candidates),
+            **score_figures(scores),
             "judge_on_own": self.judge_on_own(prompts, groups, scores),
         } | figures
 
@@ -120,6 +122,19 @@ class Pairing:
         return judge_table(
             rows, top_score(self.run.material.rubric.high, self.run.config.judge.mode)
         )
+
+
+def score_figures(scores: Scores) -> dict[str, Any]:
+    """Mean score of the candidates that have one, with its 95 % interval over prompts."""
+    by_prompt: dict[str, list[float]] = {}
+    for (prompt_id, _), samples in scores.items():
+        if (score := mean_score(samples)) is not None:
+            by_prompt.setdefault(prompt_id, []).append(score)
+    if not by_prompt:
+        return {"score_mean": None, "score_interval": None}
+    found = [score for group in by_prompt.values() for score in group]
+    _, low, high = mean_interval(fmean(group) for group in by_prompt.values())
+    return {"score_mean": fmean(found), "score_interval": [low, high]}
 
 
 def sampling_row(params: SamplingParams) -> dict[str, Any]:

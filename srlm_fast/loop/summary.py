@@ -32,10 +32,23 @@ def summarize(config: Config, state: RunState, folders: Sequence[ModelFolder]) -
         "model": config.model,
         "reward": config.reward,
         "seed": config.seed,
-        "models": [_model(state, folder) for folder in folders],
-        "rounds": [_round(state, folder) for folder in folders[1:]],
+        "models": model_rows(state, folders),
+        "rounds": round_rows(state, folders),
         "seconds": sum(state.seconds.values()),
     } | ({"reward_model": trained_reward} if trained_reward else {})
+
+
+def model_rows(state: RunState, folders: Sequence[ModelFolder]) -> list[dict[str, Any]]:
+    return [_model(state, folder) for folder in folders]
+
+
+def round_rows(state: RunState, folders: Sequence[ModelFolder]) -> list[dict[str, Any]]:
+    """The rounds behind M1. score_change: of `score_mean`, against the round before."""
+    rows = [_round(state, folder) for folder in folders[1:]]
+    for before, row in zip([None, *rows], rows, strict=False):
+        scores = (None if before is None else before["score_mean"]), row["score_mean"]
+        row["score_change"] = None if None in scores else scores[1] - scores[0]
+    return rows
 
 
 def _model(state: RunState, folder: ModelFolder) -> dict[str, Any]:
@@ -47,6 +60,7 @@ def _model(state: RunState, folder: ModelFolder) -> dict[str, Any]:
         "judge": measured["judge"],
         "length_mean": measured["collapse"]["length_mean"],
         "collapse": measured["collapse"],
+        "human_text": measured.get("human_text"),
         "model_hash": trained["model_hash"],
         "seconds": {
             "train": state.seconds.get(folder.stage("train"), 0.0),
@@ -92,7 +106,11 @@ def _round(state: RunState, folder: ModelFolder) -> dict[str, Any]:
         "ties": pairs["ties"],
         "dropped": pairs["dropped"],
         "judge_on_own": pairs["judge_on_own"],
+        "score_mean": pairs.get("score_mean"),
+        "score_interval": pairs.get("score_interval"),
         "collapse": pairs["collapse"],
+        "logratios": train.get("logratios"),
+        "warnings": state.figures.get(folder.stage("watch"), {}).get("warnings", []),
         "seconds": _seconds(state, folder, answers),
         "tokens_per_second": _rates(answers),
         "peak_bytes": train["peak_bytes"],

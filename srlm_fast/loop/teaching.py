@@ -5,6 +5,7 @@ reward model on the user's pairs.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ from .token_rows import best_sft_rows, fitting, sft_rows, token_pair
 if TYPE_CHECKING:
     from .loop import Run
 
+LAST_SHARE = 0.1  # of a training, over which its end is averaged
 Train = Callable[..., TrainReport]  # takes checkpoint, on_step, stop and, of many ranks, mesh
 
 
@@ -194,7 +196,24 @@ class Teaching:
             "skipped_steps": report.skipped_steps,
             "peak_bytes": report.peak_bytes,
         }
-        return figures | ({"best_step": report.best_step} if report.evaluations else {})
+        figures |= {"best_step": report.best_step} if report.evaluations else {}
+        return figures | ({"logratios": last_logratios(report)} if report.margins else {})
+
+
+def last_logratios(report: TrainReport) -> dict[str, float] | None:
+    """Mean log-ratios of chosen and rejected answers and their difference, in nats over the pairs
+    of the last tenth of the steps of a DPO that led to the weights kept; None where none was
+    finite.
+    """
+    end = report.best_step or len(report.num_pairs)
+    columns = report.chosen_logratios, report.rejected_logratios, report.num_pairs
+    last = list(zip(*columns, strict=True))[end - max(1, round(end * LAST_SHARE)) : end]
+    finite = [step for step in last if all(map(math.isfinite, step))]
+    total = sum(pairs for _, _, pairs in finite)
+    if not total:
+        return None
+    chosen, rejected = (sum(s[side] * s[2] for s in finite) / total for side in (0, 1))
+    return {"chosen": chosen, "rejected": rejected, "margin": chosen - rejected}
 
 
 def ref_logps(rows: Sequence[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:

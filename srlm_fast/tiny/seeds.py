@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-from srlm_fast.tiny.answers import Flaws, compose
+from srlm_fast.tiny.answers import CLEAN, Flaws, compose
 from srlm_fast.tiny.gold import read
 from srlm_fast.tiny.judgement import judgement
 from srlm_fast.tiny.world import draw_distinct
@@ -83,3 +83,15 @@ def heldout(n: int = 400) -> list[str]:
     """
     source = draw_distinct(random.Random("held-out"), held_out=True)
     return [task.instruction for task in islice(source, n)]
+
+
+def human_text(n: int = 256) -> list[Row]:
+    """Rows {"prompt", "response"}: the instructions of `heldout` with an answer each as the world's
+    people give it at their best; fewer where the world has not as many.
+    """
+    source = draw_distinct(random.Random("held-out"), held_out=True)
+    rng = random.Random("human-text")
+    return [
+        {"prompt": task.instruction, "response": compose(task, CLEAN, rng)}
+        for task in islice(source, n)
+    ]

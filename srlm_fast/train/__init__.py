@@ -5,7 +5,7 @@ from .config import DpoConfig, RewardConfig, SftConfig, TrainConfig
 from .dpo import TokenPair, pair_logps, train_dpo
 from .report import Evaluation, StepReport, TrainReport
 from .reward import RewardPair, pair_accuracy, train_reward_model
-from .sft import SftRow, train_sft
+from .sft import SftRow, row_logps, train_sft
 from .trainer import TrainingInterrupted
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "pair_accuracy",
     "pair_logps",
     "remove_checkpoint",
+    "row_logps",
     "train_dpo",
     "train_reward_model",
     "train_sft",

@@ -27,7 +27,7 @@ from srlm_fast.kernels import dpo_loss_tokens
 from srlm_fast.model import Model
 
 from .config import DpoConfig
-from .logps import sequence_logps, token_logps
+from .logps import item_logps, token_logps
 from .packing import (
     Ints,
     MicroBatch,
@@ -177,20 +177,7 @@ class DpoTask:
 
     def reference(self, model: Model, batches: list[Ints], ranks: Ranks) -> Tensor:
         """[P, 2] on the CPU, without dropout. Batches of training give its micro-batches."""
-        ranks.reshard()
-        before = (model.training, model.checkpointing)
-        model.eval()
-        model.checkpointing = self.config.activation_checkpointing
-        logps = torch.zeros(self.num_items, 2, dtype=_sum_dtype(model))
-        for items in batches:
-            for micro_batch in ranks.micro_batches(items, self.lengths[items], self.micro_batches):
-                sums = sequence_logps(model, micro_batch).detach().view(-1, 2)
-                if not micro_batch.idle:
-                    logps[torch.from_numpy(micro_batch.items)] = sums.cpu()
-        model.train(before[0])
-        model.checkpointing = before[1]
-        ranks.reshard()
-        return ranks.sum(logps.to(model.device)).cpu()
+        return item_logps(model, self, batches, ranks, per_item=2)
 
     def micro_batches(self, items: Ints) -> list[MicroBatch]:
         budget = self.config.micro_batch_tokens
@@ -230,7 +217,8 @@ class DpoTask:
 
     def metrics(self, result: StepResult, items: Ints) -> dict[str, float]:
         names = ("margin", "accuracy", "chosen_logratio", "rejected_logratio")
-        return {name: total / len(items) for name, total in zip(names, result.sums, strict=True)}
+        means = [total / len(items) for total in result.sums]
+        return {**dict(zip(names, means, strict=True)), "num_pairs": len(items)}
 
     def fingerprint(self) -> list[bytes]:
         segments = self.segments
@@ -251,7 +239,3 @@ def _stack(ref_logps: tuple[Tensor, Tensor], num_pairs: int) -> Tensor:
 def _columns(values_P2: Tensor) -> tuple[Tensor, Tensor]:
     """(chosen, rejected)."""
     return values_P2[:, 0], values_P2[:, 1]
-
-
-def _sum_dtype(model: Model) -> torch.dtype:
-    return torch.float64 if model.dtype == torch.float64 else torch.float32

@@ -5,6 +5,9 @@ Shape letters as in `packing`: R distinct responses of N tokens, S segments.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +15,11 @@ from torch import Tensor
 from srlm_fast.kernels import linear_logprob
 from srlm_fast.model import Model, PackedContext
 
-from .packing import MicroBatch
+from .packing import Ints, MicroBatch
+from .ranks import Ranks
+
+if TYPE_CHECKING:
+    from .trainer import Task
 
 
 def token_logps(model: Model, micro_batch: MicroBatch) -> Tensor:
@@ -51,3 +58,29 @@ def sequence_logps(model: Model, micro_batch: MicroBatch) -> Tensor:
         logp_N.double(), "sum", lengths=micro_batch.response_lengths, unsafe=True
     )
     return sums_R.to(logp_N.dtype).index_select(0, micro_batch.sequences)
+
+
+def item_logps(
+    model: Model, task: Task, batches: Iterable[Ints], ranks: Ranks, per_item: int
+) -> Tensor:
+    """[items of the task, per_item] on the CPU, without dropout; the same on all ranks. What is in
+    none of the batches has 0. Batches of training give its micro-batches.
+    """
+    ranks.reshard()
+    before = (model.training, model.checkpointing)
+    model.eval()
+    model.checkpointing = task.config.activation_checkpointing
+    logps = torch.zeros(task.num_items, per_item, dtype=_sum_dtype(model))
+    for items in batches:
+        for micro_batch in ranks.micro_batches(items, task.lengths[items], task.micro_batches):
+            sums = sequence_logps(model, micro_batch).detach().view(-1, per_item)
+            if not micro_batch.idle:
+                logps[torch.from_numpy(micro_batch.items)] = sums.cpu()
+    model.train(before[0])
+    model.checkpointing = before[1]
+    ranks.reshard()
+    return ranks.sum(logps.to(model.device)).cpu()
+
+
+def _sum_dtype(model: Model) -> torch.dtype:
+    return torch.float64 if model.dtype == torch.float64 else torch.float32

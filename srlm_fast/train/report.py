@@ -39,6 +39,7 @@ class StepReport:
     accuracy: float | None = None
     chosen_logratio: float | None = None
     rejected_logratio: float | None = None
+    num_pairs: int | None = None  # of the batch; the last one of an epoch may have fewer
     held_out_loss: float | None = None
     held_out_accuracy: float | None = None
 
@@ -53,10 +54,11 @@ class TrainReport:
     """Lists hold one value per step, those of a resumed training from its very first step on."""
 
     losses: list[float] = field(default_factory=list)
-    margins: list[float] = field(default_factory=list)  # none for SFT, like the three below it
+    margins: list[float] = field(default_factory=list)  # none for SFT, like the four below it
     accuracies: list[float] = field(default_factory=list)
     chosen_logratios: list[float] = field(default_factory=list)
     rejected_logratios: list[float] = field(default_factory=list)
+    num_pairs: list[int] = field(default_factory=list)
     learning_rates: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
@@ -73,11 +75,12 @@ class TrainReport:
         self.num_tokens.append(step.num_tokens)
         self.seconds.append(step.seconds)
         self.skipped_steps += step.skipped
-        pairs = (
+        pairs: tuple[tuple[list[Any], float | None], ...] = (
             (self.margins, step.margin),
             (self.accuracies, step.accuracy),
             (self.chosen_logratios, step.chosen_logratio),
             (self.rejected_logratios, step.rejected_logratio),
+            (self.num_pairs, step.num_pairs),
         )
         for values, value in pairs:
             if value is not None:

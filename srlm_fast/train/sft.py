@@ -15,7 +15,7 @@ from torch import Tensor
 from srlm_fast.model import Model
 
 from .config import SftConfig
-from .logps import sequence_logps
+from .logps import item_logps, sequence_logps
 from .packing import Ints, MicroBatch, check_lengths, item_tokens, make_segments, micro_batches
 from .ranks import Ranks
 from .report import StepReport, TrainReport
@@ -43,6 +43,25 @@ class SftRow:
                 raise ValueError(f"{name}: empty, wanted at least one token")
         if not (self.weight >= 0 and math.isfinite(self.weight)):
             raise ValueError(f"weight: {self.weight}, wanted a number of 0 or more")
+
+
+def row_logps(
+    model: Model,
+    rows: Sequence[SftRow],
+    *,
+    micro_batch_tokens: int = 16384,
+    mesh: DeviceMesh | None = None,
+) -> Tensor:
+    """Log-probs of the rows' responses: [R], fp32 nats, on the CPU, summed over their tokens.
+
+    mesh: as in `train_sft`; every rank gets all of them. Without gradient and without dropout. No
+    rows: an empty tensor. Raises ValueError on a token id outside the vocabulary.
+    """
+    if len(rows) == 0:
+        return torch.zeros(0)
+    task = SftTask(model, rows, SftConfig(micro_batch_tokens=micro_batch_tokens))
+    with torch.no_grad():
+        return item_logps(model, task, [np.arange(len(rows))], Ranks(model, mesh), per_item=1)[:, 0]
 
 
 def train_sft(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -39,6 +39,9 @@ class Task(Protocol):
     batch_size: int
     lengths: Ints  # tokens that each item feeds when it is alone
 
+    @property
+    def config(self) -> TrainConfig: ...
+
     def begin(
         self, model: Model, saved: dict[str, Tensor] | None, ranks: Ranks
     ) -> dict[str, Tensor]:
@@ -51,7 +54,7 @@ class Task(Protocol):
 
     def objective(self, model: Model, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]: ...
 
-    def metrics(self, result: StepResult, items: Ints) -> dict[str, float]:
+    def metrics(self, result: StepResult, items: Ints) -> dict[str, Any]:
         """The fields of StepReport that are the task's own."""
         ...
 

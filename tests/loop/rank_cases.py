@@ -58,6 +58,12 @@ def status_of(work: Callable[[ManyRanks], int]) -> tuple[int, str]:
     return status, said.getvalue()
 
 
+def trained(out: str, changes: dict[str, Any]) -> tuple[int, str]:
+    """A run as the command does it, in a folder that is already its own."""
+    config = small_config(Path(out), **changes)
+    return status_of(lambda ranks: command.train(config, Path(out), ranks))
+
+
 def command_line(argv: list[str]) -> tuple[int, str]:
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):

@@ -82,12 +82,30 @@ def test_two_data_ranks_give_the_rows_of_one_process(two_ranks, first, alone, tm
     assert tokens[0] == tokens[1]
     assert ours["rounds"][0]["statuses"] == theirs["rounds"][0]["statuses"]
     assert found[0]["summary"] == ours
+    for one, other in zip(ours["models"], theirs["models"], strict=True):
+        for name in ("perplexity", "perplexity_p95"):
+            assert one["human_text"][name] == pytest.approx(other["human_text"][name], rel=1e-3)
     stages = [
         row["stage"]
         for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")
         if "seconds" in row and "step" not in row
     ]
     assert len(stages) == len(set(stages))
+
+
+def test_a_collapse_stops_both_ranks(two_ranks, first, alone, tmp_path):
+    """With the figures of one process, and by the same warning."""
+    out, changes = tmp_path / "run", SHORT | {"dpo.learning_rate": 2e-3, "dpo.epochs": 6}
+    share_first_model(first, out)
+    write_config(out, small_config(out, **changes).to_json(), {})
+    found = two_ranks(cases.trained, str(out), changes | {"stop_on_collapse": True})
+    assert [status for status, _ in found] == [3, 3]
+    (told,) = [said for _, said in found if said]
+    assert told.startswith("srlm_fast: M2: stopped on signs of collapse (")
+    summary = json.loads((out / "summary.json").read_text())
+    assert not summary["finished"] and summary["rounds"][0]["warnings"]
+    again = two_ranks(cases.trained, str(out), changes | {"stop_on_collapse": True})
+    assert sorted(again) == sorted(found)
 
 
 def test_a_stop_of_one_rank_stops_both_and_one_process_goes_on(two_ranks, first, alone, tmp_path):

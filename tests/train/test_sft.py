@@ -12,7 +12,7 @@ import torch
 from torch.testing import assert_close
 
 from srlm_fast.model import PackedContext
-from srlm_fast.train import SftConfig, SftRow, train_sft
+from srlm_fast.train import SftConfig, SftRow, row_logps, train_sft
 from srlm_fast.train.optimizer import Optimizer
 from srlm_fast.train.sft import SftTask
 from srlm_fast.train.step import train_step
@@ -45,6 +45,16 @@ def naive_loss(model, rows):
             total = total - row.weight * logp[place - 1, ids[place]]
             count += row.weight
     return total / count
+
+
+def test_log_probs_of_rows_are_the_naive_loops():
+    model, rows = small_model(dtype=torch.float64), make_rows(6)
+    wanted = [-len(row.response_ids) * naive_loss(model, [row]).item() for row in rows]
+    for tokens in (16, 1024):
+        found = row_logps(model, rows, micro_batch_tokens=tokens)
+        assert not found.requires_grad
+        assert found.tolist() == pytest.approx(wanted, rel=1e-12)
+    assert row_logps(model, []).tolist() == []
 
 
 def test_against_a_naive_loop_in_fp64():

@@ -1,0 +1,135 @@
+"""Warnings that a run is collapsing: named, with the figure that raised each and its limit.
+
+The limits are those that parted bad rounds from good ones on the embedded tiny model: in every bad
+first round seen the output's entropy fell by 31 % or more and the mean log-ratio of rejected
+answers ended at -3.3 or below; in good ones they stayed above -12 % and -0.7. A chosen log-ratio
+below 0 came with the worst round only; on larger models sound rounds of DPO have small ones too. A
+falling share of unique answers and a growing gap of lengths were seen in good rounds as well: they
+are figures, not warnings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+ENTROPY_FALL = 0.2  # share of a round's start
+REJECTED_LOGRATIO, CHOSEN_LOGRATIO = -3.0, 0.0  # nats, summed over an answer
+
+Row = Mapping[str, Any]  # of a model or a round, as in summary.json
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A warning. text: one line for a reader."""
+
+    name: str
+    figure: float
+    limit: float
+    text: str
+
+
+def alarms(models: Sequence[Row], rounds: Sequence[Row]) -> list[Alarm]:
+    """The warnings of the last round.
+
+    models, rounds: the rows of `summary.json` up to that round: M1, M2, ... and M2, .... Figures
+    that are not there raise nothing. What is compared are figures of consecutive models on the same
+    held-out prompts, and of consecutive rounds' judges on their own answers.
+    """
+    found = [
+        entropy_fall(*models[-2:]),
+        rejected_logratio(rounds[-1]),
+        chosen_logratio(rounds[-1]),
+        self_praise(*models[-3:-1], *rounds[-2:]) if len(rounds) > 1 else None,
+    ]
+    return [alarm for alarm in found if alarm is not None]
+
+
+def entropy_fall(before: Row, after: Row) -> Alarm | None:
+    """The output's entropy on the held-out prompts, down by more than a fifth in a round."""
+    start, end = (_figure(model, "collapse", "entropy") for model in (before, after))
+    if not start or end is None or end >= (1 - ENTROPY_FALL) * start:
+        return None
+    fall = 1 - end / start
+    said = f"output entropy fell by {fall:.0%} to {end:.2f} nats per token, from {start:.2f} of "
+    return Alarm("entropy_fall", fall, ENTROPY_FALL, f"{said}{before['name']}")
+
+
+def rejected_logratio(made: Row) -> Alarm | None:
+    return _below(made, "rejected", REJECTED_LOGRATIO)
+
+
+def chosen_logratio(made: Row) -> Alarm | None:
+    return _below(made, "chosen", CHOSEN_LOGRATIO)
+
+
+def _below(made: Row, side: str, limit: float) -> Alarm | None:
+    """The mean log-ratio of one side at the end of a round's DPO, below its limit."""
+    figure = _figure(made, "logratios", side)
+    if figure is None or figure >= limit:
+        return None
+    text = f"mean log-ratio of {side} answers ended at {figure:.2f} nats, below {limit:g}"
+    return Alarm(f"{side}_logratio", figure, limit, text)
+
+
+def self_praise(before: Row, after: Row, first: Row, second: Row) -> Alarm | None:
+    """The score that a model's answers get in its own round, up from that of the model before,
+    while a probe that does not come from the loop is down; both by more than noise.
+
+    before, after: consecutive models; first, second: the rounds that sampled from them. The probe
+    is the held-out score where a program gave it, else how well the model's judgements agree with
+    people's order. Noise: the root of the summed squares of both 95 % half widths over prompts, as
+    for two independent samples; the models' probes are on the same prompts, where it errs on the
+    side of silence.
+    """
+    own = _change(_scored(first), _scored(second))
+    probe = _change(*(_probe(model) for model in (before, after)))
+    if own is None or probe is None or own[0] <= own[1] or probe[0] >= -probe[1]:
+        return None
+    text = (
+        f"own score of {after['name']} is {own[0]:.2f} above that of {before['name']}, while the "
+        f"{_probe_name(after)} is {-probe[0]:.2f} below (noise: {own[1]:.2f} and {probe[1]:.2f})"
+    )
+    return Alarm("self_praise", probe[0], -probe[1], text)
+
+
+Measured = tuple[float, Sequence[float]]  # a mean and its interval
+
+
+def _scored(made: Row) -> Measured | None:
+    return _measured(made.get("score_mean"), made.get("score_interval"))
+
+
+def _probe(model: Row) -> Measured | None:
+    part, name, interval = _probe_of(model)
+    figures = model.get(part) or {}
+    return _measured(figures.get(name), figures.get(interval))
+
+
+def _probe_of(model: Row) -> tuple[str, str, str]:
+    if (model.get("eval") or {}).get("judged_by") == "program":
+        return "eval", "score", "interval"
+    return "judge", "pairwise_accuracy", "pairwise_interval"
+
+
+def _probe_name(model: Row) -> str:
+    named = {"eval": "held-out score", "judge": "judge's agreement with people"}
+    return named[_probe_of(model)[0]]
+
+
+def _measured(mean: float | None, interval: Sequence[float] | None) -> Measured | None:
+    return None if mean is None or interval is None else (mean, interval)
+
+
+def _change(start: Measured | None, end: Measured | None) -> tuple[float, float] | None:
+    """(change, noise of it)."""
+    if start is None or end is None:
+        return None
+    halves = [(high - low) / 2 for _, (low, high) in (start, end)]
+    return end[0] - start[0], math.hypot(*halves)
+
+
+def _figure(row: Row, part: str, name: str) -> float | None:
+    return (row.get(part) or {}).get(name)
