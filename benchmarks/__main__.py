@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "tiny_controls": (),
     "bench_linear_logprob": ("--device", "cpu"),
     "bench_judge_score": ("--device", "cpu"),
+    "bench_rouge": (),
     "bench_dpo_loss": ("--device", "cpu"),
     "bench_model_ops": ("--device", "cpu"),
     "bench_paged_attention": ("--device", "cpu"),

@@ -156,8 +156,4 @@ template <typename Id>
 void extract_scores(const Id* ids, int64_t stride, const int64_t* lengths, const bool* finished,
                     int64_t rows, const ScoreTableView& table, float* scores, int32_t* status);
 
-// The largest ROUGE-L F-measure (2 * LCS / (both lengths)) against any sequence of the pool.
-double rouge_l_max(const int32_t* candidate, int64_t length, const int32_t* pool,
-                   const int64_t* starts, int64_t num_sequences);
-
 }  // namespace srlm

@@ -13,6 +13,7 @@
 #include "isa.hpp"
 #include "kernels.hpp"
 #include "memory.hpp"
+#include "rouge.hpp"
 #include "scheduler.hpp"
 #include "segment_attention.hpp"
 
@@ -468,6 +469,23 @@ void bind_training(py::module_& m) {
   });
 }
 
+Array<double> best_in_index(const TextIndex& self, Array<int32_t> ids, Array<int64_t> starts,
+                            double least, bool in_order) {
+  const int64_t count = std::max<int64_t>(starts.size() - 1, 0);
+  for (int64_t i = 0; i < count; ++i)
+    if (starts.data()[i] < 0 || starts.data()[i] > starts.data()[i + 1])
+      throw std::invalid_argument("starts: wanted offsets that never fall");
+  if (count > 0 && starts.data()[count] > ids.size())
+    throw std::invalid_argument("starts: the last one is beyond the ids");
+  Array<double> found(count);
+  double* out = found.mutable_data();
+  const int32_t* words = ids.data();
+  const int64_t* offsets = starts.data();
+  py::gil_scoped_release release;
+  self.best(words, offsets, count, least, in_order, out);
+  return found;
+}
+
 void bind_text(py::module_& m) {
   m.def("extract_scores", [](uintptr_t ids, int64_t stride, bool is_64, uintptr_t lengths,
                              uintptr_t finished, int64_t rows, uintptr_t token_maps, int64_t vocab,
@@ -485,24 +503,18 @@ void bind_text(py::module_& m) {
       extract_scores(at<int32_t>(ids), stride, length, done, rows, table, at<float>(scores),
                      at<int32_t>(status));
   });
-  m.def(
-      "rouge_l_max",
-      [](Array<int32_t> candidate, Array<int32_t> pool, Array<int64_t> starts) {
-        const int64_t count = std::max<int64_t>(starts.size() - 1, 0);
-        for (int64_t i = 0; i < count; ++i)
-          if (starts.data()[i] < 0 || starts.data()[i] > starts.data()[i + 1])
-            throw std::invalid_argument("starts: wanted offsets that never fall");
-        if (count > 0 && starts.data()[count] > pool.size())
-          throw std::invalid_argument("starts: the last one is beyond the pool");
-        const int32_t *words = candidate.data(), *pool_words = pool.data();
-        const int64_t* offsets = starts.data();
-        const int64_t length = candidate.size();
-        py::gil_scoped_release release;
-        return rouge_l_max(words, length, pool_words, offsets, count);
-      },
-      py::arg("candidate"), py::arg("pool"), py::arg("starts"),
-      "The largest ROUGE-L F-measure of candidate [L] int32 against the sequences\n"
-      "pool[starts[i]:starts[i+1]], i < len(starts) - 1; 0.0 for an empty candidate or pool.");
+  py::class_<TextIndex>(m, "TextIndex")
+      .def(py::init<>())
+      .def("__len__", &TextIndex::size)
+      .def("add",
+           [](TextIndex& self, Array<int32_t> ids) {
+             for (int64_t i = 0; i < ids.size(); ++i)
+               if (ids.data()[i] < 0) throw std::invalid_argument("ids: wanted none below 0");
+             self.add(ids.data(), ids.size());
+           },
+           py::arg("ids"))
+      .def("best", &best_in_index, py::arg("ids"), py::arg("starts"), py::arg("least"),
+           py::arg("in_order"));
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ from srlm_fast.data import PromptConfig
 from srlm_fast.judge import PairConfig
 from srlm_fast.model import Adapter, LoraConfig
 from srlm_fast.model.peft import CONFIG as ADAPTER_FILE
-from srlm_fast.options import OPTIONS, Option
+from srlm_fast.options import GROUPS, MADE_PROMPTS, OPTIONS, PROMPT_MODELS, Option
 from srlm_fast.records import InputError
 from srlm_fast.run_folder import CONFIG_FILE, read_json
 from srlm_fast.sampler import SamplingParams
@@ -42,7 +42,7 @@ FILES = (
     "rubric_file",
     "chat_template_file",
 )
-FOLDERS = ("model", "reward_model")
+FOLDERS = ("model", "reward_model", "prompt_model")
 # Tokens run at once in training. Activations are kept for backward, some megabytes a token for a
 # model of billions, so a small piece decides whether such a model fits; its rows still fill a GPU.
 MICRO_BATCH = 2048
@@ -127,6 +127,7 @@ class Config:
     num_ift: int | None = None  # rows taken of each seed; None takes all
     num_eft: int | None = None
     num_prompts: int = 1024
+    prompt_model: str = "live"  # or "m1", or another model's name or folder
     lora: AdapterConfig = field(default_factory=AdapterConfig)
     sft: SftConfig = field(default_factory=lambda: SftConfig(micro_batch_tokens=MICRO_BATCH))
     prompts: PromptConfig = field(default_factory=PromptConfig)
@@ -142,6 +143,8 @@ class Config:
     pairs: PairConfig = field(default_factory=PairConfig)
     reference: str = "round"  # of DPO: whose log-probs; "sft": M1's
     held_out_pairs: float = 0.0  # share of a round's prompts
+    accumulate: str = "no"  # rows of earlier rounds: "yes", or "subsample" to the size of one
+    mix_real: float = 0.0  # share of the rows of a round that are the seeds'
     dpo: DpoConfig = field(default_factory=lambda: DpoConfig(micro_batch_tokens=MICRO_BATCH))
     reward_training: RewardConfig = field(
         default_factory=lambda: RewardConfig(micro_batch_tokens=MICRO_BATCH)
@@ -150,6 +153,12 @@ class Config:
     stop_on_collapse: bool = False
     inputs: dict[str, str] = field(default_factory=dict)  # SHA-256 of each file's content
     out: str = ""
+
+    @property
+    def other_prompt_model(self) -> str | None:
+        """One that makes the prompts and that the run does not have in memory anyway."""
+        is_own = self.prompts_file is not None or self.prompt_model in PROMPT_MODELS
+        return None if is_own else self.prompt_model
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -165,7 +174,9 @@ def recipe(name: str, model: str) -> Config:
 def paper(base: Config) -> Config:
     """`base` with what arXiv 2401.10020 states in its sections 2 and 3.1.
 
-    Left as they are: the longest texts, the passes over the data and, because the paper gives only
+    Its prompts come from a model that stays the same, Llama 2 70B Chat; here from M1, the fixed
+    model that is there anyway, unless --prompt-model names another. Left as they are: the longest
+    texts, the passes over the data, the filter of near duplicates and, because the paper gives only
     the pairs that came of them (3,964 and 6,942), the number of prompts of a round, set to 8,192.
     """
     return dataclasses.replace(
@@ -174,6 +185,7 @@ def paper(base: Config) -> Config:
         num_ift=3200,
         num_eft=1630,
         num_prompts=8192,
+        prompt_model="m1",
         sft=dataclasses.replace(
             base.sft,
             learning_rate=5.5e-6,
@@ -213,12 +225,15 @@ def tiny() -> Config:
             batch_rows=own.sft_batch_rows,
         ),
         # Its instructions are short and much alike: at the paper's 0.7 three of four are turned
-        # away, and those that are left are the broken ones.
+        # away, and those that are left are the broken ones. Word pairs are shared even more: they
+        # are one template with other words. M0 makes tasks by going on with a text, not in a turn.
         prompts=PromptConfig(
             header="Here are some tasks.\n",
             similarity=own.rouge_threshold,
             keywords=(),
             min_words=2,
+            near_duplicate=0.0,
+            chat_tail="",
         ),
         prompt_sampling=SamplingParams(
             temperature=own.temperature, top_p=own.top_p, max_tokens=own.max_tokens, stop=("\n",)
@@ -265,10 +280,9 @@ def from_options(arguments: Namespace) -> Config:
             config = put_option(config, option, value)
     for name in FILES:
         config = put(config, name, absolute(getattr(config, name)))
-    for name in FOLDERS:
-        given = getattr(config, name)
-        if given is not None and Path(given).expanduser().is_dir():
-            config = put(config, name, absolute(given))
+    for name, folder in model_folders(config).items():
+        config = put(config, name, absolute(str(folder)))
+    check_prompt_options(config, arguments)
     config = dataclasses.replace(config, inputs=fingerprints(config))
     check(config)
     return config
@@ -304,12 +318,19 @@ def fingerprints(config: Config) -> dict[str, str]:
     """What the given files hold, so that a run is not gone on with after a file has changed."""
     given = {name: getattr(config, name) for name in FILES if getattr(config, name) is not None}
     found = {name: fingerprint(option_at(name), path) for name, path in given.items()}
-    folders = {name: Path(getattr(config, name) or "") for name in FOLDERS}
     return found | {
         name: model_fingerprint(option_at(name), folder)
-        for name, folder in folders.items()
-        if folder.name and folder.is_dir()
+        for name, folder in model_folders(config).items()
     }
+
+
+def model_folders(config: Config) -> dict[str, Path]:
+    """Those given models that are folders here; `live` and `m1` are no folders of that name."""
+    given = {name: getattr(config, name) for name in FOLDERS}
+    if config.prompt_model in PROMPT_MODELS:
+        del given["prompt_model"]
+    folders = {name: Path(value).expanduser() for name, value in given.items() if value}
+    return {name: folder for name, folder in folders.items() if folder.name and folder.is_dir()}
 
 
 def model_fingerprint(option: str, folder: Path) -> str:
@@ -373,6 +394,24 @@ def check(config: Config) -> None:
     check_pair_options(config)
     check_adapter_options(config)
     check_evaluation_options(config)
+    check_mixing_options(config)
+
+
+def check_mixing_options(config: Config) -> None:
+    """Refuse real rows where there are none, and their weight where nothing is weighted by it."""
+    share, weight = config.mix_real, config.dpo.real_weight
+    if share and config.model != TINY and not (config.ift_file or config.eft_file):
+        raise InputError(
+            f"--mix-real: found {share:g} without --ift and --eft, wanted one of them: its rows "
+            "are what is mixed in"
+        )
+    if weight != DpoConfig.real_weight and not share:
+        raise InputError(f"--real-weight: found {weight:g} alone, wanted --mix-real too")
+    if weight != DpoConfig.real_weight and config.reward == "best-of-n":
+        raise InputError(
+            f"--real-weight: found {weight:g} with --reward best-of-n, wanted another reward: "
+            "there real rows count like the others"
+        )
 
 
 def check_log(config: Config) -> None:
@@ -469,6 +508,16 @@ def check_reward_options(config: Config) -> None:
         raise InputError(
             f"--reward model: found {'both' if given else 'none'} of --reward-model and "
             "--reward-pairs, wanted exactly one"
+        )
+
+
+def check_prompt_options(config: Config, arguments: Namespace) -> None:
+    """Refuse options of prompts that a model makes beside a file of prompts."""
+    given = [o for o in GROUPS[MADE_PROMPTS] if getattr(arguments, o.key, None) is not None]
+    if config.prompts_file is not None and given:
+        raise InputError(
+            f"{given[0].name}: found with --prompts, wanted one of the two: the prompts of a file "
+            "are taken as they are"
         )
 
 

@@ -26,7 +26,9 @@ LOSSES = ("sigmoid", "robust", "hinge", "ipo", "simpo")
 OPTIMIZERS = ("adamw", "adamw-bf16", "adamw-8bit")
 SCHEDULES = ("linear", "cosine", "constant")
 REFERENCES = ("round", "sft")
+ACCUMULATES = ("no", "yes", "subsample")
 TRACKERS = ("tensorboard", "wandb")
+PROMPT_MODELS = ("live", "m1")  # of --prompt-model, beside names and folders
 SHARDS = ("auto", "yes", "no")
 DTYPES = ("float32", "bfloat16", "float16")
 BASE_DTYPES = ("fp8", "int8")
@@ -80,8 +82,14 @@ def some_of(*names: str) -> Kind:
     )
 
 
-def text(wanted: str) -> Kind:
-    return Kind(str, lambda value: bool(value.strip()) and "\0" not in value, wanted)
+def text(wanted: str, aliases: Iterable[str] = ()) -> Kind:
+    """A text; one of `aliases` in any case."""
+    meant = {each.lower(): each for each in aliases}
+    return Kind(
+        lambda given: meant.get(given.lower(), given),
+        lambda value: bool(value.strip()) and "\0" not in value,
+        wanted,
+    )
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,7 @@ def of_training(field: str, kind: Kind, metavar: str, help: str) -> Option:
     return Option(name, f"dpo.{field}", kind, metavar, help, also)
 
 
+MADE_PROMPTS = "prompts that a model makes"  # a group, refused beside --prompts
 _FILE = text("the name of a file")
 _AT_LEAST_0 = whole(0)
 _AT_LEAST_1 = whole(1)
@@ -277,6 +286,46 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "FILE",
             "as --ift, never learnt from: what people wrote, whose perplexity is watched (default: "
             "what of --ift and --eft is held out)",
+        ),
+    ),
+    MADE_PROMPTS: (
+        Option(
+            "--prompt-model",
+            "prompt_model",
+            text("live, m1, a folder or a hub id", aliases=PROMPT_MODELS),
+            "WHO",
+            "live: the model of the round; m1: M1 in every round; or another model's folder, hub "
+            "id or preset, asked in a chat turn where it has a chat template of its own (default: "
+            "live, m1 with --recipe paper)",
+        ),
+        Option(
+            "--prompt-temperature",
+            "prompt_sampling.temperature",
+            real(0.0),
+            "T",
+            "of new prompts",
+        ),
+        Option(
+            "--prompt-top-p",
+            "prompt_sampling.top_p",
+            real(0.0, 1.0, above=True),
+            "P",
+            "of new prompts",
+        ),
+        Option(
+            "--similarity",
+            "prompts.similarity",
+            real(0.0, 1.0, above=True),
+            "F",
+            "ROUGE-L with a known prompt from which on a new one is left out",
+        ),
+        Option(
+            "--near-duplicate",
+            "prompts.near_duplicate",
+            real(0.0, 1.0),
+            "F",
+            "word pairs shared with a known prompt (ROUGE-2) from which on a new one is left out, "
+            "as where clauses have changed places (0: off)",
         ),
     ),
     "each round": (
@@ -475,6 +524,29 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             one_of(*REFERENCES),
             "MODEL",
             "of DPO: round, the model that the round starts from; sft, M1 in every round",
+        ),
+        Option(
+            "--accumulate",
+            "accumulate",
+            one_of(*ACCUMULATES),
+            "HOW",
+            "rows that a round learns from: no, its own; yes, those of earlier rounds too; "
+            "subsample, as many as its own, drawn from all of them (default: no)",
+        ),
+        Option(
+            "--mix-real",
+            "mix_real",
+            real(0.0, 0.9),
+            "SHARE",
+            "of the rows that a round learns from: rows of --ift and --eft, by their NLL beside "
+            "the loss of its pairs (default: 0, none)",
+        ),
+        Option(
+            "--real-weight",
+            "dpo.real_weight",
+            real(0.0),
+            "W",
+            "of --mix-real: weight of a row's mean NLL against a pair's loss (default: 1)",
         ),
         Option(
             "--held-out-pairs",

@@ -4,7 +4,7 @@ from srlm_fast.data.preferences import PreferenceRow, read_preferences
 from srlm_fast.data.principles import PrincipleRow, read_principles
 from srlm_fast.data.prompts import read_prompts
 from srlm_fast.data.ranked import RankedRow, read_ranked
-from srlm_fast.data.rouge import RougePool, rouge_l_max, words
+from srlm_fast.data.rouge import RougePool, word_pairs, words
 from srlm_fast.data.seeds import (
     EftEvalRow,
     EftRow,
@@ -36,7 +36,7 @@ __all__ = [
     "read_principles",
     "read_prompts",
     "read_ranked",
-    "rouge_l_max",
     "same_text",
+    "word_pairs",
     "words",
 ]

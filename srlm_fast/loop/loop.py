@@ -116,10 +116,14 @@ class Run:
         )
         if self.material.chat_template is not None:
             self.model.tokenizer.chat_template = self.material.chat_template
-        kv_bytes = None if config.kv_gb is None else int(config.kv_gb * 1e9)
-        self.sampler = Sampler(self.model, kv_bytes)
+        self.sampler = Sampler(self.model, self.kv_bytes)
         self.memory.of(self.model, self.sampler)
         self.memory.record("load", "loaded")
+
+    @property
+    def kv_bytes(self) -> int | None:
+        """Of a sampler's pool; None: its default."""
+        return None if self.config.kv_gb is None else int(self.config.kv_gb * 1e9)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         if self.ranks.first:

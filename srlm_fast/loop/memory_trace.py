@@ -1,9 +1,9 @@
 """What holds memory in each phase of a run, as lines of `metrics.jsonl`.
 
 A line is a phase of a stage: {"stage": "m2/train", "phase": "training", "memory": {...}}. Phases
-are "sampling", "reference" (log-probs of pairs), "training" and "scoring" (a reward model), with a
-number from the second of a stage on, "loaded" at the start and "end" behind each stage. Bytes are
-of this process and its device:
+are "sampling", "reference" (log-probs of pairs), "training", "scoring" (a reward model) and
+"prompting" (a prompt model), with a number from the second of a stage on, "loaded" at the start and
+"end" behind each stage. Bytes are of this process and its device:
 
 weights_bytes: of the model's parameters. weights_at: a hash of the addresses at which they lie.
 packed_bytes: the second copy of the matrices that a CPU samples with (sampler/packed.py). kv_bytes:
@@ -39,6 +39,7 @@ from srlm_fast.train.optimizer import Optimizer, local
 from .state import RunState
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+BESIDE = ("scoring", "prompting")  # phases with another model beside the run's own
 RESET_PEAK = "5"  # of clear_refs: the peak of the resident size
 
 
@@ -69,7 +70,7 @@ class MemoryTrace:
         otherwise this is done when the phase ends.
         """
         reset_peak(self.model.device)
-        makes = name in ("training", "scoring")
+        makes = name in ("training", *BESIDE)
         seen: dict[str, Any] = {}
 
         def look() -> None:
@@ -117,9 +118,9 @@ class MemoryTrace:
 def memory_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The trace in short, for `summary.json`: the most of each kind, and the peak of each phase.
 
-    weight_copies: models held at once, apart from a reward model that scores. weights_moved: how
-    often a process's weights were found at other addresses than before; shards that have been
-    gathered for sampling do not count.
+    weight_copies: models held at once, apart from a reward or prompt model in its own phase.
+    weights_moved: how often a process's weights were found at other addresses than before; shards
+    that have been gathered for sampling do not count.
     """
     seen = [row["memory"] | {"phase": row["phase"].split()[0]} for row in rows if "memory" in row]
     if not seen:
@@ -133,7 +134,7 @@ def memory_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     kinds = ("weights_bytes", "packed_bytes", "kv_bytes", "optimizer_bytes")
     counts = ("graph_captures", "graph_seconds")
     return {
-        "weight_copies": max(row.get("models", 1) for row in seen if row["phase"] != "scoring"),
+        "weight_copies": max(row.get("models", 1) for row in seen if row["phase"] not in BESIDE),
         "weights_moved": len(places) - len({row["process"] for row in still}),
         **{kind: max(row.get(kind, 0) for row in seen) for kind in kinds},
         **{kind: sum(_by_process(seen, kind).values()) for kind in counts},

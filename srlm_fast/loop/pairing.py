@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,7 +14,8 @@ from srlm_fast.records import Candidate, Prompt, read_jsonl
 from srlm_fast.sampler import SamplingParams
 
 from .judging import top_score
-from .reference import Reference
+from .mixing import Mixing
+from .reference import Progress, Reference
 from .state import ModelFolder
 from .stopping import StoppedError, reasons
 from .token_rows import token_pair
@@ -46,7 +48,7 @@ class Pairing:
             self.run.ranks.write(folder.sft, best)
             figures = {"sft_rows": len(best), "unread": len(prompts) - len(best)}
             origin["objective"] = "sft"  # the pairs are for the reader; no DPO is done with them
-        self.write(folder, [row | origin for row in found.pairs], groups)
+        figures |= self.write(folder, [row | origin for row in found.pairs], groups)
         return {
             "pairs": len(found.pairs),
             "dropped": found.dropped,
@@ -92,13 +94,23 @@ class Pairing:
             "rubric": self.run.material.rubric.provenance,
         }
 
-    def write(self, folder: ModelFolder, rows: list[dict[str, Any]], groups: Groups) -> None:
+    def write(
+        self, folder: ModelFolder, rows: list[dict[str, Any]], groups: Groups
+    ) -> dict[str, Any]:
+        """The pairs with their reference, and that of the earlier ones that are learnt from too."""
         run = self.run
         pairs = [token_pair(run.model, row, groups) for row in rows]
         run.sampler.release()
-        counting = run.counting(f"{folder.name} reference", len(pairs), "pairs", in_step=True)
-        with counting as progress, run.memory.phase("reference"):
-            Reference(run, folder).write(rows, pairs, progress)
+
+        def shown(what: str, count: int) -> AbstractContextManager[Progress]:
+            return run.counting(f"{folder.name} {what}", count, "pairs", in_step=True)
+
+        with run.memory.phase("reference"):
+            with shown("reference", len(pairs)) as progress:
+                Reference(run, folder).write(rows, pairs, progress)
+            if run.config.reward == "best-of-n":
+                return {}
+            return Mixing(run, folder).write_references(len(pairs), shown)
 
     def judge_on_own(
         self, prompts: Sequence[Prompt], groups: Groups, scores: Scores

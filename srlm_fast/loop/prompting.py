@@ -1,4 +1,4 @@
-"""The prompts of a round: dealt from the user's, or made by the live model."""
+"""The prompts of a round: dealt from the user's, or made by a model."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from srlm_fast.data import make_prompts
 from srlm_fast.data.selfmade import MadePrompts, Progress
-from srlm_fast.model import Model
 from srlm_fast.records import Prompt, read_jsonl, write_json_atomic
 
 from .material import round_prompts
+from .prompt_model import check_prompt_model, prompt_author
+from .reward_model import free_memory
 from .state import ModelFolder, derive_seed, read_object
 from .stopping import StoppedError, reasons
 
@@ -19,15 +20,20 @@ if TYPE_CHECKING:
 
 
 class Prompting:
-    """The stage that leaves `prompts.jsonl`."""
+    """The stage that leaves `prompts.jsonl`. Making one looks for the model that it will need."""
 
     def __init__(self, run: Run) -> None:
-        self.run = run
+        self.run, self.other = run, run.config.other_prompt_model
+        if self.other is not None:
+            check_prompt_model(self.other)
 
     def prompts(self, folder: ModelFolder) -> dict[str, Any]:
         if self.run.material.prompts:
             return self.deal(folder)
-        return PromptMaking(self.run, folder).make()
+        figures = PromptMaking(self.run, folder).make()
+        if self.other is not None:
+            free_memory(self.run.model.device)
+        return figures | {"prompt_model": self.run.config.prompt_model}
 
     def deal(self, folder: ModelFolder) -> dict[str, Any]:
         run, number = self.run, folder.number - 2
@@ -39,7 +45,7 @@ class Prompting:
 
 
 class PromptMaking:
-    """The live model makes a round's prompts; goes on behind those that are there.
+    """A model makes a round's prompts; goes on behind those that are there.
 
     Of many ranks each samples a share of every batch of requests and gets what the others sampled:
     all filter the same outputs in the same order, and the first one writes.
@@ -59,7 +65,7 @@ class PromptMaking:
         run.ranks.wait()  # until all have read what is there
         progress = Progress(**before) if before else None
         shown = run.display.stage(f"{name} prompts", run.config.num_prompts, "prompts", self.done)
-        with shown as self.shown, run.sampling():
+        with shown as self.shown, prompt_author(run, self.folder) as self.author:
             with run.ranks.writing(self.folder.prompts) as self.writer:
                 made = self.made(progress)
         rejects = made.progress.rejects
@@ -77,7 +83,7 @@ class PromptMaking:
             self.generate,
             run.material.demonstrations,
             run.config.num_prompts,
-            run.config.prompts,
+            self.author.layout(run.config.prompts),
             self.seed,
             exclude=run.material.measured_on,
             pool=[row["text"] for folder in earlier for row in read_jsonl(folder.prompts)],
@@ -90,11 +96,11 @@ class PromptMaking:
         """What the model writes behind each (request's number, text), None where it was cut off."""
         run = self.run
         run.ranks.check_stop_in_step()
-        params = run.config.prompt_sampling
-        ids = [request_ids(run.model, text) for _, text in requests]
+        params = self.author.params(run.config.prompt_sampling)
+        ids = [self.author.ids(text) for _, text in requests]
         # The same demonstrations drawn twice must not bring the same prompt twice.
         keyed = [dataclasses.replace(params, seed=derive_seed(self.seed, i)) for i, _ in requests]
-        found = [g.samples[0] for g in run.ranks.generate(run.sampler, ids, keyed)]
+        found = [g.samples[0] for g in run.ranks.generate(self.author.sampler, ids, keyed)]
         self.tokens += sum(len(sample.token_ids) for sample in found)
         return [sample.text if sample.finish_reason == "stop" else None for sample in found]
 
@@ -104,11 +110,3 @@ class PromptMaking:
             write_json_atomic(self.account, dataclasses.asdict(progress))
         self.done += len(prompts)
         self.shown.update(self.done, tokens=self.tokens)
-
-
-def request_ids(model: Model, text: str) -> list[int]:
-    """A request for new prompts is plain text, not a chat turn; it is cut from the left where it
-    is too long.
-    """
-    ids = model.tokenizer(text)["input_ids"]
-    return ids[-model.config.max_position_embeddings // 2 :]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,10 +32,12 @@ Progress = Callable[[int], None]
 
 
 class Reference:
-    """The reference of the round that makes the model of `folder`."""
+    """The reference of the round that makes the model of `folder`. path: the rows that it writes,
+    None for the round's own pairs.
+    """
 
-    def __init__(self, run: Run, folder: ModelFolder) -> None:
-        self.run, self.path = run, folder.pairs
+    def __init__(self, run: Run, folder: ModelFolder, path: Path | None = None) -> None:
+        self.run, self.path = run, path or folder.pairs
         self.live = run.folders[folder.number - 2]
         self.source = run.folders[0] if run.config.reference == "sft" else self.live
         self.weights = run.weights_hash(self.source.model)

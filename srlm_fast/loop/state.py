@@ -126,6 +126,7 @@ class ModelFolder:
         self.comparisons = self.path / "comparisons.jsonl"
         self.revisions = self.path / "revisions.jsonl"
         self.pairs = self.path / "pairs.jsonl"
+        self.earlier_pairs = self.path / "earlier_pairs.jsonl"
         self.sft = self.path / "sft.jsonl"
         self.evaluation = self.path / "evaluation.jsonl"
         self.evaluation_judged = self.path / "evaluation_judged.jsonl"

@@ -91,7 +91,7 @@ def _round(state: RunState, folder: ModelFolder) -> dict[str, Any]:
     # A reward model scores in a stage of its own.
     answers = answers | state.figures.get(folder.stage("reward"), {})
     some = [(pairs, "sft_rows"), (pairs, "unread"), (answers, "audited"), (answers, "differ")]
-    some += [(train, "held_out_pairs"), (train, "best_step")]
+    some += [(train, "held_out_pairs"), (train, "best_step"), (train, "mixed")]
     own = {name: figures[name] for figures, name in some if name in figures}
     return own | {
         "name": folder.name,

@@ -29,10 +29,11 @@ from srlm_fast.train import (
 )
 
 from .held_out import held_out_prompts
+from .mixing import Mixing
 from .reference import Reference
 from .reward_model import FOLDER, accuracy_note, reward_pairs
 from .state import ModelFolder
-from .token_rows import best_sft_rows, fitting, sft_rows, token_pair
+from .token_rows import fitting, sft_rows, token_pairs
 
 if TYPE_CHECKING:
     from .loop import Run
@@ -72,11 +73,10 @@ class Teaching:
         return {"rows": len(fit), "too_long": len(rows) - len(fit)} | report
 
     def best(self, folder: ModelFolder) -> dict[str, Any]:
-        """SFT on the round's best answers."""
-        run = self.run
-        best = run.rows_of(folder, folder.sft, "pairs", "sft_rows")
-        rows = best_sft_rows(run.model, best, run.rewarding.sampled(folder))
-        return self.sft(folder, rows, run.seed(folder.name, "sft"))
+        """SFT on the round's best answers, and on what is mixed in."""
+        mixing = Mixing(self.run, folder)
+        rows = mixing.best_rows()
+        return self.sft(folder, rows, self.run.seed(folder.name, "sft")) | mixing.figures
 
     def sft(self, folder: ModelFolder, rows: Sequence[SftRow], seed: int) -> dict[str, Any]:
         model, config = self.run.model, self.run.config.sft
@@ -85,21 +85,21 @@ class Teaching:
         )
 
     def pairs(self, folder: ModelFolder) -> dict[str, Any]:
-        """DPO on the round's own pairs, some of them held out where `--held-out-pairs` says so."""
-        run = self.run
+        """DPO on the round's own pairs and what is mixed in, some of the pairs held out where
+        `--held-out-pairs` says so.
+        """
+        run, mixing = self.run, Mixing(self.run, folder)
         rows = run.rows_of(folder, folder.pairs, "pairs", "pairs")
-        candidates = run.rewarding.sampled(folder)
-        try:
-            pairs = [token_pair(run.model, row, candidates) for row in rows]
-            rows = Reference(run, folder).renewed(rows, pairs)
-            prompt_ids = [row["prompt_id"] for row in rows]
-        except KeyError as error:
-            raise InputError(f"{folder.pairs}: found a row without {error}, wanted pairs") from None
+        pairs = token_pairs(run.model, rows, run.rewarding.sampled(folder), folder.pairs)
+        rows = Reference(run, folder).renewed(rows, pairs)
+        rows, pairs = mixing.with_earlier(rows, pairs)
+        prompt_ids = [row["prompt_id"] for row in rows]
         share, seed = run.config.held_out_pairs, run.seed(folder.name, "held out")
         apart = held_out_prompts(prompt_ids, share, seed)
         kept = [i for i, prompt_id in enumerate(prompt_ids) if prompt_id in apart]
         learnt = [i for i, prompt_id in enumerate(prompt_ids) if prompt_id not in apart]
-        return self.dpo(folder, rows, pairs, learnt, kept)
+        real = mixing.real(len(learnt))
+        return self.dpo(folder, rows, pairs, learnt, kept, real) | mixing.figures
 
     def dpo(
         self,
@@ -108,8 +108,9 @@ class Teaching:
         pairs: Sequence[TokenPair],
         learnt: Sequence[int],
         held_out: Sequence[int],
+        real: Sequence[SftRow],
     ) -> dict[str, Any]:
-        """DPO on the pairs at some places, evaluated on those at others."""
+        """DPO on the pairs at some places and on real rows, evaluated on pairs at others."""
         run, config = self.run, self.run.config.dpo
         if config.evaluate_every and not held_out:
             run.display.note(f"{folder.name}: one prompt gave pairs, so that none is held out")
@@ -123,6 +124,7 @@ class Teaching:
                 [pairs[i] for i in learnt],
                 config,
                 ref_logps([rows[i] for i in learnt]),
+                real=real,
                 held_out=[pairs[i] for i in held_out],
                 held_out_ref_logps=ref_logps([rows[i] for i in held_out]),
                 seed=seed,
@@ -202,13 +204,16 @@ class Teaching:
 
 def last_logratios(report: TrainReport) -> dict[str, float] | None:
     """Mean log-ratios of chosen and rejected answers and their difference, in nats over the pairs
-    of the last tenth of the steps of a DPO that led to the weights kept; None where none was
-    finite.
+    of the last tenth of the steps of a DPO that led to the weights kept, a whole batch of pairs at
+    least; None where none was finite.
     """
     end = report.best_step or len(report.num_pairs)
     columns = report.chosen_logratios, report.rejected_logratios, report.num_pairs
-    last = list(zip(*columns, strict=True))[end - max(1, round(end * LAST_SHARE)) : end]
-    finite = [step for step in last if all(map(math.isfinite, step))]
+    steps = list(zip(*columns, strict=True))[:end]
+    count = max(1, round(end * LAST_SHARE))
+    while sum(report.num_pairs[end - count : end]) < max(report.num_pairs[:end], default=0):
+        count += 1  # the last batch of an epoch may hold a pair or two
+    finite = [step for step in steps[end - count :] if all(map(math.isfinite, step))]
     total = sum(pairs for _, _, pairs in finite)
     if not total:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from srlm_fast.judge import Rubric
@@ -38,8 +39,12 @@ def sft_rows(
         }
         for r in eft
     ]
-    rows = [SftRow(prompt_ids(model, t), answer_ids(model, t["response"])) for t in texts]
-    return texts, rows
+    return texts, taught_rows(model, texts)
+
+
+def taught_rows(model: Model, texts: Sequence[dict[str, Any]]) -> list[SftRow]:
+    """Rows of the run folder's text as tokens."""
+    return [SftRow(prompt_ids(model, t), answer_ids(model, t["response"])) for t in texts]
 
 
 def prompt_ids(model: Model, row: dict[str, Any]) -> list[int]:
@@ -69,6 +74,19 @@ def token_pair(
     chosen, rejected = group[row["chosen_index"]], group[row["rejected_index"]]
     responses = response_ids(model, chosen), response_ids(model, rejected)
     return TokenPair(question, *responses, label=row.get("label", 1.0))
+
+
+def token_pairs(
+    model: Model,
+    rows: Sequence[dict[str, Any]],
+    candidates: Mapping[str, Sequence[Candidate]],
+    path: Path,
+) -> list[TokenPair]:
+    """The pair rows of a file as tokens. Raises InputError for a row that is none."""
+    try:
+        return [token_pair(model, row, candidates) for row in rows]
+    except KeyError as error:
+        raise InputError(f"{path}: found a row without {error}, wanted pairs") from None
 
 
 def best_sft_rows(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from srlm_fast.config import Config
-from srlm_fast.model import ModelConfig
+from srlm_fast.model import PRESETS, ModelConfig
 
 from .activations import kept_bytes, layer_bytes
 from .lengths import context_tokens, is_summed, response_share, tokens_at_once
@@ -17,7 +17,9 @@ from .shape import (
     adapter_parameters,
     file_bytes,
     linears,
+    local_folder,
     matrix_parameters,
+    model_config,
     rank_parameters,
     table_parameters,
     widest_matrix,
@@ -41,7 +43,8 @@ class Memory:
     workspace: blocks of logits, and the one frozen matrix that is widened at a time. recompute: the
     layer that is made again. gathered: what sharded ranks put together of weights and gradients
     while a layer runs. sampling: weights while sampling, gathered over data ranks. reward_model:
-    beside the weights while it scores; nothing else is there then. pool: of keys and values.
+    beside the weights while it scores; nothing else is there then. prompt_model: beside the weights
+    while it makes prompts, and there is a pool then. pool: of keys and values.
     """
 
     weights: float
@@ -57,6 +60,7 @@ class Memory:
     least_tokens: float  # that the pool must hold
     available: float
     reward_model: float = 0.0
+    prompt_model: float = 0.0
 
     @property
     def training(self) -> float:
@@ -65,8 +69,8 @@ class Memory:
 
     @property
     def kv_room(self) -> float:
-        """What is left for keys and values beside the weights."""
-        return room(self.available, self.sampling)
+        """What is left for keys and values beside the weights, a prompt model's with them."""
+        return room(self.available, self.sampling + self.prompt_model)
 
     @property
     def kv_tokens(self) -> int:
@@ -108,6 +112,7 @@ def memory_of(
     summed = is_summed(config, mesh.data)
     gradient, state = recipe.trained_bytes(dtype, summed, mesh.shard)
     parts = mesh.parts / mesh.tensor
+    beside = prompt_model_bytes(config, width, mesh.tensor)
     most = MOST_SEQUENCES * context_tokens(config) * kv_token
     # Factors of LoRA in the dtype of what they are multiplied with.
     rounded = learned * width * bool(recipe.lora_rank) * (not checkpointing)
@@ -120,11 +125,12 @@ def memory_of(
         workspace=workspace_bytes(model, config, recipe, mesh, width),
         gathered=gathered_bytes(model, recipe, mesh, width),
         sampling=held,
-        pool=min(room(available, held), most) if pool is None else pool,
+        pool=min(room(available, held + beside), most) if pool is None else pool,
         kv_token=kv_token,
         least_tokens=least * context_tokens(config),
         available=available,
         reward_model=reward_bytes(model, config, width),
+        prompt_model=beside,
     )
 
 
@@ -182,6 +188,17 @@ def gathered_bytes(model: ModelConfig, recipe: Recipe, mesh: Mesh, width: int) -
 def default_pool(available: float, on_cpu: bool) -> float:
     """The sampler's own budget."""
     return min(POOL_SHARE * available, HOST_POOL) if on_cpu else POOL_SHARE * available
+
+
+def prompt_model_bytes(config: Config, width: int, tensor: int) -> float:
+    """Of the weights of another model that makes prompts, on one of `tensor` ranks. One that has to
+    be downloaded first and is no preset counts as none.
+    """
+    name = config.other_prompt_model
+    if name is None:
+        return 0.0
+    known = name.lower() in PRESETS or local_folder(name) is not None
+    return rank_parameters(model_config(name), tensor) * width if known else 0.0
 
 
 def reward_bytes(model: ModelConfig, config: Config, width: int) -> float:

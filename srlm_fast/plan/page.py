@@ -113,6 +113,7 @@ def choice_lines(config: Config, choice: Choice) -> list[str]:
         ("sampling", memory.sampling, "weights, whole on each data rank"),
         ("pool", memory.pool, f"keys and values of {memory.kv_tokens:,} tokens"),
         ("reward model", memory.reward_model, "beside the weights while it scores"),
+        ("prompt model", memory.prompt_model, "beside weights and pool while it makes prompts"),
     ]
     head = f"chosen: {choice.name} on {mesh.name}"
     return [head, *(f"  {n:<13}{size(v):>9}  {note}" for n, v, note in rows if v)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from srlm_fast.config import TINY, Config
 from srlm_fast.model import PRESETS, ModelConfig, find_folder
@@ -27,6 +28,7 @@ def check_fits(config: Config) -> None:
     if own.fits:
         find_folder(config.model)
         return
+    check_prompt_model(config, own)
     check_pool(config, own)
     weights = "" if local_folder(config.model) else "; its weights are not on this machine"
     raise InputError(
@@ -42,6 +44,17 @@ def check_tensor(config: Config, model: ModelConfig) -> None:
             f"--tensor-parallel: found {config.tensor_parallel}, wanted a divisor of the "
             f"{model.num_heads} heads, {model.num_kv_heads} key/value heads and the feed-forward "
             f"width {model.intermediate_size} of --model {config.model}"
+        )
+
+
+def check_prompt_model(config: Config, own: Choice) -> None:
+    """Raise InputError for a --prompt-model without which the run would fit."""
+    without = replace(own.memory, prompt_model=0.0)
+    if own.memory.prompt_model and without.fits:
+        raise InputError(
+            f"--prompt-model {config.prompt_model}: found {size(own.memory.prompt_model)} of "
+            f"weights, wanted at most {size(without.kv_room - without.pool)}, what is left beside "
+            "those of --model and the pool of keys and values; m1 takes nothing more"
         )
 
 

@@ -72,12 +72,19 @@ def seeds_of(config: Config) -> Seeds:
     return Seeds(ift, min(eft, config.num_eft or eft), ranked)
 
 
+def seed_tokens(config: Config, seeds: Seeds) -> float:
+    """Of the rows that M1 is taught."""
+    ift = PROMPT_TOKENS + answer_tokens(config)
+    return seeds.ift * ift + seeds.eft * (
+        RUBRIC_TOKENS + ift + TAIL_TOKENS + judgement_tokens(config)
+    )
+
+
 def first_work(config: Config) -> list[Work]:
     """The stages before the first round: building EFT and teaching M1."""
-    seeds, answer = seeds_of(config), answer_tokens(config)
-    ift, batch = seeds.ift * (PROMPT_TOKENS + answer), config.sft.batch_rows
-    judged = RUBRIC_TOKENS + PROMPT_TOKENS + answer + TAIL_TOKENS + judgement_tokens(config)
-    taught = config.sft.epochs * (ift + seeds.eft * judged)
+    seeds, batch = seeds_of(config), config.sft.batch_rows
+    ift = seed_tokens(config, replace(seeds, eft=0))
+    taught = config.sft.epochs * seed_tokens(config, seeds)
     found = []
     if seeds.ranked:
         judging = judge_work(config, seeds.ranked, seeds.ranked / 4, "sampled")
@@ -165,16 +172,46 @@ def score_work(config: Config) -> Work:
 
 
 def learn_work(config: Config) -> list[Work]:
-    answer, prompts = answer_tokens(config), config.num_prompts
+    """Of the mean round, where rounds keep the rows of earlier ones."""
+    answer, learnt = answer_tokens(config), 1 + (kept_rounds(config) if keeps_all(config) else 0)
     if config.reward == "best-of-n":
-        rows = prompts * config.sft.epochs
-        steps = rows / config.sft.batch_rows
-        return [Work("train", trained=rows * (PROMPT_TOKENS + answer), steps=steps)]
-    pairs = PAIR_SHARE * prompts
-    tokens, epochs = pairs * pair_tokens(config, answer), config.dpo.epochs
-    steps = pairs * epochs / config.dpo.batch_pairs
-    train = Work("train", trained=tokens * epochs, steps=steps)
-    return [Work("reference", scored=tokens), train]
+        rows = config.num_prompts * learnt
+        real, tokens = real_work(config, rows)
+        tokens, epochs = tokens + rows * (PROMPT_TOKENS + answer), config.sft.epochs
+        steps = (rows + real) * epochs / config.sft.batch_rows
+        return [Work("train", trained=tokens * epochs, steps=steps)]
+    own = PAIR_SHARE * config.num_prompts
+    pairs, each, epochs = own * learnt, pair_tokens(config, answer), config.dpo.epochs
+    tokens = pairs * each + real_work(config, pairs)[1]
+    train = Work("train", trained=tokens * epochs, steps=pairs * epochs / config.dpo.batch_pairs)
+    return [Work("reference", scored=own * (1 + kept_rounds(config)) * each), train]
+
+
+def keeps_all(config: Config) -> bool:
+    return config.accumulate == "yes"
+
+
+def kept_rounds(config: Config) -> float:
+    """Rows of earlier rounds in the mean round, in rounds: those of all before it, or its share of
+    one in a draw from all.
+    """
+    before = range(config.iterations)
+    kept = {
+        "no": 0.0,
+        "yes": float(sum(before)),
+        "subsample": sum(number / (number + 1) for number in before),
+    }
+    return kept[config.accumulate] / max(1, config.iterations)
+
+
+def real_work(config: Config, others: float) -> tuple[float, float]:
+    """Real rows beside so many others, and their tokens: those of the mean seed."""
+    seeds = seeds_of(config)
+    number = seeds.ift + seeds.eft
+    rows = config.mix_real / (1 - config.mix_real) * others
+    if config.reward == "best-of-n" and keeps_all(config) and not rows:
+        rows = number
+    return rows, rows * seed_tokens(config, seeds) / max(1, number)
 
 
 def measure_work(config: Config) -> Work:

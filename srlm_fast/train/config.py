@@ -91,6 +91,7 @@ class DpoConfig(TrainConfig):
     gamma: float = 0.0  # simpo's target margin; the others have none
     nll_weight: float = 0.0  # of the mean NLL of the chosen response, added to each pair's loss
     batch_pairs: int = 16
+    real_weight: float = 1.0  # of the mean NLL of each real row, where a step has some
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,6 +105,7 @@ class DpoConfig(TrainConfig):
             ),
             "nll_weight": (0 <= self.nll_weight < float("inf"), "0 or more"),
             "batch_pairs": (self.batch_pairs >= 1, "1 or more"),
+            "real_weight": (0 <= self.real_weight < float("inf"), "0 or more"),
         }
         self._refuse(ranges)
 

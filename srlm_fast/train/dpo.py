@@ -8,6 +8,14 @@ response that is in several of them (prefix sharing, arXiv 2410.20305). That cha
 its gradient by the rounding of sums in another order. Under dropout it also changes the noise: a
 shared prompt has one mask for all its responses, where each would have had its own.
 `share_prompts=False` runs every response behind a prompt of its own.
+
+Real rows, answers that people wrote, may be learnt from in the same steps. The loss of a step with
+P pairs and R real rows is a mean over all of them, whatever its micro-batches and ranks:
+
+    (sum_p w_p l_p + a sum_r v_r m_r) / (sum_p w_p + sum_r v_r),   m_r = -(1 / n_r) sum_i log p_ri
+
+with l_p the pair's loss, m_r the mean NLL of the row's n_r response tokens (as the NLL of a chosen
+response is, `nll_weight`), w and v the weights of pairs and rows, a = `real_weight`.
 """
 
 from __future__ import annotations
@@ -27,7 +35,7 @@ from srlm_fast.kernels import dpo_loss_tokens
 from srlm_fast.model import Model
 
 from .config import DpoConfig
-from .logps import item_logps, token_logps
+from .logps import item_logps, response_sums, token_logps
 from .packing import (
     Ints,
     MicroBatch,
@@ -40,6 +48,7 @@ from .packing import (
 )
 from .ranks import Ranks
 from .report import StepReport, TrainReport
+from .sft import SftRow
 from .step import StepResult
 from .trainer import run_training
 
@@ -104,6 +113,7 @@ def train_dpo(
     config: DpoConfig | None = None,
     ref_logps: tuple[Tensor, Tensor] | None = None,
     *,
+    real: Sequence[SftRow] = (),
     held_out: Sequence[TokenPair] = (),
     held_out_ref_logps: tuple[Tensor, Tensor] | None = None,
     seed: int = 0,
@@ -117,12 +127,14 @@ def train_dpo(
     ref_logps: (chosen, rejected), [P] each, as `pair_logps` gives them; without them the reference
     is the model as it is now, and the first step's loss is ln 2 (sigmoid loss, no dropout). The
     loss of simpo has no reference: there it only is what the reported log-ratios are relative to.
-    The loss of a step is the mean over its pairs, weighted by `weight`. held_out: pairs that are
-    evaluated and not learnt from, with a reference of their own. The other arguments, the
-    guarantees and the errors are those of `train_sft`; ref_logps of wrong shape raise ValueError.
+    The loss of a step is the mean over its pairs, weighted by `weight`. real: rows whose mean NLL
+    joins that mean; each epoch has all of them in an order of its own, spread over its steps in
+    proportion to their pairs. held_out: pairs that are evaluated and not learnt from, with a
+    reference of their own; their loss knows no real rows. The other arguments, the guarantees and
+    the errors are those of `train_sft`; ref_logps of wrong shape raise ValueError.
     """
     config = config or DpoConfig()
-    task = DpoTask(model, pairs, config, ref_logps, seed)
+    task = DpoTask(model, pairs, config, ref_logps, seed, real)
     if held_out_ref_logps is not None and len(held_out_ref_logps[0]) and not held_out:
         raise ValueError("held_out_ref_logps: given without held_out, wanted both")
     kept = DpoTask(model, held_out, config, held_out_ref_logps, seed) if held_out else None
@@ -130,7 +142,9 @@ def train_dpo(
 
 
 class DpoTask:
-    """One item is one pair is two segments: chosen, then rejected."""
+    """One item is one pair is two segments: chosen, then rejected. Behind the pairs a real row is
+    an item too, its segments being one and the same.
+    """
 
     def __init__(
         self,
@@ -139,6 +153,7 @@ class DpoTask:
         config: DpoConfig,
         ref_logps: tuple[Tensor, Tensor] | None,
         seed: int = 0,
+        real: Sequence[SftRow] = (),
     ) -> None:
         if len(pairs) == 0:
             raise ValueError("pairs: empty, wanted at least one")
@@ -146,17 +161,21 @@ class DpoTask:
             raise ValueError(f"config: {type(config).__name__}, wanted DpoConfig")
         self.config, self.seed, self.device = config, seed, model.device
         self.num_items, self.batch_size = len(pairs), config.batch_pairs
+        self.num_mixed = len(real)
+        items: list[TokenPair | SftRow] = [*pairs, *real]
+        responses = [ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
+        responses += [row.response_ids for row in real for _ in range(2)]
         self.segments = make_segments(
-            (pair.prompt_ids for pair in pairs for _ in range(2)),
-            (ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)),
+            (item.prompt_ids for item in items for _ in range(2)),
+            responses,
             model.config.vocab_size,
             config.share_prompts,
-        )
+        ).twins(2 * len(pairs))
         check_lengths(self.segments, model.config.max_position_embeddings)
         self.lengths = item_tokens(self.segments, 2)
-        self.weights = np.array([pair.weight for pair in pairs], dtype=np.float64)
+        self.weights = np.array([item.weight for item in items], dtype=np.float64)
         self.labels = np.array([pair.label for pair in pairs], dtype=np.float64)
-        self.ref_logps = None if ref_logps is None else _stack(ref_logps, len(pairs))
+        self.ref_logps = None if ref_logps is None else _stack(ref_logps, len(pairs), len(real))
         if self.ref_logps is not None:
             # Equal responses are one where their references are one.
             self.segments = self.segments.apart(self.ref_logps.view(-1).tolist())
@@ -168,7 +187,8 @@ class DpoTask:
             self.ref_logps = saved["ref_logps"]
         elif self.ref_logps is None:
             steps = range(num_batches(self.num_items, self.batch_size))
-            epoch = [batch_items(self.num_items, self.batch_size, self.seed, i) for i in steps]
+            counts = (self.num_items, self.batch_size, self.seed)
+            epoch = [batch_items(*counts, step, self.num_mixed) for step in steps]
             # With gradients on the model takes the very operations that training takes: step 0 is
             # ln 2 to the last bit. Without, faster native ones may differ in the last place.
             with torch.enable_grad():
@@ -176,7 +196,7 @@ class DpoTask:
         return {"ref_logps": self.ref_logps}
 
     def reference(self, model: Model, batches: list[Ints], ranks: Ranks) -> Tensor:
-        """[P, 2] on the CPU, without dropout. Batches of training give its micro-batches."""
+        """[items, 2] on the CPU, without dropout. Batches of training give its micro-batches."""
         return item_logps(model, self, batches, ranks, per_item=2)
 
     def micro_batches(self, items: Ints) -> list[MicroBatch]:
@@ -187,14 +207,35 @@ class DpoTask:
         return float(self.weights[items].sum())
 
     def objective(self, model: Model, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        assert self.ref_logps is not None
         logp_N = token_logps(model, micro_batch)
+        if not self.num_mixed:
+            return self.preference(logp_N, micro_batch, None)
+        is_pair = micro_batch.items < self.num_items
+        own, real = (torch.from_numpy(np.flatnonzero(x)) for x in (is_pair, ~is_pair))
+        loss, seen = self.preference(logp_N, micro_batch, own)
+        nll = self.mean_nll(logp_N, micro_batch, real)
+        weights = torch.from_numpy(self.weights[micro_batch.items])[real].to(nll)
+        loss = loss + self.config.real_weight * (weights * nll).sum()
+        return loss, torch.cat([seen, nll.detach().sum()[None]])
+
+    def mean_nll(self, logp_N: Tensor, micro_batch: MicroBatch, which: Tensor) -> Tensor:
+        """Of those of the micro-batch's items that are real rows: nats per response token."""
+        means_R = response_sums(logp_N, micro_batch) / micro_batch.response_lengths
+        sequences = micro_batch.sequences.view(-1, 2)[which.to(logp_N.device), 0]
+        return -means_R.index_select(0, sequences)
+
+    def preference(
+        self, logp_N: Tensor, micro_batch: MicroBatch, which: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and figures of those of the micro-batch's items that are pairs; None: all are."""
+        assert self.ref_logps is not None
+        items, pairs = micro_batch.items, micro_batch.sequences.view(-1, 2)
+        if which is not None:
+            items, pairs = items[which.numpy()], pairs[which.to(pairs.device)]
         ref_R = self.ref_logps.view(-1)[torch.from_numpy(micro_batch.responses)].to(logp_N)
         labels, weights = (
-            torch.from_numpy(values[micro_batch.items]).to(logp_N)
-            for values in (self.labels, self.weights)
+            torch.from_numpy(values[items]).to(logp_N) for values in (self.labels, self.weights)
         )
-        pairs = micro_batch.sequences.view(-1, 2)
         out = dpo_loss_tokens(
             logp_N,
             F.pad(micro_batch.response_lengths.cumsum(0), (1, 0)),
@@ -217,8 +258,11 @@ class DpoTask:
 
     def metrics(self, result: StepResult, items: Ints) -> dict[str, float]:
         names = ("margin", "accuracy", "chosen_logratio", "rejected_logratio")
-        means = [total / len(items) for total in result.sums]
-        return {**dict(zip(names, means, strict=True)), "num_pairs": len(items)}
+        num_pairs = int((items < self.num_items).sum())
+        num_real = len(items) - num_pairs
+        found = {name: x / num_pairs for name, x in zip(names, result.sums, strict=False)}
+        found["num_pairs"] = num_pairs
+        return found | ({"real_nll": result.sums[-1] / num_real} if num_real else {})
 
     def fingerprint(self) -> list[bytes]:
         segments = self.segments
@@ -227,13 +271,15 @@ class DpoTask:
         return [part.tobytes() for part in (*parts, *shared, self.weights, self.labels)]
 
 
-def _stack(ref_logps: tuple[Tensor, Tensor], num_pairs: int) -> Tensor:
+def _stack(ref_logps: tuple[Tensor, Tensor], num_pairs: int, num_real: int) -> Tensor:
+    """[items, 2] on the CPU; real rows have no reference."""
     for index, logps in enumerate(ref_logps):
         if tuple(logps.shape) != (num_pairs,):
             raise ValueError(f"ref_logps[{index}]: {list(logps.shape)}, wanted [{num_pairs}]")
         if not bool(logps.isfinite().all()):
             raise ValueError(f"ref_logps[{index}]: values that are not finite, wanted log-probs")
-    return torch.stack([logps.detach().cpu() for logps in ref_logps], dim=1)
+    pairs_P2 = torch.stack([logps.detach().cpu() for logps in ref_logps], dim=1)
+    return F.pad(pairs_P2, (0, 0, 0, num_real))
 
 
 def _columns(values_P2: Tensor) -> tuple[Tensor, Tensor]:

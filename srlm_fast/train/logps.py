@@ -53,11 +53,16 @@ def sequence_logps(model: Model, micro_batch: MicroBatch) -> Tensor:
     The sum is taken in fp64: a thousand fp32 terms would lose digits that a margin of two such sums
     still needs. `dpo_loss_tokens` sums the same way.
     """
-    logp_N = token_logps(model, micro_batch)
+    sums_R = response_sums(token_logps(model, micro_batch), micro_batch)
+    return sums_R.index_select(0, micro_batch.sequences)
+
+
+def response_sums(logp_N: Tensor, micro_batch: MicroBatch) -> Tensor:
+    """[R] in the dtype of `logp_N` [N], each distinct response's tokens summed in fp64."""
     sums_R = torch.segment_reduce(
         logp_N.double(), "sum", lengths=micro_batch.response_lengths, unsafe=True
     )
-    return sums_R.to(logp_N.dtype).index_select(0, micro_batch.sequences)
+    return sums_R.to(logp_N.dtype)
 
 
 def item_logps(
@@ -70,7 +75,7 @@ def item_logps(
     before = (model.training, model.checkpointing)
     model.eval()
     model.checkpointing = task.config.activation_checkpointing
-    logps = torch.zeros(task.num_items, per_item, dtype=_sum_dtype(model))
+    logps = torch.zeros(len(task.lengths), per_item, dtype=_sum_dtype(model))
     for items in batches:
         for micro_batch in ranks.micro_batches(items, task.lengths[items], task.micro_batches):
             sums = sequence_logps(model, micro_batch).detach().view(-1, per_item)

@@ -61,6 +61,12 @@ class Segments:
         """The same segments, where those with different values [S] are never one."""
         return replace(self, sequences=_numbers(zip(self.sequences, values, strict=True)))
 
+    def twins(self, first: int) -> Segments:
+        """The same segments, those from `first` on two by two one and the same: fed once."""
+        which = np.arange(len(self.starts))
+        which[first + 1 :: 2] -= 1
+        return replace(self, prompts=self.prompts[which], sequences=self.sequences[which])
+
     def _digest(self, begin: int, end: int) -> bytes:
         return blake2b(self.tokens[begin:end].tobytes(), digest_size=16).digest()
 
@@ -281,14 +287,21 @@ def _fill(lengths: Sequence[int], budget: int) -> list[int]:
     return begins
 
 
-def batch_items(num_items: int, batch_size: int, seed: int, step: int) -> Ints:
+def batch_items(num_items: int, batch_size: int, seed: int, step: int, num_mixed: int = 0) -> Ints:
     """Items of one optimizer step: a slice of the epoch's permutation.
 
     (seed, epoch) alone decides the permutation. The last batch of an epoch holds what is left.
+    num_mixed: items behind the others, in an order of their own; each epoch has all of them, each
+    of its steps a share in proportion to its slice.
     """
     epoch, place = divmod(step, num_batches(num_items, batch_size))
     order = np.random.default_rng([seed % 2**64, epoch]).permutation(num_items)
-    return order[place * batch_size : (place + 1) * batch_size]
+    begin, end = place * batch_size, min((place + 1) * batch_size, num_items)
+    if not num_mixed:
+        return order[begin:end]
+    mixed = np.random.default_rng([seed % 2**64, epoch, 1]).permutation(num_mixed) + num_items
+    first, last = (place * num_mixed // num_items for place in (begin, end))
+    return np.concatenate((order[begin:end], mixed[first:last]))
 
 
 def num_batches(num_items: int, batch_size: int) -> int:

@@ -23,8 +23,9 @@ class Evaluation:
 @dataclass(frozen=True)
 class StepReport:
     """One optimizer step. `margin` and those below it are means over the step's pairs for DPO and
-    None for SFT; a reward model has the first two of them. The last two are of held-out data, where
-    an evaluation was due behind the step."""
+    None for SFT; a reward model has the first two of them. real_nll: mean NLL per response token
+    of its real rows, where it has some. The last two are of held-out data, where an evaluation was
+    due behind the step."""
 
     step: int  # from 0
     num_steps: int
@@ -40,6 +41,7 @@ class StepReport:
     chosen_logratio: float | None = None
     rejected_logratio: float | None = None
     num_pairs: int | None = None  # of the batch; the last one of an epoch may have fewer
+    real_nll: float | None = None
     held_out_loss: float | None = None
     held_out_accuracy: float | None = None
 
@@ -59,6 +61,7 @@ class TrainReport:
     chosen_logratios: list[float] = field(default_factory=list)
     rejected_logratios: list[float] = field(default_factory=list)
     num_pairs: list[int] = field(default_factory=list)
+    real_nlls: list[float] = field(default_factory=list)  # of the steps that have real rows
     learning_rates: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
@@ -81,6 +84,7 @@ class TrainReport:
             (self.chosen_logratios, step.chosen_logratio),
             (self.rejected_logratios, step.rejected_logratio),
             (self.num_pairs, step.num_pairs),
+            (self.real_nlls, step.real_nll),
         )
         for values, value in pairs:
             if value is not None:

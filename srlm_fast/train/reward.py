@@ -101,6 +101,8 @@ class RewardTask:
     the row that is scored, and the target itself is never read.
     """
 
+    num_mixed = 0
+
     def __init__(self, model: Model, pairs: Sequence[RewardPair], config: RewardConfig) -> None:
         if len(pairs) == 0:
             raise ValueError("pairs: empty, wanted at least one")

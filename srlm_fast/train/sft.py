@@ -114,6 +114,8 @@ def train_sft(
 class SftTask:
     """One item is one row is one segment."""
 
+    num_mixed = 0
+
     def __init__(self, model: Model, rows: Sequence[SftRow], config: SftConfig) -> None:
         if len(rows) == 0:
             raise ValueError("rows: empty, wanted at least one")

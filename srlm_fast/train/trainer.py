@@ -36,7 +36,8 @@ class Task(Protocol):
     """What SFT and DPO each say about their data and their loss."""
 
     num_items: int
-    batch_size: int
+    num_mixed: int  # items behind them, mixed into the steps (`packing.batch_items`)
+    batch_size: int  # of the former
     lengths: Ints  # tokens that each item feeds when it is alone
 
     @property
@@ -140,7 +141,7 @@ def _one_step(
     ranks: Ranks,
 ) -> StepReport:
     began = time.perf_counter()
-    items = batch_items(task.num_items, task.batch_size, seed, step)
+    items = batch_items(task.num_items, task.batch_size, seed, step, task.num_mixed)
     batches = ranks.micro_batches(items, task.lengths[items], task.micro_batches)
     rate = learning_rate(config, step, num_steps)
     normalizer = task.normalizer(items)

@@ -1,12 +1,14 @@
 """Self-made prompts: what is shown, taken, rejected and why, and going on after a break."""
 
+import itertools
 import random
 from collections import Counter
 
 import pytest
 
-from srlm_fast.data import Progress, PromptConfig, make_prompts, words
-from srlm_fast.data.selfmade import REASONS, split_output
+from srlm_fast.data import Progress, PromptConfig, make_prompts, rouge, words
+from srlm_fast.data.rouge import PlainIndex
+from srlm_fast.data.selfmade import KEYWORDS, REASONS
 from srlm_fast.records import Prompt
 
 SEEDS = [f"Explain seed topic number {word} to a child" for word in "abcdefghij"]
@@ -101,12 +103,15 @@ def test_the_layout_is_the_configuration():
         (None, "truncated"),
         ("  \n", "empty"),
         ("Task 10: ", "empty"),
+        ("I'm sorry, but I can't help with that.", "refusal"),
+        (") and then sort the list", "malformed"),
         ("Do it", "too_short"),
         ("word " * 151, "too_long"),
         ("Describe this Image in detail", "keyword"),
         ("Then go to the next shop", "keyword"),
         ("explain  SEED topic number a to a child", "duplicate"),
         ("Explain seed topic number a to a dog", "similar"),
+        ("To a child, explain seed topic number a", "near_duplicate"),
         ("What is held out here?", "held_out"),
     ],
 )
@@ -152,26 +157,43 @@ def test_the_threshold_itself_is_too_similar():
     assert len(made.prompts) == 1
 
 
-@pytest.mark.parametrize(
-    ("output", "want"),
-    [
-        (" Name a river\n", ["Name a river"]),
-        (" Name a river\nTask 10: Name a lake\nTask 11: x", ["Name a river", "Name a lake", "x"]),
-        ("Task 9: Name a river", ["Name a river"]),
-        ("1. Name a river\n2. Name a lake\n", ["Name a river", "Name a lake"]),
-        ("Order these:\n1. a\n2. b", ["Order these:\n1. a\n2. b"]),
-        ("Name a river\nAnswer: The Rhine", ["Name a river"]),
-        ("Name a river\n  output : Rhine\nTask 10: x", ["Name a river"]),
-        ('"Name a river"', ["Name a river"]),
-        ("“Name a river”", ["Name a river"]),
-        ("- Name a river", ["Name a river"]),
-        ('Say "hi" and "bye"', ['Say "hi" and "bye"']),
-        ("Answer: 4", []),
-        ("说出一条河的名字", ["说出一条河的名字"]),
-    ],
-)
-def test_outputs_are_taken_apart(output, want):
-    assert split_output(output, CONFIG) == want
+def test_a_clause_that_has_moved_is_a_near_duplicate():
+    """ROUGE-L 4/7, word pairs 5/6."""
+    outputs = "Explain how rain forms in two lines", "In two lines, explain how rain forms"
+    made = make(fixed(*outputs), 2)
+    assert made.progress.rejects["near_duplicate"] == 1 and made.progress.rejects["similar"] == 0
+    assert len(make(fixed(*outputs), 2, PromptConfig(near_duplicate=0.0)).prompts) == 2
+    other = "Translate this from English to French", "Translate this from French to English"
+    assert len(make(fixed(*other), 2, PromptConfig(similarity=0.9)).prompts) == 2
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("near_duplicate", [0.0, 0.5])
+def test_a_batch_is_filtered_as_if_one_came_after_the_other(plain, near_duplicate, monkeypatch):
+    """The twin and the native index give the same, with any batch."""
+    if plain:
+        monkeypatch.setattr(rouge, "_fastest", lambda: PlainIndex)
+    outputs = list(map(" ".join, itertools.product(("Ask", "Tell"), *["xyz"] * 3)))
+    random.Random(0).shuffle(outputs)
+    outputs[20] = outputs[0]
+
+    def account(batch_requests):
+        config = PromptConfig(
+            batch_requests=batch_requests, similarity=0.75, near_duplicate=near_duplicate
+        )
+        made = make(fixed(*outputs), len(outputs), config)
+        counts = {name: n for name, n in made.progress.rejects.items() if name != "empty"}
+        return [prompt.text for prompt in made.prompts], counts
+
+    one_by_one = account(1)
+    assert 5 < len(one_by_one[0]) < 50 and one_by_one[1]["duplicate"] == 1
+    assert account(16) == account(64) == one_by_one
+
+
+def test_the_keywords_are_those_of_the_papers():
+    self_instruct = "image images graph graphs picture pictures file files map maps draw plot"
+    assert {*self_instruct.split(), "go to"} <= set(KEYWORDS)
+    assert len(KEYWORDS) == len(set(KEYWORDS))
 
 
 def test_lists_give_as_many_as_allowed():

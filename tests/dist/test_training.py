@@ -18,7 +18,7 @@ from . import cases, training
 from .conftest import started
 from .processes import Ranks
 
-KINDS = ("sft", "dpo", "reward", "frozen")
+KINDS = ("sft", "dpo", "mixed", "reward", "frozen")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any], close: float = 1e
     ours, theirs = found["told"], wanted["told"]
     for name in ("num_tokens", "skipped", "accuracies"):
         assert ours[name] == theirs[name], name
-    for name in ("losses", "grad_norms", "margins"):
+    for name in ("losses", "grad_norms", "margins", "real_nlls"):
         assert ours[name] == pytest.approx(theirs[name], rel=close, abs=close), name
     assert_close(found["weights"], wanted["weights"], close)
 

@@ -63,7 +63,8 @@ def steps(kind: str, model: Model, items: int = 19, **keep: Any) -> Any:
         return train_sft(model, make_rows(items), SftConfig(**config, batch_rows=8), **keep)
     pairs = make_pairs(items)
     if kind != "reward":
-        return train_dpo(model, pairs, DpoConfig(**config, batch_pairs=8), **keep)
+        real = make_rows(5, seed=4) if kind == "mixed" else []
+        return train_dpo(model, pairs, DpoConfig(**config, batch_pairs=8), real=real, **keep)
     rewards = [RewardPair(p.chosen_ids, p.rejected_ids, p.weight, p.label, 0.1) for p in pairs]
     return train_reward_model(model, rewards, RewardConfig(**config, batch_pairs=8), **keep)
 
@@ -78,7 +79,7 @@ def whole(model: Model) -> dict[str, torch.Tensor]:
 
 def told(report: Any) -> dict[str, list[float]]:
     """What all ranks must agree about."""
-    names = ("losses", "grad_norms", "num_tokens", "margins", "accuracies")
+    names = ("losses", "grad_norms", "num_tokens", "margins", "accuracies", "real_nlls")
     return {name: getattr(report, name) for name in names} | {"skipped": [report.skipped_steps]}
 
 

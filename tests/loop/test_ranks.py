@@ -141,6 +141,7 @@ def test_two_tensor_ranks_run_to_the_end(two_ranks, first, tmp_path):
     out = tmp_path / "run"
     share_first_model(first, out)
     changes = SHORT | {"num_prompts": 5, "evaluation.num_prompts": 2, "evaluation.num_judged": 1}
+    changes["prompt_model"] = str(first / "m1" / "model")  # split as the run's own
     args = (str(out), 2, 1, 8, changes)
     assert two_ranks(cases.stopped_by_one, *args) == ["stopped", "stopped"]
     found = two_ranks(cases.whole_run, str(out), 2, changes)
@@ -152,7 +153,8 @@ def test_two_tensor_ranks_run_to_the_end(two_ranks, first, tmp_path):
 def test_weights_sharded_over_two_ranks_are_gathered_to_sample(two_ranks, first, alone, tmp_path):
     out = tmp_path / "run"
     share_first_model(first, out)
-    found = two_ranks(cases.whole_run, str(out), 1, SHORT, True)
+    changes = SHORT | {"prompt_model": str(first / "m1" / "model")}  # sharded as the run's own
+    found = two_ranks(cases.whole_run, str(out), 1, changes, True)
     same_round(out, alone)
     memory = found[0]["summary"]["memory"]
     assert memory["weights_moved"] == 0 and memory["weight_copies"] == 1

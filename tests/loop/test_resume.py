@@ -58,7 +58,7 @@ def test_broken_at_every_stage_boundary(unbroken, tmp_path, monkeypatch):
                 break
             except Killed:
                 tries += 1
-    assert tries == 12
+    assert tries == 14
     same(unbroken, results(out))
 
 

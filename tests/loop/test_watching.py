@@ -78,7 +78,8 @@ def test_figures_of_the_watch_stand_in_the_summary(sound):
 def test_log_ratios_are_those_of_the_last_steps(sound):
     out, summary, _ = sound
     steps = [r for r in read_jsonl(out / "metrics.jsonl") if r["stage"] == "m2/train"]
-    last = [r for r in steps if "step" in r][-1]  # a tenth of so few steps
+    last = [r for r in steps if "step" in r][-1]  # a tenth of so few steps, and a whole batch
+    assert last["num_pairs"] == 4
     found = summary["rounds"][0]["logratios"]
     assert found["chosen"] == pytest.approx(last["chosen_logratio"])
     assert found["rejected"] == pytest.approx(last["rejected_logratio"])
@@ -99,7 +100,7 @@ def test_log_ratios_hand_worked():
         return found and found["chosen"]
 
     assert of([float(i) for i in range(20)]) == (18 * 16 + 19 * 4) / 20
-    assert of([1.0, 2.0, 3.0]) == 3.0
+    assert of([1.0, 2.0, 3.0]) == (2 * 16 + 3 * 4) / 20  # four pairs alone would be few
     assert of([1.0, 2.0, 3.0], best=2) == 2.0  # the weights kept are those behind two steps
     nan = float("nan")
     assert of([1.0] * 18 + [nan, 5.0]) == 5.0

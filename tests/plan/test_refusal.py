@@ -101,6 +101,15 @@ def test_the_recipe_that_was_asked_for_is_what_is_counted(
     assert "30 GB beside the weights" in complaint(config)
 
 
+def test_a_prompt_model_has_to_fit_beside_weights_and_pool(monkeypatch: pytest.MonkeyPatch):
+    """M0 takes megabytes; 7.6 B weights in float32 are 30 GB."""
+    machine(monkeypatch, 24e9)
+    check_fits(Config(prompt_model="qwen2.5-0.5b"))
+    said = complaint(Config(prompt_model="qwen2.5-7b"))
+    assert said.startswith("--prompt-model qwen2.5-7b: found 30.5 GB of weights, wanted at most 21")
+    check_fits(Config(prompt_model="qwen2.5-7b", prompts_file="prompts.jsonl"))  # not needed
+
+
 def test_an_adapter_is_trained_on_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     base, folder = tmp_path / "base", tmp_path / "adapter"
     for each in (base, folder):

@@ -109,3 +109,22 @@ def test_seeds_are_counted_in_the_files(tmp_path: Path):
     assert [work.name for work in first_work(recipe("default", "tiny"))] == [
         "SFT"
     ]  # the tiny world's own
+
+
+def test_rows_of_earlier_rounds_and_peoples_rows_are_trained_on_too(tmp_path: Path):
+    """7.5 pairs of 264 tokens a round; in three rounds 0, 1 and 2 earlier ones."""
+    changes: dict[str, Any] = {"iterations": 3, "accumulate": "yes"}
+    found = stages(**changes)
+    assert found["reference"].scored == found["train"].trained == 2 * 7.5 * 264
+    assert found["train"].steps == 3.0
+    drawn = stages(**changes | {"accumulate": "subsample"})
+    assert drawn["train"] == stages()["train"]  # none, 1/2 and 2/3 of them of earlier rounds
+    assert drawn["reference"].scored == pytest.approx((1 + (1 / 2 + 2 / 3) / 3) * 7.5 * 264)
+    ift = tmp_path / "ift.jsonl"
+    ift.write_text('{"prompt": "a", "response": "b"}\n' * 6)
+    mixed = stages(**changes, mix_real=0.25, ift_file=str(ift))["train"]
+    assert (mixed.trained, mixed.steps) == (2 * 7.5 * 264 + 5 * 164, 3.0)
+    best: dict[str, Any] = {"reward": "best-of-n", "ift_file": str(ift)}
+    epochs = CONFIG.sft.epochs
+    assert stages(**best, mix_real=0.5)["train"].trained == epochs * (10 + 10) * 164
+    assert stages(**best, **changes)["train"].trained == epochs * (2 * 10 + 6) * 164
