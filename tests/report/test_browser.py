@@ -15,7 +15,7 @@ import pytest
 from srlm_fast.records import read_jsonl
 from srlm_fast.report.compare import write_comparison
 from srlm_fast.report.page import write_report
-from tests.report.folders import HOSTILE, make_folder
+from tests.report.folders import HOSTILE, make_folder, write_jsonl
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 if CHROMIUM is None:
@@ -189,6 +189,8 @@ def test_labels_of_a_chart_do_not_lie_on_each_other(open_page, folder: Path):
 
 def test_hostile_text_is_shown_as_it_is(open_page, tmp_path: Path):
     made = make_folder(tmp_path / "<b>run", len(HOSTILE), hostile=True)
+    prompts = read_jsonl(made / "m3" / "prompts.jsonl")
+    write_jsonl(made / "m3" / "prompts.jsonl", [row | {"source": HOSTILE[1]} for row in prompts])
     page = open_page(write_report(made), viewport=PHONE)
     page.locator(".example").first.wait_for()
     assert page.title() == "<b>run · srlm_fast"
