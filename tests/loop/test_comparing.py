@@ -140,7 +140,8 @@ def test_the_round(first, tmp_path, open_gate):
 
 def test_labels_reach_the_loss(sampler):
     rows = {"p": [Candidate("p", k, text, (5, 6 + k), 0.0, "stop") for k, text in enumerate("ab")]}
-    row = {"prompt_id": "p", "prompt": "q", "chosen_index": 0, "rejected_index": 1}
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    row = {"prompt_id": "p", "chosen": turns, "chosen_index": 0, "rejected_index": 1}
     assert token_pair(sampler.model, row, rows).label == 1.0
     assert token_pair(sampler.model, row | {"label": 0.75}, rows).label == 0.75
 
