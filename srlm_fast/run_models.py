@@ -40,7 +40,8 @@ class ModelAt:
 def resolve_model(text: str) -> ModelAt:
     """`runs/x/m2` and `runs/x/m2/model` are the model M2 of a run; any other name is left alone.
 
-    Raises InputError for the folder of a run itself, and for a model that a run does not have.
+    Raises InputError for the folder of a run itself, for a model that a run does not have, and for
+    a path that leads nowhere.
     """
     path = Path(text).expanduser()
     if is_run_folder(path):
@@ -50,6 +51,8 @@ def resolve_model(text: str) -> ModelAt:
     numbered = _NUMBERED.fullmatch(place.name)
     if numbered is None or not is_run_folder(place.parent):
         is_folder = text != TINY and path.is_dir()
+        if not is_folder and (path.is_absolute() or len(path.parts) > 2):  # no hub id is so
+            raise InputError(f"{text}: no such folder, wanted a model's, such as runs/x/m2")
         return ModelAt(str(path.absolute()) if is_folder else text, None, text)
     if not (place / MODEL).is_dir():
         found = "found no model in it yet" if place.is_dir() else "found no such model"

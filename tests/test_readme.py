@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 
+from srlm_fast import compare, data_command, judge_command, report_command, run
 from srlm_fast import config as configs
-from srlm_fast import judge_command, run
 from srlm_fast.config import Config
+from srlm_fast.export import __main__ as export
 from srlm_fast.model import load_model
 from srlm_fast.options import GROUPS, Option
 from srlm_fast.run import read_options
@@ -101,6 +102,28 @@ def test_the_judge_line_measures(line: str, tmp_path: Path, monkeypatch: pytest.
     row = {"prompt": "Name a fruit.", "responses": ["apple", "I do not know."], "scores": [5, 1]}
     (tmp_path / "ranked.jsonl").write_text(json.dumps(row) + "\n")
     assert judge_command.main([*words[3:], "--judge-max-tokens", "8"]) == run.DONE
+
+
+OTHERS = {
+    "srlm_fast.data": data_command.main,
+    "srlm_fast.report": report_command.main,
+    "srlm_fast.compare": compare.main,
+    "srlm_fast.export": export.main,
+}
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if any(m in line for m in OTHERS)])
+def test_the_other_commands_miss_their_files_only(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    launcher, _, module, *argv = shlex.split(line)
+    assert launcher == ".venv/bin/python"
+    assert OTHERS[module](argv) == run.UNUSABLE
+    said = capsys.readouterr().err
+    given = [word for word in argv if word.startswith(("runs/", "oasst"))]
+    assert given and any(name in said for name in given), said
 
 
 def test_the_plans_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
