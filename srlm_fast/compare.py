@@ -308,7 +308,10 @@ def prompts_of(
     from srlm_fast.loop.material import gather
 
     if arguments.prompts is not None:
-        prompts = read_prompts(arguments.prompts)
+        try:
+            prompts = read_prompts(arguments.prompts)
+        except InputError as error:
+            raise InputError(f"--prompts {error}") from None
         if not prompts:
             raise InputError(f"--prompts {arguments.prompts}: found no prompt, wanted some")
         return prompts

@@ -139,8 +139,8 @@ class Option:
 
 
 def shown(value: Any) -> str:
-    """A value on one line, cut where it is long."""
-    line = repr(value)
+    """A value on one line, cut where it is long; names of a list as they were given."""
+    line = repr(",".join(value) if isinstance(value, tuple) else value)
     return line if len(line) <= 80 else line[:77] + "..."
 
 

@@ -20,7 +20,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from srlm_fast import __version__, run_folder
 from srlm_fast.options import GROUPS, OPTIONS, Option, nearest
@@ -43,6 +43,8 @@ DESCRIPTION = """\
 Trains a self-rewarding language model: it answers prompts, judges its own answers, and learns from
 the pairs by DPO, round after round (M0 -> M1 -> M2 -> M3). Without options it runs the embedded
 tiny model. The same command again goes on with a run that was stopped."""
+
+SHOWN_DIFFERENCES = 3
 
 
 class Parser(argparse.ArgumentParser):
@@ -306,11 +308,19 @@ def choose_folder(config: Config) -> Path:
 
 def refuse_other_run(folder: Path, different: list[Difference]) -> None:
     if different:
-        first = different[0]
+        shown = different[:SHOWN_DIFFERENCES]
+        there = ", ".join(f"{each.option} {value_of(each.there)}" for each in shown)
+        here = ", ".join(f"{each.option} {value_of(each.here)}" for each in shown)
+        more = len(different) - len(shown)
         raise InputError(
-            f"--out {folder}: belongs to a run with {first.option} {first.there}, found "
-            f"{first.option} {first.here}; wanted the same options, or another folder"
+            f"--out {folder}: belongs to a run with {there}, found {here}"
+            + (f" and {more} more that differ" if more else "")
+            + "; wanted the same options, or another folder"
         )
+
+
+def value_of(value: Any) -> str:
+    return "not given" if value is None else str(value)
 
 
 def run_loop(config: Config, folder: Path, display: Display, ranks: Ranks) -> int:

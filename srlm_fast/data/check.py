@@ -26,30 +26,46 @@ READERS: tuple[tuple[Use, Callable[..., Recognised[Any]]], ...] = (
 
 def check_files(paths: Sequence[str | Path]) -> Iterator[str]:
     """Lines about each file: its form, the rows that each option would have of it, and what is
-    wrong with the first lines that cannot be read. Raises InputError for a file of no known form.
+    wrong with the first lines that cannot be read. Raises InputError behind the last file where
+    some are of no known form.
     """
+    unknown = []
     for path in paths:
-        form = form_of(path)
-        yield f"{path}: {form.words}"
-        if form.refused:
-            yield f"  serves no option: {form.refused}"
-            continue
-        wrong: dict[str, None] = {}
-        for use, read in READERS:
-            if use.takes(form):
-                yield f"  {', '.join(use.options)}: {_tried(path, read, wrong)}"
-        unfit = [use for use, _ in READERS if not use.takes(form)]
-        if unfit:
-            yield f"  not for {', '.join(name for use in unfit for name in use.options)}"
-        yield from (f"  {message}" for message in wrong)
+        try:
+            yield from check_file(path)
+        except InputError as error:
+            unknown.append(str(error))
+    if unknown:
+        more = f" (and {len(unknown) - 1} more of {len(paths)} files)" if unknown[1:] else ""
+        raise InputError(f"{unknown[0]}{more}")
 
 
-def _tried(path: str | Path, read: Callable[..., Recognised[Any]], wrong: dict[str, None]) -> str:
+def check_file(path: str | Path) -> Iterator[str]:
+    """The lines about one file. Raises InputError where it has no known form."""
+    form = form_of(path)
+    yield f"{path}: {form.words}"
+    if form.refused:
+        yield f"  serves no option: {form.refused}"
+        return
+    wrong: dict[str, str] = {}
+    for use, read in READERS:
+        if use.takes(form):
+            yield f"  {', '.join(use.options)}: {_tried(path, read, wrong)}"
+    unfit = [use for use, _ in READERS if not use.takes(form)]
+    if unfit:
+        yield f"  not for {', '.join(name for use in unfit for name in use.options)}"
+    if wrong:
+        yield "  with --skip-bad only, because of:"
+    yield from (f"  {message}" for message in wrong.values())
+
+
+def _tried(path: str | Path, read: Callable[..., Recognised[Any]], wrong: dict[str, str]) -> str:
     """The rows of one use in words; the messages of lines that cannot be read go to `wrong`."""
     skipped = Skipped()
     try:
         counted = read(path, skipped).counted()
     except InputError as error:
         return f"cannot be used: {str(error).removeprefix(f'{path}: ')}"
-    wrong.update(dict.fromkeys(skipped.messages))
+    for message in skipped.messages:
+        wrong.setdefault(message.partition(", wanted ")[0], message)
     return counted

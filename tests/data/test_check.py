@@ -39,6 +39,7 @@ def test_each_file_and_what_it_serves(write, capsys):
         "  --prompts, --eval-prompts: 1 row of 3 conversations, 1 line skipped",
         "  --ift: 6 rows of 3 conversations, 1 line skipped",
         "  not for --eft, --eft-eval, --data, --reward-pairs",
+        "  with --skip-bad only, because of:",
         f"  {chats} line 3: field 'conversations' is an empty list, wanted at least one message",
         f"{pairs}: preference pairs",
         "  --prompts, --eval-prompts: 1 row",
@@ -81,3 +82,11 @@ def test_a_row_of_no_form_says_what_there_is(write, capsys):
     assert main(["check", write("x.jsonl", {"question": "q"})]) == 2
     said = capsys.readouterr().err
     assert "field 'prompt' is missing (found 'question'), wanted prompts: " in said
+
+
+def test_a_file_of_no_known_form_does_not_hide_the_others(write, capsys):
+    unknown, prompts = write("unknown.jsonl", {"a": 1}), write("prompts.jsonl", {"prompt": "Why?"})
+    assert main(["check", unknown, prompts]) == 2
+    shown = capsys.readouterr()
+    assert f"{prompts}: prompts" in shown.out
+    assert shown.err.count("\n") == 1 and unknown in shown.err

@@ -60,7 +60,7 @@ def test_what_is_held_out_anyhow_is_human_text(tmp_path):
     assert len(found.ift) == 27 and not prompts_of(found.ift) & prompts_of(found.human_text)
     best = [r for r in found.human_text if r["prompt"].startswith("Ranked")]
     assert len(best) == 2 and all(r["response"].startswith("best") for r in best)
-    assert not found.notes
+    assert not found.remarks
 
 
 def test_a_share_is_put_apart_where_nothing_else_is_held_out(tmp_path):
@@ -68,7 +68,7 @@ def test_a_share_is_put_apart_where_nothing_else_is_held_out(tmp_path):
     found = material(tmp_path, ift=ift_rows(60), prompts=asked)
     assert len(found.human_text) == 3 and len(found.ift) == 57
     assert not prompts_of(found.ift) & prompts_of(found.human_text)
-    assert found.notes == [
+    assert found.remarks == [
         "3 of the 60 rows of --ift are put apart as human text, whose perplexity is watched "
         "(--human-text FILE gives other text)"
     ]

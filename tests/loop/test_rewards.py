@@ -97,7 +97,7 @@ def check_summary(out, summary, pairs=None):
     assert made["ties"] == made["dropped"]["tie"]
     assert all(value >= 0 for value in made["seconds"].values())
     write_config(out, small_config(out, **SMALL).to_json(), {})
-    assert "Candidates of the round that made M2" in render(out) or not judgements
+    assert "Round that made M2" in render(out) or not judgements
 
 
 # --------------------------------------------------------------------------------- a reward model

@@ -118,8 +118,8 @@ def test_a_run_is_told_whole(tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("tensorbord", "--log: found ('tensorbord',), wanted tensorboard or wandb, or both"),
-        ("", "--log: found ('',), wanted tensorboard or wandb"),
+        ("tensorbord", "--log: found 'tensorbord', wanted tensorboard or wandb, or both"),
+        ("", "--log: found '', wanted tensorboard or wandb"),
     ],
 )
 def test_unknown_names_are_refused(given, said, capsys):
