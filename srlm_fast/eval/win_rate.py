@@ -133,26 +133,45 @@ def _position(asked: Sequence[Duel]) -> dict[str, Any] | None:
 def length_controlled(read: Sequence[Duel]) -> dict[str, Any] | None:
     """win_rate: of A at equal lengths; interval: 95 %, over prompts; length_effect: phi in logits,
     above 0 where the longer answer is favoured. extrapolated: one model's answers are longer
-    throughout, so that no comparison stands near equal lengths. None for no comparisons.
+    throughout, so that no comparison stands near equal lengths. None where a judge saw none.
+
+    Identical texts, which no judge saw, take no part in the fit; in win_rate they are the ties that
+    they are at any length: with a share s of them it is (1 - s) sigmoid(theta) + s / 2.
 
     The interval is that of theta by the delta method, clustered by prompt (Huber's and White's
-    sandwich), Student's t. A fit that leaves no comparison on the wrong side shows no spread: there
-    it holds the theta at which the best loss, a prompt counted once, rises by no more than t^2 / 2.
+    sandwich), Student's t. A fit that leaves no comparison but ties on the wrong side shows no
+    spread: there it also holds the theta at which the best loss, a prompt counted once, rises by no
+    more than t^2 / 2. That of s is added to it in squares, each side by itself (Zou and Donner's
+    MOVER).
     """
-    if not read:
+    seen = [duel for duel in read if not duel.identical]
+    if not seen:
         return None
-    differences = np.array([_difference(duel) for duel in read], dtype=np.float64)
-    outcomes = np.array([duel.outcome for duel in read], dtype=np.float64)
-    _, prompts = np.unique([duel.prompt_id for duel in read], return_inverse=True)
-    design = np.stack([np.ones(len(read)), _standardised(differences)], axis=1)
+    differences = np.array([_difference(duel) for duel in seen], dtype=np.float64)
+    outcomes = np.array([duel.outcome for duel in seen], dtype=np.float64)
+    _, prompts = np.unique([duel.prompt_id for duel in seen], return_inverse=True)
+    design = np.stack([np.ones(len(seen)), _standardised(differences)], axis=1)
     theta, phi = fitted = fit_logistic(design, outcomes)
     bounds = _bounds(design, outcomes, fitted, prompts)
+    same, rate = 1 - len(seen) / len(read), float(expit(theta))
     return {
-        "win_rate": float(expit(theta)),
-        "interval": None if bounds is None else [float(expit(bound)) for bound in bounds],
+        "win_rate": (1 - same) * rate + same / 2,
+        "interval": None if bounds is None else _with_same(read, same, rate, expit(bounds)),
         "length_effect": float(phi),
         "extrapolated": bool((differences > 0).all() or (differences < 0).all()),
     }
+
+
+def _with_same(read: Sequence[Duel], same: float, rate: float, bounds: Array) -> list[float]:
+    """Of (1 - same) rate + same / 2. bounds: of rate; same: the share of `identical`."""
+    spread = _interval(read, lambda duel: float(duel.identical)) if same else None
+    less, more = spread or (same, same)
+    if rate > 0.5:  # then more of the same is less
+        less, more = more, less
+    middle, pull = (1 - same) * rate + same / 2, 0.5 - rate
+    low = math.hypot((1 - same) * (rate - bounds[0]), pull * (less - same))
+    high = math.hypot((1 - same) * (bounds[1] - rate), pull * (more - same))
+    return [max(middle - low, 0.0), min(middle + high, 1.0)]
 
 
 def _standardised(differences: Array) -> Array:
@@ -200,10 +219,13 @@ def _bounds(
     if count < 2:
         return None
     t = float(stdtrit(count - 1, 0.975))
-    if ((2 * outcomes - 1) * (design @ fitted) > 0).all():
-        return _profile(design, outcomes, fitted, t**2 / 2 * len(outcomes) / count)
     half = t * _sandwich(design, outcomes, fitted, prompts)
-    return fitted[0] - half, fitted[0] + half
+    low, high = fitted[0] - half, fitted[0] + half
+    decided = outcomes != 0.5
+    if ((2 * outcomes - 1) * (design @ fitted) > 0)[decided].all():
+        bounds = _profile(design, outcomes, fitted, t**2 / 2 * len(outcomes) / count)
+        return min(low, bounds[0]), max(high, bounds[1])
+    return low, high
 
 
 def _sandwich(design: Array, outcomes: Array, fitted: Array, prompts: Array) -> float:

@@ -194,8 +194,45 @@ def test_data_without_spread_does_not_blow_up(outcome, differences, win, extrapo
     assert controlled["extrapolated"] is extrapolated
     limits = {"above": (0.95, 1), "below": (0, 0.05), "half": (0.499, 0.501)}[win]
     assert limits[0] <= controlled["win_rate"] <= limits[1]
-    if win != "half":
-        assert 0.05 < high - low  # thirty cases are not certainty
+    assert 0.05 < high - low  # thirty cases are not certainty
+    assert 0.05 < found["interval"][1] - found["interval"][0]
+
+
+def longer_wins_but(seldom: int, of: int, same: int) -> list[Duel]:
+    """A wins all but `seldom` of `of`, always by the longer answer; then identical texts."""
+    won = [duel(i, 1.0, 5 + i) if i >= seldom else duel(i, 0.0, -5 - i) for i in range(of)]
+    return won + [duel(of + i, 0.5, identical=True) for i in range(same)]
+
+
+@pytest.mark.parametrize(("seldom", "of", "same"), [(2, 20, 5), (4, 8, 4), (10, 30, 1)])
+def test_ties_do_not_make_a_fit_without_mistakes_sure(seldom: int, of: int, same: int):
+    """Where the longer answer always wins nothing is known of equal lengths, whatever is a tie."""
+    duels = longer_wins_but(seldom, of, same)
+    alone = length_controlled(duels[:of])
+    share = same / (of + same)
+    found = length_controlled(duels)
+    assert found["win_rate"] == pytest.approx((1 - share) * alone["win_rate"] + share / 2)
+    assert found["length_effect"] == alone["length_effect"]
+    widths = [high - low for low, high in (alone["interval"], found["interval"])]
+    assert widths[1] > 0.99 * (1 - share) * widths[0] > 0.2
+    seen = [duel(of + i, 0.5, i % 2) for i in range(same)]  # ties that a judge called
+    low, high = length_controlled(duels[:of] + seen)["interval"]
+    assert high - low > 0.2
+
+
+def test_identical_texts_are_ties_at_any_length():
+    """By hand: 0.7 at equal lengths of half of the comparisons, and a share that is no constant."""
+    seen = [duel(i, float(i % 10 < 7)) for i in range(40)]
+    same = [duel(40 + i, 0.5, identical=True) for i in range(40)]
+    rate, found = length_controlled(seen), length_controlled(seen + same)
+    assert found["win_rate"] == pytest.approx(0.6, abs=1e-3)
+    half = stdtrit(79, 0.975) * math.sqrt(0.25 / 79)
+    for side in (0, 1):
+        parts = (rate["interval"][side] - rate["win_rate"]) / 2, 0.2 * half
+        assert abs(found["interval"][side] - found["win_rate"]) == pytest.approx(
+            math.hypot(*parts), abs=1e-3
+        )
+    assert length_controlled(same) is None and win_rate(same)["interval"][0] < 0.5
 
 
 def test_all_won_at_equal_lengths_is_as_sure_as_the_rule_of_three_says():
