@@ -28,6 +28,7 @@ from scipy.special import expit, stdtrit
 from srlm_fast.eval.interval import ratio_interval
 from srlm_fast.judge.duels import Duel
 
+OUTCOMES = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 RIDGE = 1e-3
 STEPS, TOLERANCE = 200, 1e-10
 Array = np.ndarray
@@ -36,7 +37,8 @@ Array = np.ndarray
 def win_rate(duels: Sequence[Duel]) -> dict[str, Any]:
     """All figures of A against B.
 
-    win, tie, loss: comparisons; n: their sum; prompts: that they come from; shares of n.
+    win, tie, loss: comparisons; n: their sum; prompts: that they come from; shares of n, with
+    intervals: of each, 95 %, over prompts.
     win_rate: of A, a tie is half; interval: 95 %, over prompts. identical: ties of one text, which
     no judge saw. unread: comparisons that count as nothing, by status. length_controlled: as
     `length_controlled`. length_only: the figures of a "judge" that counts characters. longer_wins:
@@ -61,15 +63,20 @@ def win_rate(duels: Sequence[Duel]) -> dict[str, Any]:
 
 def _outcomes(read: Sequence[Duel]) -> dict[str, Any]:
     counts = Counter(duel.outcome for duel in read)
-    win, tie, loss = counts[1.0], counts[0.5], counts[0.0]
-    n = len(read)
+    named, n = {name: counts[value] for name, value in OUTCOMES.items()}, len(read)
     return {
-        **{"win": win, "tie": tie, "loss": loss, "n": n},
+        **named,
+        "n": n,
         "prompts": len({duel.prompt_id for duel in read}),
-        "shares": {"win": win / n, "tie": tie / n, "loss": loss / n} if n else None,
-        "win_rate": (win + tie / 2) / n if n else None,
+        "shares": {name: count / n for name, count in named.items()} if n else None,
+        "intervals": {name: _interval(read, _is(value)) for name, value in OUTCOMES.items()},
+        "win_rate": (named["win"] + named["tie"] / 2) / n if n else None,
         "interval": _interval(read, lambda duel: duel.outcome or 0.0),
     }
+
+
+def _is(outcome: float) -> Callable[[Duel], float]:
+    return lambda duel: float(duel.outcome == outcome)
 
 
 def _interval(duels: Sequence[Duel], part: Callable[[Duel], float]) -> list[float] | None:

@@ -46,6 +46,13 @@ def test_counts_by_hand():
     error = math.sqrt((0.09 + 0.36 + 0.09) * 3 / 2) / 5
     half = stdtrit(2, 0.975) * error
     assert found["interval"] == pytest.approx([max(0.6 - half, 0), min(0.6 + half, 1)])
+    # wins: 1 of 2, 0 of 1, 1 of 2 against 0.4: 0.2, -0.4, 0.2; ties the same
+    half = stdtrit(2, 0.975) * math.sqrt(0.24 * 3 / 2) / 5
+    assert found["intervals"]["win"] == pytest.approx([max(0.4 - half, 0), min(0.4 + half, 1)])
+    assert found["intervals"]["tie"] == found["intervals"]["win"]
+    # losses: 0 of 2, 1 of 1, 0 of 2 against 0.2: -0.4, 0.8, -0.4
+    half = stdtrit(2, 0.975) * math.sqrt(0.96 * 3 / 2) / 5
+    assert found["intervals"]["loss"] == pytest.approx([max(0.2 - half, 0), min(0.2 + half, 1)])
     # won by the longer: 30 yes, -10 half, 20 no, -20 no
     assert (
         found["longer_wins"]["share"] == pytest.approx(1.5 / 4) and found["longer_wins"]["n"] == 4
@@ -252,5 +259,6 @@ def test_one_prompt_or_none():
     nothing = win_rate([duel("p", None, 3, status="MISSING")])
     assert nothing["n"] == 0 and nothing["unread"] == {"missing": 1}
     assert nothing["win_rate"] is nothing["interval"] is nothing["length_controlled"] is None
+    assert nothing["intervals"] == {"win": None, "tie": None, "loss": None}
     assert nothing["longer_wins"] == {"share": None, "interval": None, "n": 0}
     assert win_rate([])["length_mean"] is None
