@@ -146,10 +146,11 @@ def length_controlled(read: Sequence[Duel]) -> dict[str, Any] | None:
     they are at any length: with a share s of them it is (1 - s) sigmoid(theta) + s / 2.
 
     The interval is that of theta by the delta method, clustered by prompt (Huber's and White's
-    sandwich), Student's t. A fit that leaves no comparison but ties on the wrong side shows no
-    spread: there it also holds the theta at which the best loss, a prompt counted once, rises by no
-    more than t^2 / 2. That of s is added to it in squares, each side by itself (Zou and Donner's
-    MOVER).
+    sandwich), Student's t, and also holds each theta at which the best loss rises by no more than
+    t^2 / 2 times the share of comparisons that are no tie (a tie has no variance): a few on the
+    wrong side show the sandwich too little spread. A fit that leaves none but ties there shows
+    nearly none: then a prompt counts once, and ties in full. That of s is added in squares, each
+    side by itself (Zou and Donner's MOVER).
     """
     seen = [duel for duel in read if not duel.identical]
     if not seen:
@@ -227,12 +228,11 @@ def _bounds(
         return None
     t = float(stdtrit(count - 1, 0.975))
     half = t * _sandwich(design, outcomes, fitted, prompts)
-    low, high = fitted[0] - half, fitted[0] + half
     decided = outcomes != 0.5
-    if ((2 * outcomes - 1) * (design @ fitted) > 0)[decided].all():
-        bounds = _profile(design, outcomes, fitted, t**2 / 2 * len(outcomes) / count)
-        return min(low, bounds[0]), max(high, bounds[1])
-    return low, high
+    separated = ((2 * outcomes - 1) * (design @ fitted) > 0)[decided].all()
+    weight = len(outcomes) / count if separated else decided.mean()
+    low, high = _profile(design, outcomes, fitted, float(t**2 / 2 * weight))
+    return min(fitted[0] - half, low), max(fitted[0] + half, high)
 
 
 def _sandwich(design: Array, outcomes: Array, fitted: Array, prompts: Array) -> float:

@@ -177,7 +177,7 @@ def test_at_equal_lengths_it_is_the_win_rate_by_the_delta_method():
     errors = [np.subtract(*made[::-1]) for made in (found["interval"],)]
     low, high = found["length_controlled"]["interval"]
     slope = 0.7 * 0.3
-    assert (logit(high) - logit(low)) * slope == pytest.approx(errors[0], rel=1e-2)
+    assert (logit(high) - logit(low)) * slope == pytest.approx(errors[0], rel=3e-2)
 
 
 @pytest.mark.parametrize(
@@ -225,6 +225,18 @@ def test_ties_do_not_make_a_fit_without_mistakes_sure(seldom: int, of: int, same
     seen = [duel(of + i, 0.5, i % 2) for i in range(same)]  # ties that a judge called
     low, high = length_controlled(duels[:of] + seen)["interval"]
     assert high - low > 0.2
+
+
+def test_few_losses_are_not_certainty():
+    """Of 30 prompts one or two are lost, by long answers: 19 of 20 won is still likely."""
+    for lost in ({27}, {27, 28}):
+        duels = [duel(i, float(i not in lost), 5 * i - 40) for i in range(30)]
+        low, high = length_controlled(duels)["interval"]
+        assert low < 0.95 < high
+    # A win and a loss among ties, at lengths that tell nothing of equal ones.
+    ties = [duel(i, 0.5, 8 * i - 70) for i in range(28)]
+    low, high = length_controlled([*ties, duel("w", 1.0, 150), duel("l", 0.0, 150)])["interval"]
+    assert high - low > 0.05
 
 
 def test_identical_texts_are_ties_at_any_length():
