@@ -177,6 +177,8 @@ def test_both_orders(made, tmp_path, loads, open_gate, capsys):
     assert found["judge"]["asked_with"]["version"] == "pairwise-1"
     screen = capsys.readouterr().out
     assert "the two orders disagree" in screen and "the answer shown first" in screen
+    rows = [line.split() for line in screen.splitlines() if line.startswith(("M2 wins", "ties  "))]
+    assert len(rows) == 2 and all(row[-4:-1][1] == "to" for row in rows)
     assert "M1's own opinion, no person's. It is B itself" in found["judge_is"]
     assert found["judge_is"] in screen
 

@@ -36,16 +36,18 @@ def ratio_interval(
 
     sums: (part, whole) of each prompt; prompts are the sample, since what stands in one hangs
     together. Linearised: the error of the ratio is that of sum(part - ratio * whole), Student's t.
-    Where every prompt has the same share that shows no spread at all; a share of 0 or 1 then has
-    Wilson's interval over prompts.
+    Where every prompt has the same share that shows no spread at all: then up to the share q of
+    prompts that none of n leaves possible (Wilson's) may have any other, [ratio (1 - q), ratio
+    (1 - q) + q], which is Wilson's own interval for a ratio of 0 or 1.
     """
     sums = [(part, whole) for part, whole in sums if whole]
     if len(sums) < 2:
         return None
-    total = sum(whole for _, whole in sums)
-    ratio = sum(part for part, _ in sums) / total
-    if ratio in (0.0, 1.0):
-        return share_interval(round(ratio) * len(sums), len(sums), confidence)
+    parts, total = (sum(column) for column in zip(*sums, strict=True))
+    ratio = parts / total
+    if all(part * total == parts * whole for part, whole in sums):
+        q = 1 - wilson(len(sums), len(sums), confidence)[0]
+        return [ratio * (1 - q), ratio * (1 - q) + q]
     squares = math.fsum((part - ratio * whole) ** 2 for part, whole in sums)
     error = math.sqrt(squares * len(sums) / (len(sums) - 1)) / total
     half = float(stdtrit(len(sums) - 1, (1 + confidence) / 2)) * error
@@ -54,7 +56,9 @@ def ratio_interval(
 
 def share_interval(count: int, n: int, confidence: float = 0.95) -> list[float] | None:
     """Wilson's [low, high] of the share count / n of independent cases; None for fewer than two."""
-    if n < 2:
-        return None
+    return wilson(count, n, confidence) if n > 1 else None
+
+
+def wilson(count: int, n: int, confidence: float) -> list[float]:
     found = binomtest(count, n).proportion_ci(confidence, method="wilson")
     return [float(found.low), float(found.high)]

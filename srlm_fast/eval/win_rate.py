@@ -28,6 +28,7 @@ from scipy.special import expit, stdtrit
 from srlm_fast.eval.interval import ratio_interval
 from srlm_fast.judge.duels import Duel
 
+OUTCOMES = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 RIDGE = 1e-3
 STEPS, TOLERANCE = 200, 1e-10
 Array = np.ndarray
@@ -36,7 +37,8 @@ Array = np.ndarray
 def win_rate(duels: Sequence[Duel]) -> dict[str, Any]:
     """All figures of A against B.
 
-    win, tie, loss: comparisons; n: their sum; prompts: that they come from; shares of n.
+    win, tie, loss: comparisons; n: their sum; prompts: that they come from; shares of n, with
+    intervals: of each, 95 %, over prompts.
     win_rate: of A, a tie is half; interval: 95 %, over prompts. identical: ties of one text, which
     no judge saw. unread: comparisons that count as nothing, by status. length_controlled: as
     `length_controlled`. length_only: the figures of a "judge" that counts characters. longer_wins:
@@ -61,15 +63,20 @@ def win_rate(duels: Sequence[Duel]) -> dict[str, Any]:
 
 def _outcomes(read: Sequence[Duel]) -> dict[str, Any]:
     counts = Counter(duel.outcome for duel in read)
-    win, tie, loss = counts[1.0], counts[0.5], counts[0.0]
-    n = len(read)
+    named, n = {name: counts[value] for name, value in OUTCOMES.items()}, len(read)
     return {
-        **{"win": win, "tie": tie, "loss": loss, "n": n},
+        **named,
+        "n": n,
         "prompts": len({duel.prompt_id for duel in read}),
-        "shares": {"win": win / n, "tie": tie / n, "loss": loss / n} if n else None,
-        "win_rate": (win + tie / 2) / n if n else None,
+        "shares": {name: count / n for name, count in named.items()} if n else None,
+        "intervals": {name: _interval(read, _is(value)) for name, value in OUTCOMES.items()},
+        "win_rate": (named["win"] + named["tie"] / 2) / n if n else None,
         "interval": _interval(read, lambda duel: duel.outcome or 0.0),
     }
+
+
+def _is(outcome: float) -> Callable[[Duel], float]:
+    return lambda duel: float(duel.outcome == outcome)
 
 
 def _interval(duels: Sequence[Duel], part: Callable[[Duel], float]) -> list[float] | None:
@@ -133,26 +140,46 @@ def _position(asked: Sequence[Duel]) -> dict[str, Any] | None:
 def length_controlled(read: Sequence[Duel]) -> dict[str, Any] | None:
     """win_rate: of A at equal lengths; interval: 95 %, over prompts; length_effect: phi in logits,
     above 0 where the longer answer is favoured. extrapolated: one model's answers are longer
-    throughout, so that no comparison stands near equal lengths. None for no comparisons.
+    throughout, so that no comparison stands near equal lengths. None where a judge saw none.
+
+    Identical texts, which no judge saw, take no part in the fit; in win_rate they are the ties that
+    they are at any length: with a share s of them it is (1 - s) sigmoid(theta) + s / 2.
 
     The interval is that of theta by the delta method, clustered by prompt (Huber's and White's
-    sandwich), Student's t. A fit that leaves no comparison on the wrong side shows no spread: there
-    it holds the theta at which the best loss, a prompt counted once, rises by no more than t^2 / 2.
+    sandwich), Student's t, and also holds each theta at which the best loss rises by no more than
+    t^2 / 2 times the share of comparisons that are no tie (a tie has no variance): a few on the
+    wrong side show the sandwich too little spread. A fit that leaves none but ties there shows
+    nearly none: then a prompt counts once, and ties in full. That of s is added in squares, each
+    side by itself (Zou and Donner's MOVER).
     """
-    if not read:
+    seen = [duel for duel in read if not duel.identical]
+    if not seen:
         return None
-    differences = np.array([_difference(duel) for duel in read], dtype=np.float64)
-    outcomes = np.array([duel.outcome for duel in read], dtype=np.float64)
-    _, prompts = np.unique([duel.prompt_id for duel in read], return_inverse=True)
-    design = np.stack([np.ones(len(read)), _standardised(differences)], axis=1)
+    differences = np.array([_difference(duel) for duel in seen], dtype=np.float64)
+    outcomes = np.array([duel.outcome for duel in seen], dtype=np.float64)
+    _, prompts = np.unique([duel.prompt_id for duel in seen], return_inverse=True)
+    design = np.stack([np.ones(len(seen)), _standardised(differences)], axis=1)
     theta, phi = fitted = fit_logistic(design, outcomes)
     bounds = _bounds(design, outcomes, fitted, prompts)
+    same, rate = 1 - len(seen) / len(read), float(expit(theta))
     return {
-        "win_rate": float(expit(theta)),
-        "interval": None if bounds is None else [float(expit(bound)) for bound in bounds],
+        "win_rate": (1 - same) * rate + same / 2,
+        "interval": None if bounds is None else _with_same(read, same, rate, expit(bounds)),
         "length_effect": float(phi),
         "extrapolated": bool((differences > 0).all() or (differences < 0).all()),
     }
+
+
+def _with_same(read: Sequence[Duel], same: float, rate: float, bounds: Array) -> list[float]:
+    """Of (1 - same) rate + same / 2. bounds: of rate; same: the share of `identical`."""
+    spread = _interval(read, lambda duel: float(duel.identical)) if same else None
+    less, more = spread or (same, same)
+    if rate > 0.5:  # then more of the same is less
+        less, more = more, less
+    middle, pull = (1 - same) * rate + same / 2, 0.5 - rate
+    low = math.hypot((1 - same) * (rate - bounds[0]), pull * (less - same))
+    high = math.hypot((1 - same) * (bounds[1] - rate), pull * (more - same))
+    return [max(middle - low, 0.0), min(middle + high, 1.0)]
 
 
 def _standardised(differences: Array) -> Array:
@@ -200,10 +227,12 @@ def _bounds(
     if count < 2:
         return None
     t = float(stdtrit(count - 1, 0.975))
-    if ((2 * outcomes - 1) * (design @ fitted) > 0).all():
-        return _profile(design, outcomes, fitted, t**2 / 2 * len(outcomes) / count)
     half = t * _sandwich(design, outcomes, fitted, prompts)
-    return fitted[0] - half, fitted[0] + half
+    decided = outcomes != 0.5
+    separated = ((2 * outcomes - 1) * (design @ fitted) > 0)[decided].all()
+    weight = len(outcomes) / count if separated else decided.mean()
+    low, high = _profile(design, outcomes, fitted, float(t**2 / 2 * weight))
+    return min(fitted[0] - half, low), max(fitted[0] + half, high)
 
 
 def _sandwich(design: Array, outcomes: Array, fitted: Array, prompts: Array) -> float:

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
     from .loop import Run
 
-FIGURES = ("win", "tie", "loss", "n", "prompts", "win_rate", "interval", "length_controlled")
+FIGURES = (
+    *("win", "tie", "loss", "intervals", "n", "prompts"),
+    *("win_rate", "interval", "length_controlled"),
+)
 
 
 class HeadToHead:

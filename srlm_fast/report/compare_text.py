@@ -47,9 +47,12 @@ def answers(made: dict[str, Any]) -> str:
 
 def outcome_rows(made: dict[str, Any], a: str, b: str) -> list[Row]:
     found = made["figures"]
-    shares = found["shares"] or dict.fromkeys(("win", "tie", "loss"))
+    shares = found["shares"] or {}
     named = {"win": f"{a} wins", "tie": "ties", "loss": f"{b} wins"}
-    rows = [(title, figure(shares[k], ".1%"), "", str(found[k])) for k, title in named.items()]
+    rows = [
+        share_row(title, {"share": shares.get(k), "interval": found["intervals"][k], "n": found[k]})
+        for k, title in named.items()
+    ]
     controlled = found["length_controlled"] or {"win_rate": None, "interval": None}
     return [
         *rows,

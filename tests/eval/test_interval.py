@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from srlm_fast.eval import mean_interval
+from srlm_fast.eval.interval import ratio_interval, share_interval
 
 
 def test_against_scipy():
@@ -37,3 +38,15 @@ def test_one_value_and_equal_values_have_no_spread():
 def test_values_that_cannot_be_used(values):
     with pytest.raises(ValueError, match="values"):
         mean_interval(values)
+
+
+def test_a_ratio_that_is_the_same_everywhere():
+    """30 prompts of ties: up to q = z^2 / (30 + z^2) of all prompts may be won, or lost."""
+    q = 1.959964**2 / (30 + 1.959964**2)
+    assert ratio_interval([(0.5, 1)] * 30) == pytest.approx([0.5 - q / 2, 0.5 + q / 2])
+    assert ratio_interval([(k, 3 * k) for k in range(1, 31)]) == pytest.approx(
+        [(1 - q) / 3, (1 - q) / 3 + q]
+    )
+    for share in (0, 1):
+        wanted = share_interval(30 * share, 30)
+        assert ratio_interval([(4 * share, 4)] * 30) == pytest.approx(wanted)

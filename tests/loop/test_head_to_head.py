@@ -60,6 +60,9 @@ def test_by_the_judgements_of_m1(tmp_path: Path):
     assert (own["n"], own["prompts"], own["win_rate"]) == (10, 3, 0.7)
     low, high = own["interval"]
     assert low < 0.7 < high
+    assert own["intervals"].keys() == {"win", "tie", "loss"}
+    low, high = own["intervals"]["win"]
+    assert 0 <= low < 0.4 < high <= 1
     low, high = own["length_controlled"]["interval"]
     assert low < 0.7 < high
     assert second["against_first"] == own
