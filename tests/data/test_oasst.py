@@ -245,6 +245,7 @@ def changed(path, value):
 
 
 REPLY = ("prompt", "replies", 1)
+FLAT = flat_messages(TREES[:1])[1]
 MISTAKES = [
     (changed(["message_tree_id"], None), ["'message_tree_id' is null", "a string"]),
     (changed(["message_tree_id"], " "), ["'message_tree_id' is blank"]),
@@ -267,6 +268,12 @@ MISTAKES = [
     (changed([*REPLY, "labels"], "spam"), ["labels' has another form"]),
     (changed([*REPLY, "labels"], {"spam": None}), ["labels' has another form"]),
     (changed([*REPLY, "labels"], {"name": ["a"], "value": []}), ["labels' has another form"]),
+    (changed([*REPLY, "labels"], {"a": {"value": 10**400}}), ["labels' has another form"]),
+    (changed([*REPLY, "labels"], {"a": {"value": 1e400}}), ["labels' has another form"]),
+    ({**FLAT, "parent_id": "\ud83d"}, ["'parent_id' has half of a surrogate"]),
+    ({**FLAT, "parent_id": 3}, ["'parent_id' is the number 3", "a string or null"]),
+    ({**FLAT, "message_id": "\ud83d"}, ["'message_id' has half of a surrogate"]),
+    ({**FLAT, "message_tree_id": "\ud83d"}, ["'message_tree_id' has half of a surrogate"]),
     ({"prompt": "a"}, ["found 'prompt', wanted {"]),
     ({"thread_id": "x", "thread": []}, ["found 'thread_id', 'thread', wanted {"]),
     ({}, ["found no field"]),
