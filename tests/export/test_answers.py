@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,16 @@ def test_choices_differ_by_their_seed(made, questions, tmp_path, export):
         assert [choice["index"] for choice in row["choices"]] == [0, 1]
         assert row["choices"][0]["turns"] != row["choices"][1]["turns"]
         assert row["model_id"] == "mine"
+
+
+def test_the_choices_of_other_seeds_are_others():
+    found = set()
+    for seed, choices in ((0, 2), (1, 1), (2, 3)):
+        arguments = argparse.Namespace(
+            choices=choices, seed=seed, temperature=None, top_p=None, max_tokens=None
+        )
+        found |= {each.params.seed for each in mt_bench.dialogues(QUESTIONS, arguments)}
+    assert len(found) == 6
 
 
 def test_what_is_longer_than_the_context_is_left_empty(made, tmp_path, export, capsys):
