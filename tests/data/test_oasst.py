@@ -15,7 +15,7 @@ import pytest
 from benchmarks.bench_oasst import Corpus, flat
 from srlm_fast.data.fields import Skipped
 from srlm_fast.data.oasst import OasstConfig, make_seeds
-from srlm_fast.records import InputError
+from srlm_fast.records import InputError, conversation_text
 from tests.data.oasst_trees import EFT, IFT, TREES, answer, flat_messages, message, tree
 
 ALL = OasstConfig(ift=0, eft_train=100, eft_eval=0)
@@ -79,6 +79,8 @@ def test_answers_in_peoples_order(tmp_path, form):
         replies = dict(zip(row["response_ids"], scored, strict=True))
         found = (row["message_tree_id"], row["turn"], row["prompt"], replies)
         assert found == EFT[row["prompt_id"]]
+        turns = [*row.get("turns", ()), {"role": "user", "content": row.get("text", row["prompt"])}]
+        assert len(turns) == 2 * row["turn"] + 1 and conversation_text(turns) == row["prompt"]
 
 
 ACCOUNT = {
