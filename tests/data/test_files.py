@@ -268,6 +268,20 @@ def test_a_line_larger_than_the_limit_is_refused_unread(tmp_path, monkeypatch, p
     assert skipped.count == 1 and peak < 4 << 20
 
 
+def test_a_line_of_twice_the_real_limit(tmp_path):
+    """A file with a hole; what is held is the limit, and its pieces once more."""
+    path, skipped = write(tmp_path, TEXTS[1] + '\n{"prompt": "'), Skipped()
+    with path.open("r+b") as file:
+        file.seek(2 * files.LIMIT)
+        file.write(f"\n{TEXTS[2]}\n".encode())
+    tracemalloc.start()
+    assert [row["prompt"] for row in read_rows(path, prompts, FORM, skipped)] == ["é", "c"]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert files.LIMIT == 64 << 20 and peak < 2.2 * files.LIMIT
+    assert "line 2: larger than 64 MiB" in skipped.messages[0] and skipped.count == 1
+
+
 def test_an_element_larger_than_the_limit_is_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LIMIT", 1 << 18)
     monkeypatch.setattr(files, "CHUNK", 1 << 14)
