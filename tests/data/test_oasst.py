@@ -185,6 +185,10 @@ def test_the_parts_have_nothing_in_common(tmp_path, corpus, ift):
     assert places == sorted(places) and len(places) == min(ift, seeds.account["ift"]["candidates"])
     eft = seeds.account["eft"]
     used = ("first turns of IFT's trees", "duplicates of a prompt", "not needed")
+    sides = {"training": seeds.eft_train, "evaluation": seeds.eft_eval}
+    for side, rows in sides.items():
+        shared = sum(row["message_tree_id"] in trees[0] for row in rows)
+        assert eft[f"of IFT's trees in {side}"] == shared and (shared > 0) == (ift >= 20)
     taken = eft["taken for training"] + eft["taken for evaluation"]
     assert eft["candidates"] == sum(eft[name] for name in used) + taken
 

@@ -22,8 +22,8 @@ NO_ROOT, ROLE, BEHIND = "no first message", "roles out of turn", "behind one lef
 NO_RANK, BEST_OUT, FEW = "no ranked reply", "reply of rank 0 left out", "under two ranked replies"
 TWICE, SPARE, OF_IFT = "duplicates of a prompt", "not needed", "first turns of IFT's trees"
 TAKEN = (
-    *("taken for training", "later turns in training"),
-    *("taken for evaluation", "later turns in evaluation"),
+    *("taken for training", "later turns in training", "of IFT's trees in training"),
+    *("taken for evaluation", "later turns in evaluation", "of IFT's trees in evaluation"),
 )
 SAME_TEXT, UNRANKED = "same text as a better one", "no rank"
 
