@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, TypedDict
+from typing import Any, NotRequired, TextIO, TypedDict
 
 
 class InputError(ValueError):
@@ -56,6 +56,22 @@ def conversation_text(messages: Sequence[Message]) -> str:
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in messages)
+
+
+class AskedRow(TypedDict):
+    """A conversation up to the user's last turn. prompt: all of it as one text; where it has more
+    than one turn, text: the last one, turns: those before it.
+    """
+
+    prompt: str
+    text: NotRequired[str]
+    turns: NotRequired[Sequence[Message]]
+
+
+def asked_row(messages: Sequence[Message]) -> AskedRow:
+    row: AskedRow = {"prompt": conversation_text(messages)}
+    *before, last = messages
+    return {**row, "text": last["content"], "turns": before} if before else row
 
 
 @dataclass(frozen=True)

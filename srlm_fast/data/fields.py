@@ -72,9 +72,13 @@ def check_text(line: Line, field: str, value: Any) -> str:
 def check_number(line: Line, field: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise line.error(field, f"is {kind(value)}", "a number")
-    if not math.isfinite(value):
-        raise line.error(field, f"is {value}", "a finite number")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number):
+        raise line.error(field, f"is {number}", "a finite number")
+    return number
 
 
 def kind(value: Any) -> str:

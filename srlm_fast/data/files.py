@@ -258,15 +258,13 @@ class _List:
         return bool(data)
 
     def _element(self) -> Entry | InputError:
-        place = self.place
+        place, decoder, twice = self.place, DECODER, None
         while True:
             try:
-                value, end = DECODER.raw_decode(self.text, self.at)
-            except DuplicateKeyError as error:
-                _, end = json.JSONDecoder().raw_decode(self.text, self.at)
+                value, end = decoder.raw_decode(self.text, self.at)
+            except DuplicateKeyError as error:  # the end is looked for without heed of keys
                 twice = self._error(f"not JSON ({why_not_json(error)})", "each key once")
-                self._move(end)
-                return twice
+                decoder = json.JSONDecoder()
             except (ValueError, RecursionError) as error:
                 if not isinstance(error, json.JSONDecodeError) or not self._may_go_on():
                     found = f"not JSON ({why_not_json(error).partition(' at column')[0]})"
@@ -274,7 +272,7 @@ class _List:
             else:
                 if end < len(self.text) or not self._grow():  # a number might go on
                     self._move(end)
-                    return Entry(self.number, place, value)
+                    return twice or Entry(self.number, place, value)
 
     def _may_go_on(self) -> bool:
         """Whether there is more text, so that an element may only be cut by the window."""

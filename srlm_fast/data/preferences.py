@@ -12,8 +12,6 @@ from srlm_fast.data.ranked import recognised_order
 from srlm_fast.data.recognised import Recognised
 from srlm_fast.records import Message
 
-__all__ = ["Message", "PreferenceRow", "read_preferences", "recognised_preferences"]
-
 
 class PreferenceRow(TypedDict):
     """Two conversations that differ in their last answer. prompt: the text of the last question."""

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TypedDict
 
 from srlm_fast.data.conversations import Ordered
 from srlm_fast.data.fields import Line, Skipped, check_text
 from srlm_fast.data.formats import RANKED, Format, Use
 from srlm_fast.data.recognised import Recognised, read_recognised
-from srlm_fast.records import InputError, conversation_text
+from srlm_fast.records import AskedRow, InputError, asked_row, conversation_text
 
 
-class EftEvalRow(TypedDict):
-    """Several answers to a prompt with the scores that people gave; higher is better. A prompt of
-    many turns is all of them as one text.
-    """
+class EftEvalRow(AskedRow):
+    """Several answers to a prompt with the scores that people gave; higher is better."""
 
-    prompt: str
     responses: list[str]
     scores: list[float]
 
@@ -59,8 +55,7 @@ def recognised_order(
 
 
 def eval_row(found: Ordered) -> EftEvalRow:
-    prompt = conversation_text(found.turns)
-    return {"prompt": prompt, "responses": found.responses, "scores": found.scores}
+    return {**asked_row(found.turns), "responses": found.responses, "scores": found.scores}
 
 
 def grouped(found: Recognised[Ordered]) -> Recognised[Ordered]:

@@ -10,7 +10,7 @@ from srlm_fast.data.fields import Line, Skipped
 from srlm_fast.data.formats import EFT, IFT, JUDGED, RANKED, Format
 from srlm_fast.data.ranked import EftEvalRow, eval_row, grouped, recognised_order
 from srlm_fast.data.recognised import Recognised, read_recognised
-from srlm_fast.records import Message
+from srlm_fast.records import AskedRow, Message
 
 
 class IftRow(TypedDict):
@@ -21,10 +21,9 @@ class IftRow(TypedDict):
     turns: NotRequired[Sequence[Message]]
 
 
-class EftRow(TypedDict):
+class EftRow(AskedRow):
     """An answer to a prompt, and the judgement of it with the score it ends in."""
 
-    prompt: str
     response: str
     judgement: str
     score: float

@@ -7,12 +7,10 @@ fields of the input kept; answers without white space at their ends, as its own 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from srlm_fast.options import Option, real, text, whole
-from srlm_fast.records import InputError
 from srlm_fast.run import DONE
 
 from .answering import Dialogue
@@ -71,29 +69,12 @@ def read_instructions(path: Path) -> list[Row]:
     """The objects of a JSON list or of a JSONL file. Raises InputError naming the row's field."""
     from srlm_fast.data.fields import check_text, read_lines
 
-    lines = listed(path) or list(read_lines(path, FORM))
+    lines = list(read_lines(path, FORM))
     for line in lines:
         line.text("instruction")
         if line.fields.get("input"):
             check_text(line, "input", line.fields["input"])
     return [line.fields for line in lines]
-
-
-def listed(path: Path) -> list[Any]:
-    """The objects of a file that is one JSON list, as lines; none for a file of lines."""
-    from srlm_fast.data.fields import Line
-
-    try:
-        content = path.read_bytes().decode("utf-8-sig")
-        found = json.loads(content) if content.lstrip()[:1] == "[" else []
-    except (OSError, UnicodeDecodeError):
-        return []  # read_lines says why
-    except ValueError as error:
-        raise InputError(f"{path}: found no JSON ({error}), wanted a list of {FORM}") from None
-    for number, item in enumerate(found, 1):
-        if not isinstance(item, dict):
-            raise InputError(f"{path} item {number}: no object, wanted one such as {FORM}")
-    return [Line(path, number, item) for number, item in enumerate(found, 1)]
 
 
 COMMAND = Command(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srlm_fast.records import RowWriter, read_jsonl
+from srlm_fast.records import Message, RowWriter, read_jsonl
 
 if TYPE_CHECKING:
     from srlm_fast.report.display import Display
@@ -40,15 +40,15 @@ class Asked:
         return self.dialogue.questions[len(self.answers)]
 
     @property
-    def turns(self) -> list[dict[str, str]]:
+    def turns(self) -> list[Message]:
         """What was said before."""
         said = zip(self.dialogue.questions, self.answers, strict=False)
         return [
             message
             for question, answer in said
             for message in (
-                {"role": "user", "content": question},
-                {"role": "assistant", "content": answer},
+                Message(role="user", content=question),
+                Message(role="assistant", content=answer),
             )
         ]
 

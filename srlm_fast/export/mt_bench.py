@@ -68,12 +68,18 @@ def dialogues(questions: Sequence[Row], arguments: argparse.Namespace) -> list[D
                 temperature=temperature(question, arguments.temperature),
                 top_p=arguments.top_p or TOP_P,
                 max_tokens=arguments.max_tokens or MAX_TOKENS,
-                seed=seed * num + choice,
+                seed=choice_seed(seed, choice),
             ),
         )
         for question in questions
         for choice in range(num)
     ]
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """63 bits; those of other seeds and choices are unrelated."""
+    digest = hashlib.sha256(f"{seed}/{choice}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def temperature(question: Row, given: float | None) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 from srlm_fast.data import same_text
 from srlm_fast.judge import DEFAULT_RUBRIC
 from srlm_fast.model import Model
+from srlm_fast.records import Prompt
 from srlm_fast.train import row_logps
 
 from .token_rows import fitting, sft_rows
@@ -50,17 +51,22 @@ def split_human_text(
     if not text and (text := put_apart(material.ift, seed)):
         notes = [*notes, NOTE.format(len(text), len(material.ift))]
     text = spread(text)
-    apart = {same_text(row["prompt"]) for row in text}
-    ift = [row for row in material.ift if same_text(row["prompt"]) not in apart]
+    apart = {conversation(row) for row in text}
+    ift = [row for row in material.ift if conversation(row) not in apart]
     return replace(material, ift=ift, human_text=text, remarks=notes)
 
 
 def held_out_text(material: Material, seeds: Sequence[Row]) -> list[Row]:
     """One answer to each prompt."""
-    taught = {same_text(row["prompt"]) for row in material.ift}
+    taught = {conversation(row) for row in material.ift}
     rows = [best_answer(row) for row in material.eft_eval]
-    rows += [row for row in seeds if same_text(row["prompt"]) not in taught]
-    return list({same_text(row["prompt"]): row for row in rows}.values())
+    rows += [row for row in seeds if conversation(row) not in taught]
+    return list({conversation(row): row for row in rows}.values())
+
+
+def conversation(row: Row) -> str:
+    """The same for rows that ask the same, but for case and white space."""
+    return same_text(Prompt("", row["prompt"], "seed", row.get("turns") or ()).conversation)
 
 
 def put_apart(rows: Sequence[Row], seed: int) -> list[Row]:
@@ -70,8 +76,9 @@ def put_apart(rows: Sequence[Row], seed: int) -> list[Row]:
 
 
 def best_answer(ranked: Mapping[str, Any]) -> Row:
-    scores = ranked["scores"]
-    found = {"prompt": ranked["prompt"], "response": ranked["responses"][np.argmax(scores)]}
+    """As a row of IFT, from a row of ranked answers (`records.AskedRow`)."""
+    best = ranked["responses"][np.argmax(ranked["scores"])]
+    found = {"prompt": ranked.get("text", ranked["prompt"]), "response": best}
     return found | ({"turns": ranked["turns"]} if ranked.get("turns") else {})
 
 

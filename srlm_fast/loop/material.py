@@ -23,19 +23,21 @@ from .human_text import MOST_ROWS, split_human_text
 from .state import derive_seed
 
 HELD_OUT_SHARE = 0.1
+ASKED = ("prompt", "text", "turns")  # `records.AskedRow`
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Material:
     """ift: {"prompt", "response"} and, where something was said before, "turns". eft: {"prompt",
-    "response", "judgement", "score"}. eft_eval: {"prompt", "responses", "scores"}. ranked: rows of
-    that form from which EFT is still to be built. held_out: prompts that are never trained on.
-    prompts: the user's own, empty when the model makes them. score_bits: a program's score of an
-    answer with the points it is made of, where the world has one (used to measure, and by `--reward
-    gold`). preferences: pairs to train a reward model on. chat_template: the user's own. files:
-    what each of the user's files was recognised as, by option. human_text: rows as of ift that
-    people wrote and no model learns from. remarks: what else a user should know.
+    "response", "judgement", "score"}. eft_eval: {"prompt", "responses", "scores"}; both
+    are `records.AskedRow`s. ranked: rows as of eft_eval from which EFT is still to be built.
+    held_out: prompts that are never trained on. prompts: the user's own, empty when the model makes
+    them. score_bits: a program's score of an answer with the points it is made of, where the world
+    has one (used to measure, and by `--reward gold`). preferences: pairs to train a reward model
+    on. chat_template: the user's own. files: what each of the user's files was recognised as, by
+    option. human_text: rows as of ift that people wrote and no model learns from. remarks: what
+    else a user should know.
     """
 
     ift: list[Row]
@@ -260,7 +262,8 @@ def _measured(found: Material) -> set[str]:
 
 def _prompt_of(row: Row) -> Prompt:
     turns: Sequence[Message] = row.get("turns") or ()
-    asked = Prompt("", row["prompt"], "file", turns)
+    text = row["text"] if "text" in row else row["prompt"]
+    asked = Prompt("", text, "file", turns)
     return replace(asked, prompt_id=asked.conversation)
 
 
@@ -307,7 +310,7 @@ def _split_eft(rows: list[Row], seed: int) -> tuple[list[Row], list[Row]]:
     measured = set(random.Random(seed).sample(ranked, count))
     eval_rows = [
         {
-            "prompt": prompt,
+            **{name: value for name, value in groups[prompt][0].items() if name in ASKED},
             "responses": [row["response"] for row in groups[prompt]],
             "scores": [row["score"] for row in groups[prompt]],
         }

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 
 from srlm_fast.data import PreferenceRow, same_text
-from srlm_fast.data.preferences import Message
 from srlm_fast.judge.fence import defused
 from srlm_fast.model import Model, RewardModel, chat
 from srlm_fast.model.reward_model import Messages, conversation_ids
-from srlm_fast.records import Candidate, InputError, Judgement, Prompt
+from srlm_fast.records import Candidate, InputError, Judgement, Message, Prompt
 from srlm_fast.train import RewardPair
 
 from .answers import load_judgements

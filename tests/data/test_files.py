@@ -90,6 +90,19 @@ def test_a_number_across_windows_is_one(tmp_path, monkeypatch):
     assert [entry.value for entry in files.read_entries(path)] == [12, 345, 6]
 
 
+def test_a_key_twice_in_an_element_across_windows_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "CHUNK", 16)
+    bad = '{"prompt": "b", "n": [{"x": 1, "x": 2}, "' + "y" * 99 + '"]}'
+    content, skipped = f"[{TEXTS[1]}, {bad}, {TEXTS[2]}]", Skipped()
+    assert fields_of(write(tmp_path, content), skipped=skipped) == [ROWS[1], ROWS[2]]
+    assert (
+        skipped.count == 1 and "element 2 of a list: not JSON (the key 'x'" in skipped.messages[0]
+    )
+    skipped = Skipped()
+    assert fields_of(write(tmp_path, content[: content.index("yyy")]), skipped=skipped) == ROWS[1:2]
+    assert skipped.count == 1 and "element 2 of a list: not JSON" in skipped.messages[0]
+
+
 def test_plain_text_is_lines_even_where_it_looks_like_a_list(tmp_path):
     path = write(tmp_path, "[1] what is rain?\n\n{x}\r\n", "prompts.txt")
     entries = [(e.number, e.value, e.is_text) for e in files.read_entries(path)]
@@ -253,6 +266,20 @@ def test_a_line_larger_than_the_limit_is_refused_unread(tmp_path, monkeypatch, p
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert skipped.count == 1 and peak < 4 << 20
+
+
+def test_a_line_of_twice_the_real_limit(tmp_path):
+    """A file with a hole; what is held is the limit, and its pieces once more."""
+    path, skipped = write(tmp_path, TEXTS[1] + '\n{"prompt": "'), Skipped()
+    with path.open("r+b") as file:
+        file.seek(2 * files.LIMIT)
+        file.write(f"\n{TEXTS[2]}\n".encode())
+    tracemalloc.start()
+    assert [row["prompt"] for row in read_rows(path, prompts, FORM, skipped)] == ["é", "c"]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert files.LIMIT == 64 << 20 and peak < 2.2 * files.LIMIT
+    assert "line 2: larger than 64 MiB" in skipped.messages[0] and skipped.count == 1
 
 
 def test_an_element_larger_than_the_limit_is_refused_unread(tmp_path, monkeypatch):

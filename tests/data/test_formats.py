@@ -405,5 +405,7 @@ def test_a_top_score_that_its_aspects_contradict_is_not_believed(write, aspects)
 
 def test_a_top_score_without_aspects_stands(write):
     bare = [{"response": text, "overall_score": score} for text, score in (("a", 10), ("b", 2))]
-    (row,) = read_ranked(write([{"instruction": "q", "completions": bare}]))
-    assert row["scores"] == [10.0, 2.0]
+    unread = {"annotations": {"honesty": {"Rating": "²"}, "helpfulness": {"Rating": "N/A"}}}
+    for first in (bare[0], bare[0] | unread):
+        (row,) = read_ranked(write([{"instruction": "q", "completions": [first, bare[1]]}]))
+        assert row["scores"] == [10.0, 2.0]

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.bench_oasst import Corpus, flat
 from srlm_fast.data.fields import Skipped
 from srlm_fast.data.oasst import OasstConfig, make_seeds
-from srlm_fast.records import InputError
+from srlm_fast.records import InputError, conversation_text
 from tests.data.oasst_trees import EFT, IFT, TREES, answer, flat_messages, message, tree
 
 ALL = OasstConfig(ift=0, eft_train=100, eft_eval=0)
@@ -79,6 +79,8 @@ def test_answers_in_peoples_order(tmp_path, form):
         replies = dict(zip(row["response_ids"], scored, strict=True))
         found = (row["message_tree_id"], row["turn"], row["prompt"], replies)
         assert found == EFT[row["prompt_id"]]
+        turns = [*row.get("turns", ()), {"role": "user", "content": row.get("text", row["prompt"])}]
+        assert len(turns) == 2 * row["turn"] + 1 and conversation_text(turns) == row["prompt"]
 
 
 ACCOUNT = {
@@ -183,6 +185,10 @@ def test_the_parts_have_nothing_in_common(tmp_path, corpus, ift):
     assert places == sorted(places) and len(places) == min(ift, seeds.account["ift"]["candidates"])
     eft = seeds.account["eft"]
     used = ("first turns of IFT's trees", "duplicates of a prompt", "not needed")
+    sides = {"training": seeds.eft_train, "evaluation": seeds.eft_eval}
+    for side, rows in sides.items():
+        shared = sum(row["message_tree_id"] in trees[0] for row in rows)
+        assert eft[f"of IFT's trees in {side}"] == shared and (shared > 0) == (ift >= 20)
     taken = eft["taken for training"] + eft["taken for evaluation"]
     assert eft["candidates"] == sum(eft[name] for name in used) + taken
 
@@ -245,6 +251,7 @@ def changed(path, value):
 
 
 REPLY = ("prompt", "replies", 1)
+FLAT = flat_messages(TREES[:1])[1]
 MISTAKES = [
     (changed(["message_tree_id"], None), ["'message_tree_id' is null", "a string"]),
     (changed(["message_tree_id"], " "), ["'message_tree_id' is blank"]),
@@ -267,6 +274,12 @@ MISTAKES = [
     (changed([*REPLY, "labels"], "spam"), ["labels' has another form"]),
     (changed([*REPLY, "labels"], {"spam": None}), ["labels' has another form"]),
     (changed([*REPLY, "labels"], {"name": ["a"], "value": []}), ["labels' has another form"]),
+    (changed([*REPLY, "labels"], {"a": {"value": 10**400}}), ["labels' has another form"]),
+    (changed([*REPLY, "labels"], {"a": {"value": 1e400}}), ["labels' has another form"]),
+    ({**FLAT, "parent_id": "\ud83d"}, ["'parent_id' has half of a surrogate"]),
+    ({**FLAT, "parent_id": 3}, ["'parent_id' is the number 3", "a string or null"]),
+    ({**FLAT, "message_id": "\ud83d"}, ["'message_id' has half of a surrogate"]),
+    ({**FLAT, "message_tree_id": "\ud83d"}, ["'message_tree_id' has half of a surrogate"]),
     ({"prompt": "a"}, ["found 'prompt', wanted {"]),
     ({"thread_id": "x", "thread": []}, ["found 'thread_id', 'thread', wanted {"]),
     ({}, ["found no field"]),

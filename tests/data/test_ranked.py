@@ -52,7 +52,19 @@ def test_pairs_as_texts_or_messages(written, row):
 def test_more_turns_keep_their_roles(written):
     turns = [USER, said("Water."), {"role": "user", "content": "From where?"}]
     (row,) = read_ranked(written({"prompt": turns, "chosen": "Clouds.", "rejected": "Taps."}))
-    assert row["prompt"] == "User: What is rain?\n\nAssistant: Water.\n\nUser: From where?"
+    whole = "User: What is rain?\n\nAssistant: Water.\n\nUser: From where?"
+    assert (row["prompt"], row["text"], row["turns"]) == (whole, "From where?", turns[:-1])
+    assert read_ranked(written(row | {"subset": None})) == [row]  # as it was written down
+    assert read_eft_or_ranked(written(EFT | {"prompt": turns})) == (
+        [EFT | {"prompt": whole, "text": "From where?", "turns": turns[:-1]}],
+        [],
+    )
+
+
+def test_a_text_that_is_not_the_last_turn_of_the_prompt_says_nothing(written):
+    row = RANKED | {"turns": [USER, said("Water.")], "text": "Something else."}
+    (found,) = read_ranked(written(row))
+    assert found["text"] == "q" and found["prompt"].endswith("User: q")
 
 
 def test_ranked_rows_and_subsets(written):

@@ -33,6 +33,8 @@ def test_rows_keep_their_fields_and_no_others(tmp_path, read, row):
         (read_eft, EFT | {"score": "4"}, ["'score'", "a string", "number"]),
         (read_eft, EFT | {"score": True}, ["'score'", "boolean"]),
         (read_eft, EFT | {"score": float("nan")}, ["'score'", "nan"]),
+        (read_eft, EFT | {"score": -(10**400)}, ["'score'", "a finite number"]),
+        (read_eft_eval, EVAL | {"scores": [1, 2, 10**400]}, ["'scores[2]'", "a finite number"]),
         (read_eft_eval, EVAL | {"responses": "a"}, ["'responses'", "a string", "list"]),
         (
             read_eft_eval,

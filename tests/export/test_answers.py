@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,16 @@ def test_choices_differ_by_their_seed(made, questions, tmp_path, export):
         assert row["model_id"] == "mine"
 
 
+def test_the_choices_of_other_seeds_are_others():
+    found = set()
+    for seed, choices in ((0, 2), (1, 1), (2, 3)):
+        arguments = argparse.Namespace(
+            choices=choices, seed=seed, temperature=None, top_p=None, max_tokens=None
+        )
+        found |= {each.params.seed for each in mt_bench.dialogues(QUESTIONS, arguments)}
+    assert len(found) == 6
+
+
 def test_what_is_longer_than_the_context_is_left_empty(made, tmp_path, export, capsys):
     file = lines(tmp_path / "p.jsonl", {"instruction": "word " * 3000}, {"instruction": "Say 1."})
     export("alpaca-eval", made, "--prompts", file, "--out", tmp_path / "o.json", "--max-tokens", 4)
@@ -188,11 +199,15 @@ def test_mistakes_in_prompts_and_models(complaint, tmp_path):
 
     assert "p.json: no such file" in said(tmp_path / "p.json")
     (tmp_path / "p.json").write_text('[{"instruction": "a"}, {"prompt": "b"}]')
-    assert "line 2: field 'instruction' is missing" in said(tmp_path / "p.json")
+    assert "element 2 of a list: field 'instruction' is missing" in said(tmp_path / "p.json")
     (tmp_path / "p.json").write_text('[{"instruction": "a"}, 3]')
-    assert "item 2: no object" in said(tmp_path / "p.json")
+    assert "element 2 of a list: the number 3" in said(tmp_path / "p.json")
     (tmp_path / "p.json").write_text('[{"instruction": "a"')
-    assert "p.json: found no JSON" in said(tmp_path / "p.json")
+    assert "element 1 of a list: not JSON" in said(tmp_path / "p.json")
+    (tmp_path / "p.json").write_text('[{"instruction": "a", "instruction": "b"}]')
+    assert "the key 'instruction' stands twice" in said(tmp_path / "p.json")
+    (tmp_path / "p.json").write_text("[" * 100_000)
+    assert "lists too deep" in said(tmp_path / "p.json")
     (tmp_path / "p.json").write_text('{"instruction": "a"}\n')
     assert "nowhere: no such folder" in said(tmp_path / "p.json", "nowhere")
     assert "--prompts: not given" in complaint("alpaca-eval", "tiny", "--out", out)

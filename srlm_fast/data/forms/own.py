@@ -16,7 +16,7 @@ from srlm_fast.data.conversations import (
     user,
 )
 from srlm_fast.data.fields import Line, check_number, check_text, kind
-from srlm_fast.records import Message, conversation_text
+from srlm_fast.records import Message, asked_row, conversation_text
 
 
 def before(line: Line) -> list[Message]:
@@ -26,8 +26,15 @@ def before(line: Line) -> list[Message]:
 
 
 def prompt(line: Line) -> list[Message]:
-    """`prompt`, a text or messages, behind the `turns`; in any order."""
-    return [*before(line), *as_messages(line, "prompt", "user")]
+    """`prompt`, a text or messages, behind the `turns`; in any order. Where `prompt` is all of a
+    conversation as one text (`records.AskedRow`), the last turn is the `text`.
+    """
+    turns, text = before(line), line.fields.get("text")
+    if turns and isinstance(text, str):
+        whole = [*turns, user(text)]
+        if conversation_text(whole) == line.text("prompt"):
+            return whole
+    return [*turns, *as_messages(line, "prompt", "user")]
 
 
 def asked(line: Line) -> list[Message]:
@@ -45,7 +52,7 @@ def answered(line: Line) -> list[Exchange]:
 
 def judged(line: Line) -> dict[str, Any]:
     return {
-        "prompt": conversation_text(asked(line)),
+        **asked_row(asked(line)),
         "response": line.text("response"),
         "judgement": line.text("judgement"),
         "score": line.number_of("score"),

@@ -71,5 +71,5 @@ def _aspects(line: Line, field: str, value: dict[str, Any]) -> float:
     annotations = value.get("annotations")
     parts = list(annotations.values()) if isinstance(annotations, dict) else []
     ratings = [str(part.get("Rating")) for part in parts if isinstance(part, dict)]
-    numbers = [float(rating) for rating in ratings if rating.isdigit()]
+    numbers = [float(rating) for rating in ratings if rating.isdecimal()]
     return fmean(numbers) if numbers else LEAST

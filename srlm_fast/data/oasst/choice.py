@@ -122,9 +122,11 @@ def _choose_ift(store: Store, wanted: int, topics: set[str], account: Account) -
 def _choose_eft(
     store: Store, config: OasstConfig, topics: set[str], account: Account
 ) -> tuple[list[Row], list[Row]]:
-    counts = account["eft"]
+    counts, of_ift = account["eft"], set()
     sides = _Sides({side: getattr(config, side) for side in SIDES})
     for candidate, is_taken in store.eft():
+        if is_taken:
+            of_ift.add(candidate.tree)
         if is_taken and candidate.turn == 0:
             counts[OF_IFT] += 1
         elif candidate.topic in topics:
@@ -134,7 +136,14 @@ def _choose_eft(
         else:
             topics.add(candidate.topic)
     taken = [sides.rows[side] for side in SIDES]
-    figures = [(len(rows), sum(row["turn"] > 0 for row in rows)) for rows in taken]
+    figures = [
+        (
+            len(rows),
+            sum(row["turn"] > 0 for row in rows),
+            sum(row["message_tree_id"] in of_ift for row in rows),  # whose beginning IFT teaches
+        )
+        for rows in taken
+    ]
     counts.update(dict(zip(TAKEN, itertools.chain(*figures), strict=True)))
     return sides.rows["eft_train"], sides.rows["eft_eval"]
 

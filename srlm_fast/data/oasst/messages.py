@@ -63,7 +63,8 @@ def tree_messages(line: Line, lang: str) -> Iterator[TreeMessage]:
 def _flat(line: Line, lang: str) -> TreeMessage:
     fields = _Fields(line, "", line.fields)
     tree = fields.text("message_tree_id")
-    parent = fields.optional("parent_id", str, "a string or null")
+    named = fields.optional("parent_id", str, "a string or null") is not None
+    parent = fields.text("parent_id") if named else None
     return fields.message(tree, parent, _is_ready(fields), lang)
 
 
@@ -150,7 +151,7 @@ class _Fields:
             return ""
         try:
             values = dict(_label_values(value))
-        except (TypeError, KeyError, ValueError, AttributeError):
+        except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
             wanted = 'a map name -> {"value", "count"} or lists "name", "value", "count"'
             raise self.line.error(f"{self.path}labels", "has another form", wanted) from None
         return json.dumps({name: v for name, v in sorted(values.items()) if v is not None})
@@ -165,4 +166,6 @@ def _label_values(labels: Any) -> Iterator[tuple[str, float | None]]:
     else:
         pairs = [(name, label["value"]) for name, label in labels.items()]
     for name, value in pairs:
+        if value is not None and math.isinf(value):
+            raise ValueError
         yield "" + name, None if value is None or math.isnan(value) else float(value)

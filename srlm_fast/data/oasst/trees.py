@@ -15,15 +15,15 @@ from srlm_fast.data.oasst.messages import (
     PROMPTER,
     TreeMessage,
 )
-from srlm_fast.records import Message, conversation_text
+from srlm_fast.records import Message, asked_row
 
 SOURCE = "Open Assistant"
 NO_ROOT, ROLE, BEHIND = "no first message", "roles out of turn", "behind one left out"
 NO_RANK, BEST_OUT, FEW = "no ranked reply", "reply of rank 0 left out", "under two ranked replies"
 TWICE, SPARE, OF_IFT = "duplicates of a prompt", "not needed", "first turns of IFT's trees"
 TAKEN = (
-    *("taken for training", "later turns in training"),
-    *("taken for evaluation", "later turns in evaluation"),
+    *("taken for training", "later turns in training", "of IFT's trees in training"),
+    *("taken for evaluation", "later turns in evaluation", "of IFT's trees in evaluation"),
 )
 SAME_TEXT, UNRANKED = "same text as a better one", "no rank"
 
@@ -148,9 +148,9 @@ class Tree:
             counts[FEW] += 1
             return
         counts["candidates"] += 1
-        prompt = conversation_text(step.turns())
+        asked = asked_row(step.turns())
         row = {
-            "prompt": prompt,
+            **asked,
             "responses": [reply.text for reply in replies],
             "scores": [len(ranks) - 1 - ranks.index(reply.rank or 0) for reply in replies],
             "prompt_id": step.message.id,
@@ -159,7 +159,7 @@ class Tree:
             "turn": step.depth // 2,
             "source": SOURCE,
         }
-        yield Found("eft", step.depth // 2, step.message.id, prompt, row)
+        yield Found("eft", step.depth // 2, step.message.id, asked["prompt"], row)
 
     def _ranked(self, prompt: TreeMessage) -> list[TreeMessage]:
         """The replies that have a rank and can be used, by id, each text with its best rank."""
