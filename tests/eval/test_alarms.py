@@ -31,9 +31,37 @@ def test_entropy_of_consecutive_models_down_by_over_a_fifth():
     (alarm,) = alarms([model("M1"), model("M2", 0.79)], [made("M2")])
     assert (alarm.name, alarm.limit) == ("entropy_fall", 0.2)
     assert alarm.figure == pytest.approx(0.21)
-    assert alarm.text == "output entropy fell by 21% to 0.79 nats per token, from 1.00 of M1"
+    assert alarm.text == (
+        "output entropy fell by 21% to 0.79 nats per token of M2, from 1.00 of M1"
+    )
     slow = [model("M1"), model("M2", 0.85), model("M3", 0.7)]
     assert names(slow, [made("M2"), made("M3")]) == []  # 30 % in two rounds, 18 % in the last
+
+
+def test_entropy_down_by_over_half_since_the_first_model():
+    slow = [model(f"M{t + 1}", 0.81**t) for t in range(5)]
+    for t in range(2, 5):
+        assert names(slow[:t], [made("M")] * (t - 1)) == []  # 19 % a round, 47 % in three
+    (alarm,) = alarms(slow, [made("M")] * 4)
+    assert (alarm.name, alarm.limit) == ("entropy_trend", 0.5)
+    assert alarm.figure == pytest.approx(1 - 0.81**4)
+    assert alarm.text == (
+        "output entropy fell by 57% to 0.43 nats per token of M5, from 1.00 of M1"
+    )
+    # One round is told once.
+    assert names([model("M1"), model("M2", 0.4)], [made("M2")]) == ["entropy_fall"]
+
+
+def test_entropy_of_candidates_where_nothing_is_held_out():
+    models = [model(f"M{t}", None) for t in (1, 2, 3)]
+    rounds = [made(f"M{t + 1}", collapse={"entropy": e}) for t, e in ((1, 1.0), (2, 0.7))]
+    assert names(models[:2], rounds[:1]) == []
+    (alarm,) = alarms(models, rounds)
+    assert alarm.name == "entropy_fall" and alarm.figure == pytest.approx(0.3)
+    assert alarm.text == (
+        "output entropy fell by 30% to 0.70 nats per token of M2's candidates, from 1.00 of M1's "
+        "candidates"
+    )
 
 
 def test_log_ratios_below_their_limits():
