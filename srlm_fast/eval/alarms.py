@@ -96,11 +96,15 @@ def chosen_logratio(made: Row) -> Alarm | None:
 
 
 def _below(made: Row, side: str, limit: float) -> Alarm | None:
-    """The mean log-ratio of one side at the end of a round's DPO, below its limit."""
-    figure = _figure(made, "logratios", side)
-    if figure is None or figure >= limit:
+    """The mean log-ratio of one side at the end of a round's DPO, below its limit. Against M1 as
+    the reference of every round the ratios of all rounds add up, so that of the round's first step
+    is taken off.
+    """
+    end, start = (_figure(made, "logratios", name) for name in (side, f"{side}_start"))
+    if end is None or (figure := end - (start or 0.0)) >= limit:
         return None
-    text = f"mean log-ratio of {side} answers ended at {figure:.2f} nats, below {limit:g}"
+    since = f" from the {start:.2f} of the round's first step" if start is not None else ""
+    text = f"mean log-ratio of {side} answers ended at {figure:.2f} nats{since}, below {limit:g}"
     return Alarm(f"{side}_logratio", figure, limit, text)
 
 

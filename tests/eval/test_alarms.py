@@ -74,6 +74,24 @@ def test_log_ratios_below_their_limits():
     assert "chosen answers ended at -0.01 nats, below 0" in chosen.text
 
 
+def test_log_ratios_against_the_first_model_are_those_of_the_round():
+    models = [model(f"M{t}") for t in (1, 2, 3)]
+
+    def last(chosen: float, rejected: float) -> list[Any]:
+        row = made("M3", chosen, rejected)
+        row["logratios"] |= {"chosen_start": -0.5, "rejected_start": -2.0}
+        return [made("M2"), row]
+
+    assert names(models, last(-0.4, -4.9)) == []
+    chosen, rejected = sorted(alarms(models, last(-0.6, -5.5)), key=lambda alarm: alarm.name)
+    assert (chosen.name, chosen.figure) == ("chosen_logratio", pytest.approx(-0.1))
+    assert (rejected.figure, rejected.limit) == (-3.5, -3.0)
+    assert rejected.text == (
+        "mean log-ratio of rejected answers ended at -3.50 nats from the -2.00 of the round's "
+        "first step, below -3"
+    )
+
+
 def test_only_the_last_round_is_told():
     models = [model("M1"), model("M2", 0.5), model("M3", 0.5)]
     assert names(models, [made("M2", -1.0, -9.0), made("M3")]) == []
