@@ -37,14 +37,14 @@ def alarms(models: Sequence[Row], rounds: Sequence[Row]) -> list[Alarm]:
 
     models, rounds: the rows of `summary.json` up to that round: M1, M2, ... and M2, .... Figures
     that are not there raise nothing. What is compared are figures of consecutive models on the same
-    held-out prompts, and of consecutive rounds' judges on their own answers.
+    held-out prompts, and what they think of their own answers to them.
     """
     found = [
         entropy_fall(models, rounds),
         entropy_trend(models, rounds),
         rejected_logratio(rounds[-1]),
         chosen_logratio(rounds[-1]),
-        self_praise(*models[-3:-1], *rounds[-2:]) if len(rounds) > 1 else None,
+        self_praise(*models[-2:]),
     ]
     return [alarm for alarm in found if alarm is not None]
 
@@ -52,7 +52,9 @@ def alarms(models: Sequence[Row], rounds: Sequence[Row]) -> list[Alarm]:
 def entropy_fall(models: Sequence[Row], rounds: Sequence[Row]) -> Alarm | None:
     """The output's entropy, down by more than a fifth in a round."""
     found = entropies(models, rounds)
-    return _fallen("entropy_fall", *found[-2:], ENTROPY_FALL) if len(found) > 1 else None
+    if len(found) < 2:
+        return None
+    return _fallen("entropy_fall", found[-2], found[-1], ENTROPY_FALL)
 
 
 def entropy_trend(models: Sequence[Row], rounds: Sequence[Row]) -> Alarm | None:
@@ -108,17 +110,16 @@ def _below(made: Row, side: str, limit: float) -> Alarm | None:
     return Alarm(f"{side}_logratio", figure, limit, text)
 
 
-def self_praise(before: Row, after: Row, first: Row, second: Row) -> Alarm | None:
-    """The score that a model's answers get in its own round, up from that of the model before,
+def self_praise(before: Row, after: Row) -> Alarm | None:
+    """The score that a model gives its own held-out answers, up from that of the model before,
     while a probe that does not come from the loop is down; both by more than noise.
 
-    before, after: consecutive models; first, second: the rounds that sampled from them. The probe
-    is the held-out score where a program gave it, else how well the model's judgements agree with
-    people's order. Noise: the root of the summed squares of both 95 % half widths over prompts, as
-    for two independent samples; the models' probes are on the same prompts, where it errs on the
-    side of silence.
+    The probe is the held-out score where a program gave it, else how well the model's judgements
+    agree with people's order. Noise: the root of the summed squares of both 95 % half widths over
+    prompts, as for two independent samples; the models' are on the same prompts, where it errs on
+    the side of silence.
     """
-    own = _change(_scored(first), _scored(second))
+    own = _change(*(_own(model) for model in (before, after)))
     probe = _change(*(_probe(model) for model in (before, after)))
     if own is None or probe is None or own[0] <= own[1] or probe[0] >= -probe[1]:
         return None
@@ -132,8 +133,9 @@ def self_praise(before: Row, after: Row, first: Row, second: Row) -> Alarm | Non
 Measured = tuple[float, Sequence[float]]  # a mean and its interval
 
 
-def _scored(made: Row) -> Measured | None:
-    return _measured(made.get("score_mean"), made.get("score_interval"))
+def _own(model: Row) -> Measured | None:
+    figures = model.get("own_score") or {}
+    return _measured(figures.get("score"), figures.get("interval"))
 
 
 def _probe(model: Row) -> Measured | None:

@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,7 @@ BINS_PER_OCTAVE, OCTAVES = 2, 14  # of the histogram; its last bin has no end
 LARGEST = 700.0  # nats per token, whose exponential is still a float
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 def split_human_text(
@@ -75,7 +76,7 @@ def best_answer(ranked: Mapping[str, Any]) -> Row:
     return found | ({"turns": ranked["turns"]} if ranked.get("turns") else {})
 
 
-def spread(rows: Sequence[Row], most: int = MOST_ROWS) -> list[Row]:
+def spread(rows: Sequence[T], most: int = MOST_ROWS) -> list[T]:
     """At most `most` of the rows, evenly spread."""
     count = min(most, len(rows))
     return [rows[i * len(rows) // count] for i in range(count)]

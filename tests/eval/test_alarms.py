@@ -107,18 +107,17 @@ def around(mean: float, half: float) -> list[float]:
 
 
 def praised(own: float, probe: float, by: str = "program", half: float = 0.1) -> tuple[Any, Any]:
-    """Three models and two rounds. M1 scores itself 3.0, its probe gave 3.0; M2's are given."""
+    """Two models and a round. M1 scores itself 3.0, its probe gave 3.0; M2's are given."""
     part, name, interval = (
         ("eval", "score", "interval")
         if by == "program"
         else ("judge", "pairwise_accuracy", "pairwise_interval")
     )
-    models = [model(f"M{t}", eval={"judged_by": by, "score": 4 - t}) for t in (1, 2, 3)]
-    for row, value in zip(models, (3.0, probe), strict=False):
+    models = [model(f"M{t}", eval={"judged_by": by, "score": 4 - t}) for t in (1, 2)]
+    for row, score, value in zip(models, (3.0, own), (3.0, probe), strict=True):
+        row["own_score"] = {"score": score, "interval": around(score, 0.1), "n": 128}
         row[part] = {**(row[part] or {}), name: value, interval: around(value, half)}
-    scores = zip(("M2", "M3"), (3.0, own), strict=True)
-    rounds = [made(m, score_mean=s, score_interval=around(s, 0.1)) for m, s in scores]
-    return models, rounds
+    return models, [made("M2")]
 
 
 def test_self_praise_against_the_programs_score():
@@ -146,8 +145,14 @@ def test_no_self_praise(own, probe, half):
 
 def test_self_praise_needs_both_figures():
     models, rounds = praised(3.2, 2.8)
-    assert names(models[:2], rounds[:1]) == []
-    for row, key in ((models[1], "eval"), (rounds[1], "score_mean"), (rounds[0], "score_interval")):
+    for row, key in ((models[1], "eval"), (models[1], "own_score"), (models[0], "own_score")):
         kept = row.pop(key)
         assert names(models, rounds) == []
         row[key] = kept
+    assert names(models, rounds) == ["self_praise"]
+
+
+def test_self_praise_is_of_the_last_model():
+    (first, second), rounds = praised(3.2, 2.8)
+    assert names([first, second, second], [*rounds, made("M3")]) == []
+    assert names([first, first, second], [*rounds, made("M3")]) == ["self_praise"]

@@ -75,6 +75,43 @@ def test_figures_of_the_watch_stand_in_the_summary(sound):
     assert low < made["score_mean"] < high and made["score_change"] is None
 
 
+def test_each_model_judges_its_own_held_out_answers(sound):
+    out, summary, _ = sound
+    for model in summary["models"]:
+        folder = out / model["name"].lower()
+        judged = read_jsonl(folder / "own_judged.jsonl")
+        assert {row["candidate"] for row in judged} == {0}
+        asked = {row["prompt_id"] for row in read_jsonl(folder / "evaluation.jsonl")}
+        scores = {key: [] for key in asked}
+        for row in judged:
+            if row["score"] is not None:
+                scores[row["prompt_id"]].append(row["score"])
+        assert len(judged) == 2 * len(asked) == 48
+        means = [sum(found) / len(found) for found in scores.values() if found]
+        (low, high), found = model["own_score"]["interval"], model["own_score"]
+        assert found["score"] == pytest.approx(sum(means) / len(means))
+        assert low < found["score"] < high and found["n"] == len(means)
+
+
+def test_a_bounded_sample_of_own_answers_is_judged_again_where_rows_are_lost(
+    sound, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    share_first_model(sound[0], out)
+    state = json.loads((out / "state.json").read_text("utf-8"))
+    del state["stages"]["m1/measure"]
+    (out / "state.json").write_text(json.dumps(state), "utf-8")
+    file = out / "m1" / "own_judged.jsonl"
+    whole = file.read_text("utf-8").splitlines()
+    file.write_text("\n".join(whole[:5]) + "\n", "utf-8")
+    monkeypatch.setattr("srlm_fast.loop.measuring.OWN_ANSWERS", 12)
+    (model,) = small_run(out, iterations=0)["models"]
+    found = file.read_text("utf-8").splitlines()
+    assert found[:4] == whole[:4] and set(found) < set(whole)
+    assert len({row["prompt_id"] for row in read_jsonl(file)}) < 24
+    assert 0 < model["own_score"]["n"] <= 12
+
+
 def test_log_ratios_are_those_of_the_last_steps(sound):
     out, summary, _ = sound
     steps = [r for r in read_jsonl(out / "metrics.jsonl") if r["stage"] == "m2/train"]
