@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import torch
 
 from srlm_fast.data import same_text
 from srlm_fast.judge import DEFAULT_RUBRIC
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .material import Material
 
 MOST_ROWS = 256
+ROWS_AT_A_TIME = 32
 APART_SHARE, MOST_APART = 0.05, 64  # of the instruction seed, where nothing else is held out
 NOTE = (
     "{} of the {} rows of --ift are put apart as human text, whose perplexity is watched "
@@ -83,7 +85,11 @@ def spread(rows: Sequence[T], most: int = MOST_ROWS) -> list[T]:
 
 
 def human_text_figures(
-    model: Model, rows: Sequence[Row], micro_batch_tokens: int, **over_mesh: Any
+    model: Model,
+    rows: Sequence[Row],
+    micro_batch_tokens: int,
+    progress: Callable[[int], None] = lambda done: None,
+    **over_mesh: Any,
 ) -> dict[str, Any] | None:
     """Perplexities of the rows' responses behind their prompts in the chat template, the end token
     included; None where no row fits the model's context.
@@ -91,14 +97,19 @@ def human_text_figures(
     perplexity: exp of the mean of -log p over all tokens. perplexity_p95 and histogram are of the
     rows' own perplexities: the 95th percentile, and [lower edge, count] of bins from 1 to 2^14,
     two for each doubling, the last one open. A perplexity that is not finite counts there, and
-    makes the other two None. n: rows; tokens: of their responses.
+    makes the other two None. n: rows; tokens: of their responses. progress: told how many rows are
+    done, those that do not fit included.
     """
     _, tokenized = sft_rows(model, DEFAULT_RUBRIC, rows, ())
     kept = fitting(tokenized, model.config.max_position_embeddings)
     if not kept:
         return None
-    logps = row_logps(model, kept, micro_batch_tokens=micro_batch_tokens, **over_mesh)
-    nats = -logps.double().numpy()
+    left_out, found = len(rows) - len(kept), []
+    for start in range(0, len(kept), ROWS_AT_A_TIME):
+        part = kept[start : start + ROWS_AT_A_TIME]
+        found.append(row_logps(model, part, micro_batch_tokens=micro_batch_tokens, **over_mesh))
+        progress(left_out + start + len(part))
+    nats = -torch.cat(found).double().numpy()
     tokens = np.array([len(row.response_ids) for row in kept])
     each = np.exp(np.nan_to_num(nats / tokens, nan=LARGEST, posinf=LARGEST).clip(max=LARGEST))
     finite = bool(np.isfinite(nats).all())

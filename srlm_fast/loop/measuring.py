@@ -42,7 +42,7 @@ class Measuring:
 
     def measure(self, folder: ModelFolder) -> dict[str, Any]:
         # First, while the KV pool is not there.
-        human_text = self.human_text()
+        human_text = self.human_text(folder)
         by_program = self.run.material.score_bits is not None
         own = folder.number == 1 and not by_program
         stage = self.answer(f"{folder.name} held-out", folder, judged=own)
@@ -62,13 +62,16 @@ class Measuring:
             "human_text": human_text,
         }
 
-    def human_text(self) -> dict[str, Any] | None:
+    def human_text(self, folder: ModelFolder) -> dict[str, Any] | None:
         """Perplexity of what people wrote; None where there is nothing of it."""
         run, rows = self.run, self.run.material.human_text
+        if not rows:
+            return None
         run.sampler.release()
-        with run.memory.phase("perplexity"):
+        counting = run.counting(f"{folder.name} human text", len(rows), "rows", in_step=True)
+        with run.memory.phase("perplexity"), counting as progress:
             tokens = run.config.dpo.micro_batch_tokens
-            return human_text_figures(run.model, rows, tokens, **run.ranks.over_mesh)
+            return human_text_figures(run.model, rows, tokens, progress, **run.ranks.over_mesh)
 
     def answer(self, title: str, folder: ModelFolder, judged: bool) -> AnswerStage:
         """The live model's answers to the held-out prompts, those on disk included."""
