@@ -126,6 +126,7 @@ class ModelFolder:
         self.comparisons = self.path / "comparisons.jsonl"
         self.revisions = self.path / "revisions.jsonl"
         self.pairs = self.path / "pairs.jsonl"
+        self.dropped = self.path / "dropped.jsonl"
         self.earlier_pairs = self.path / "earlier_pairs.jsonl"
         self.sft = self.path / "sft.jsonl"
         self.evaluation = self.path / "evaluation.jsonl"

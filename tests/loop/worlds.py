@@ -79,6 +79,7 @@ RESULTS = (
     "judgements.jsonl",
     "comparisons.jsonl",
     "pairs.jsonl",
+    "dropped.jsonl",
     "evaluation.jsonl",
     "own_judged.jsonl",
     "judge_evaluation.jsonl",

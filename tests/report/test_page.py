@@ -216,7 +216,8 @@ def test_an_unfinished_run_has_a_page(make_run, missing: str):
 def test_an_unfinished_run_shows_the_rows_that_are_there(make_run):
     folder = make_run(5)
     (folder / "summary.json").unlink()
-    (folder / "m3" / "pairs.jsonl").unlink()
+    for name in ("pairs", "dropped"):
+        (folder / "m3" / f"{name}.jsonl").unlink()
     found = browsed(render(folder))
     assert {row["outcome"] for row in found["M3"]} == {"not_decided"}
     assert len(found["M2"]) == 5
