@@ -227,7 +227,7 @@ def summary(warned: bool = True) -> Row:
         for number, score in ((1, 3.36), (2, 3.70), (3, 3.79))
     ]
     entropy = {
-        "name": "entropy",
+        "name": "entropy_fall",
         "figure": 0.51,
         "limit": 0.808,
         "text": "output entropy fell by 50 %",
