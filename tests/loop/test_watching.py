@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from srlm_fast import run as command
 from srlm_fast.config import differences
 from srlm_fast.loop import StoppedError, run
+from srlm_fast.loop.measuring import Measuring
 from srlm_fast.loop.summary import round_rows
 from srlm_fast.loop.teaching import last_logratios
-from srlm_fast.records import read_jsonl
+from srlm_fast.records import Candidate, Judgement, Prompt, read_jsonl
 from srlm_fast.run_folder import write_config
 from srlm_fast.train import TrainReport
 from tests.loop.worlds import Silent, share_first_model, small_config, small_run
@@ -201,3 +203,24 @@ def test_best_of_n_on_its_own_output_alone_loses_its_entropy(sound, tmp_path):
     (made,) = small_run(tmp_path / "run", **changes)["rounds"]
     assert [row["name"] for row in made["warnings"]] == ["entropy_fall"]
     assert made["warnings"][0]["figure"] > 0.2 and made["logratios"] is None
+
+
+def test_a_model_that_has_judged_its_answers_is_not_asked_again():
+    """M1 is the judge of all models where no program scores, and then reads its own first."""
+    prompts = [Prompt(f"p{i}", "Say", "file") for i in range(4)]
+    answered = SimpleNamespace(
+        reader="M1's",
+        candidates={
+            p.prompt_id: [Candidate(p.prompt_id, k, "x", (1,), 0.0, "stop") for k in (0, 1)]
+            for p in prompts[:3]  # the last one was too long
+        },
+        judgements={
+            (f"p{i}", k): [Judgement(f"p{i}", k, 0, "", score, "OK")]
+            for i, k, score in ((0, 0, 2.0), (0, 1, 5.0), (1, 0, 4.0), (2, 0, None))
+        },
+    )
+    material = SimpleNamespace(held_out=prompts)
+    for reward, n in (("self", 2), ("best-of-n", 2), ("random", 0), ("pairwise", 0)):
+        asked = SimpleNamespace(config=SimpleNamespace(reward=reward), material=material)
+        found = Measuring(asked).own_score(None, answered)
+        assert (found and (found["score"], found["n"])) == ((3.0, n) if n else None)
