@@ -5,7 +5,8 @@ first round seen the output's entropy fell by 31 % or more and the mean log-rati
 answers ended at -3.3 or below; in good ones they stayed above -12 % and -0.7. A chosen log-ratio
 below 0 came with the worst round only; on larger models sound rounds of DPO have small ones too. A
 falling share of unique answers and a growing gap of lengths were seen in good rounds as well: they
-are figures, not warnings.
+are figures, not warnings. Falls that no round alone is warned of add up: good runs of two rounds
+lost up to 28 % of M1's entropy, so the trend warns at half of it, clear of those.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-ENTROPY_FALL = 0.2  # share of a round's start
+ENTROPY_FALL, ENTROPY_TREND = 0.2, 0.5  # share of a round's start, and of M1's
 REJECTED_LOGRATIO, CHOSEN_LOGRATIO = -3.0, 0.0  # nats, summed over an answer
 
 Row = Mapping[str, Any]  # of a model or a round, as in summary.json
@@ -36,25 +37,56 @@ def alarms(models: Sequence[Row], rounds: Sequence[Row]) -> list[Alarm]:
 
     models, rounds: the rows of `summary.json` up to that round: M1, M2, ... and M2, .... Figures
     that are not there raise nothing. What is compared are figures of consecutive models on the same
-    held-out prompts, and of consecutive rounds' judges on their own answers.
+    held-out prompts, and what they think of their own answers to them.
     """
     found = [
-        entropy_fall(*models[-2:]),
+        entropy_fall(models, rounds),
+        entropy_trend(models, rounds),
         rejected_logratio(rounds[-1]),
         chosen_logratio(rounds[-1]),
-        self_praise(*models[-3:-1], *rounds[-2:]) if len(rounds) > 1 else None,
+        self_praise(*models[-2:]),
     ]
     return [alarm for alarm in found if alarm is not None]
 
 
-def entropy_fall(before: Row, after: Row) -> Alarm | None:
-    """The output's entropy on the held-out prompts, down by more than a fifth in a round."""
-    start, end = (_figure(model, "collapse", "entropy") for model in (before, after))
-    if not start or end is None or end >= (1 - ENTROPY_FALL) * start:
+def entropy_fall(models: Sequence[Row], rounds: Sequence[Row]) -> Alarm | None:
+    """The output's entropy, down by more than a fifth in a round."""
+    found = entropies(models, rounds)
+    if len(found) < 2:
         return None
-    fall = 1 - end / start
-    said = f"output entropy fell by {fall:.0%} to {end:.2f} nats per token, from {start:.2f} of "
-    return Alarm("entropy_fall", fall, ENTROPY_FALL, f"{said}{before['name']}")
+    return _fallen("entropy_fall", found[-2], found[-1], ENTROPY_FALL)
+
+
+def entropy_trend(models: Sequence[Row], rounds: Sequence[Row]) -> Alarm | None:
+    """The output's entropy, down by more than half since M1, in more than one round."""
+    found = entropies(models, rounds)
+    if len(found) < 3:
+        return None
+    return _fallen("entropy_trend", found[0], found[-1], ENTROPY_TREND)
+
+
+Entropy = tuple[str, float | None]  # whose it is, nats per token
+
+
+def entropies(models: Sequence[Row], rounds: Sequence[Row]) -> list[Entropy]:
+    """Of each model's held-out answers; where there are none, of the candidates that each round
+    sampled from the model before, so without the last model's.
+    """
+    held_out = [(str(m["name"]), _figure(m, "collapse", "entropy")) for m in models]
+    if any(entropy is not None for _, entropy in held_out):
+        return held_out
+    names = [f"{m['name']}'s candidates" for m in models]
+    candidates = [_figure(made, "collapse", "entropy") for made in rounds]
+    return list(zip(names, candidates, strict=False))
+
+
+def _fallen(name: str, start: Entropy, end: Entropy, limit: float) -> Alarm | None:
+    (whose, before), (those, after) = start, end
+    if not before or after is None or after >= (1 - limit) * before:
+        return None
+    fall = 1 - after / before
+    said = f"output entropy fell by {fall:.0%} to {after:.2f} nats per token of {those}"
+    return Alarm(name, fall, limit, f"{said}, from {before:.2f} of {whose}")
 
 
 def rejected_logratio(made: Row) -> Alarm | None:
@@ -66,25 +98,28 @@ def chosen_logratio(made: Row) -> Alarm | None:
 
 
 def _below(made: Row, side: str, limit: float) -> Alarm | None:
-    """The mean log-ratio of one side at the end of a round's DPO, below its limit."""
-    figure = _figure(made, "logratios", side)
-    if figure is None or figure >= limit:
+    """The mean log-ratio of one side at the end of a round's DPO, below its limit. Against M1 as
+    the reference of every round the ratios of all rounds add up, so that of the round's first step
+    is taken off.
+    """
+    end, start = (_figure(made, "logratios", name) for name in (side, f"{side}_start"))
+    if end is None or (figure := end - (start or 0.0)) >= limit:
         return None
-    text = f"mean log-ratio of {side} answers ended at {figure:.2f} nats, below {limit:g}"
+    since = f" from the {start:.2f} of the round's first step" if start is not None else ""
+    text = f"mean log-ratio of {side} answers ended at {figure:.2f} nats{since}, below {limit:g}"
     return Alarm(f"{side}_logratio", figure, limit, text)
 
 
-def self_praise(before: Row, after: Row, first: Row, second: Row) -> Alarm | None:
-    """The score that a model's answers get in its own round, up from that of the model before,
+def self_praise(before: Row, after: Row) -> Alarm | None:
+    """The score that a model gives its own held-out answers, up from that of the model before,
     while a probe that does not come from the loop is down; both by more than noise.
 
-    before, after: consecutive models; first, second: the rounds that sampled from them. The probe
-    is the held-out score where a program gave it, else how well the model's judgements agree with
-    people's order. Noise: the root of the summed squares of both 95 % half widths over prompts, as
-    for two independent samples; the models' probes are on the same prompts, where it errs on the
-    side of silence.
+    The probe is the held-out score where a program gave it, else how well the model's judgements
+    agree with people's order. Noise: the root of the summed squares of both 95 % half widths over
+    prompts, as for two independent samples; the models' are on the same prompts, where it errs on
+    the side of silence.
     """
-    own = _change(_scored(first), _scored(second))
+    own = _change(*(_own(model) for model in (before, after)))
     probe = _change(*(_probe(model) for model in (before, after)))
     if own is None or probe is None or own[0] <= own[1] or probe[0] >= -probe[1]:
         return None
@@ -98,8 +133,9 @@ def self_praise(before: Row, after: Row, first: Row, second: Row) -> Alarm | Non
 Measured = tuple[float, Sequence[float]]  # a mean and its interval
 
 
-def _scored(made: Row) -> Measured | None:
-    return _measured(made.get("score_mean"), made.get("score_interval"))
+def _own(model: Row) -> Measured | None:
+    figures = model.get("own_score") or {}
+    return _measured(figures.get("score"), figures.get("interval"))
 
 
 def _probe(model: Row) -> Measured | None:

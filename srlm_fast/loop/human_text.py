@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import torch
 
 from srlm_fast.data import same_text
 from srlm_fast.judge import DEFAULT_RUBRIC
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .material import Material
 
 MOST_ROWS = 256
+ROWS_AT_A_TIME = 32
 APART_SHARE, MOST_APART = 0.05, 64  # of the instruction seed, where nothing else is held out
 NOTE = (
     "{} of the {} rows of --ift are put apart as human text, whose perplexity is watched "
@@ -36,6 +38,7 @@ BINS_PER_OCTAVE, OCTAVES = 2, 14  # of the histogram; its last bin has no end
 LARGEST = 700.0  # nats per token, whose exponential is still a float
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 def split_human_text(
@@ -82,14 +85,18 @@ def best_answer(ranked: Mapping[str, Any]) -> Row:
     return found | ({"turns": ranked["turns"]} if ranked.get("turns") else {})
 
 
-def spread(rows: Sequence[Row], most: int = MOST_ROWS) -> list[Row]:
+def spread(rows: Sequence[T], most: int = MOST_ROWS) -> list[T]:
     """At most `most` of the rows, evenly spread."""
     count = min(most, len(rows))
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def human_text_figures(
-    model: Model, rows: Sequence[Row], micro_batch_tokens: int, **over_mesh: Any
+    model: Model,
+    rows: Sequence[Row],
+    micro_batch_tokens: int,
+    progress: Callable[[int], None] = lambda done: None,
+    **over_mesh: Any,
 ) -> dict[str, Any] | None:
     """Perplexities of the rows' responses behind their prompts in the chat template, the end token
     included; None where no row fits the model's context.
@@ -97,14 +104,19 @@ def human_text_figures(
     perplexity: exp of the mean of -log p over all tokens. perplexity_p95 and histogram are of the
     rows' own perplexities: the 95th percentile, and [lower edge, count] of bins from 1 to 2^14,
     two for each doubling, the last one open. A perplexity that is not finite counts there, and
-    makes the other two None. n: rows; tokens: of their responses.
+    makes the other two None. n: rows; tokens: of their responses. progress: told how many rows are
+    done, those that do not fit included.
     """
     _, tokenized = sft_rows(model, DEFAULT_RUBRIC, rows, ())
     kept = fitting(tokenized, model.config.max_position_embeddings)
     if not kept:
         return None
-    logps = row_logps(model, kept, micro_batch_tokens=micro_batch_tokens, **over_mesh)
-    nats = -logps.double().numpy()
+    left_out, found = len(rows) - len(kept), []
+    for start in range(0, len(kept), ROWS_AT_A_TIME):
+        part = kept[start : start + ROWS_AT_A_TIME]
+        found.append(row_logps(model, part, micro_batch_tokens=micro_batch_tokens, **over_mesh))
+        progress(left_out + start + len(part))
+    nats = -torch.cat(found).double().numpy()
     tokens = np.array([len(row.response_ids) for row in kept])
     each = np.exp(np.nan_to_num(nats / tokens, nan=LARGEST, posinf=LARGEST).clip(max=LARGEST))
     finite = bool(np.isfinite(nats).all())

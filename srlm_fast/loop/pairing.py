@@ -28,7 +28,9 @@ Scores = Mapping[tuple[str, int], Sequence[float | None]]  # (prompt_id, candida
 
 
 class Pairing:
-    """The stage that leaves `pairs.jsonl`, and the best answers where they are learnt from."""
+    """The stage that leaves `pairs.jsonl`, in `dropped.jsonl` why other prompts gave none, and the
+    best answers where they are learnt from.
+    """
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -40,6 +42,8 @@ class Pairing:
         candidates = [c for p in prompts for c in groups.get(p.prompt_id, [])]
         scores = score_candidates(rewarding.reward(folder, candidates), prompts, candidates)
         found = rewarding.completed(folder, self.paired(folder, prompts, candidates, scores))
+        dropped = [{"prompt_id": key, "reason": why} for key, why in found.reasons.items()]
+        self.run.ranks.write(folder.dropped, dropped)
         best = rewarding.best(prompts, candidates, scores)
         if not found.pairs and not best:
             self.stop_for_lack_of_pairs(folder, found)

@@ -126,10 +126,12 @@ class ModelFolder:
         self.comparisons = self.path / "comparisons.jsonl"
         self.revisions = self.path / "revisions.jsonl"
         self.pairs = self.path / "pairs.jsonl"
+        self.dropped = self.path / "dropped.jsonl"
         self.earlier_pairs = self.path / "earlier_pairs.jsonl"
         self.sft = self.path / "sft.jsonl"
         self.evaluation = self.path / "evaluation.jsonl"
         self.evaluation_judged = self.path / "evaluation_judged.jsonl"
+        self.own_judged = self.path / "own_judged.jsonl"
         self.judge_evaluation = self.path / "judge_evaluation.jsonl"
 
     def stage(self, name: str) -> str:

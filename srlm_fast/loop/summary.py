@@ -58,6 +58,7 @@ def _model(state: RunState, folder: ModelFolder) -> dict[str, Any]:
         "name": folder.name,
         "eval": measured["eval"],
         "judge": measured["judge"],
+        "own_score": measured.get("own_score"),
         "length_mean": measured["collapse"]["length_mean"],
         "collapse": measured["collapse"],
         "human_text": measured.get("human_text"),

@@ -199,7 +199,14 @@ class Teaching:
             "peak_bytes": report.peak_bytes,
         }
         figures |= {"best_step": report.best_step} if report.evaluations else {}
-        return figures | ({"logratios": last_logratios(report)} if report.margins else {})
+        return figures | ({"logratios": self.logratios(report)} if report.margins else {})
+
+    def logratios(self, report: TrainReport) -> dict[str, float] | None:
+        """At the end of a DPO; and at its start where that need not be 0."""
+        last = last_logratios(report)
+        return last and last | (
+            first_logratios(report) if self.run.config.reference == "sft" else {}
+        )
 
 
 def last_logratios(report: TrainReport) -> dict[str, float] | None:
@@ -219,6 +226,15 @@ def last_logratios(report: TrainReport) -> dict[str, float] | None:
         return None
     chosen, rejected = (sum(s[side] * s[2] for s in finite) / total for side in (0, 1))
     return {"chosen": chosen, "rejected": rejected, "margin": chosen - rejected}
+
+
+def first_logratios(report: TrainReport) -> dict[str, float]:
+    """Mean log-ratios of chosen and rejected answers over the pairs of the first step whose are
+    finite, taken before its update; {} where none is.
+    """
+    steps = zip(report.chosen_logratios, report.rejected_logratios, strict=True)
+    first = next((step for step in steps if all(map(math.isfinite, step))), None)
+    return {} if first is None else {"chosen_start": first[0], "rejected_start": first[1]}
 
 
 def ref_logps(rows: Sequence[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:

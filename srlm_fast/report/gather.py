@@ -17,7 +17,7 @@ from typing import Any
 
 from srlm_fast.records import InputError
 
-from .rows import PAIR, Example, Rule, read_round, rows_of
+from .rows import PAIR, Example, read_round, rows_of
 
 SCORE_BINS = 20
 CURVES = (
@@ -228,7 +228,7 @@ def read_run(folder: Path) -> Run:
         versions=config.get("versions") or {},
         summary=summary,
         models=models,
-        rounds=read_rounds(folders, rows, rule_of(options)),
+        rounds=read_rounds(folders, rows),
         curves=curves,
         phases=read_phases(models, rows, metrics, {c.name: c.tokens_per_second for c in curves}),
         memory=[row for row in metrics if isinstance(row.get("memory"), dict)],
@@ -240,10 +240,6 @@ def model_folders(folder: Path) -> list[Path]:
     """`m1/`, `m2/`, ... in order."""
     found = (path for path in folder.glob("m*") if path.name[1:].isdigit() and path.is_dir())
     return sorted(found, key=lambda path: int(path.name[1:]))
-
-
-def rule_of(options: Mapping[str, Any]) -> Rule:
-    return Rule(options.get("pairs.min_margin", 0.0), options.get("pairs.min_judgements", 1))
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -278,10 +274,10 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_rounds(folders: Sequence[Path], rows: list[dict[str, Any]], rule: Rule) -> list[Round]:
+def read_rounds(folders: Sequence[Path], rows: list[dict[str, Any]]) -> list[Round]:
     """The rounds of the summary, then those that so far have only rows."""
     by_name = {row["name"]: row for row in rows}
-    examples = {path.name.upper(): read_round(path, rule) for path in folders}
+    examples = {path.name.upper(): read_round(path) for path in folders}
     begun = [name for name, found in examples.items() if found and name not in by_name]
     return [
         Round(name, by_name.get(name, {}), examples.get(name, [])) for name in [*by_name, *begun]

@@ -16,29 +16,37 @@ HELD_OUT, CANDIDATES = "held-out answers", "a round's candidates"
 Figure = Callable[[Mapping[str, Any]], Any]
 
 
+ENTROPY, SCORE = "output entropy, nats/token", "judge's mean score of own answers"
+LOGRATIOS = "log-ratios at the end, nats"
+WARNED_AT = {  # title of the chart that a warning of `eval.alarms` is about
+    "entropy_fall": ENTROPY,
+    "entropy_trend": ENTROPY,
+    "rejected_logratio": LOGRATIOS,
+    "chosen_logratio": LOGRATIOS,
+    "self_praise": SCORE,
+}
+
+
 @dataclass(frozen=True)
 class Kind:
-    """What one chart shows. keys: of `collapse`, a line each; words: of names of warnings that
-    are about it.
-    """
+    """What one chart shows. keys: of `collapse`, a line each."""
 
     title: str
-    keys: tuple[str, ...]
-    words: tuple[str, ...]
+    keys: tuple[str, ...] = ()
 
 
 KINDS = (
-    Kind("output entropy, nats/token", ("entropy",), ("entropy",)),
-    Kind("distinct-1", ("distinct_1",), ("distinct_1", "distinct")),
-    Kind("distinct-2", ("distinct_2",), ("distinct_2",)),
-    Kind("distinct-3", ("distinct_3",), ("distinct_3",)),
-    Kind("self-BLEU", ("self_bleu",), ("bleu",)),
-    Kind("different answers per prompt", ("unique",), ("unique",)),
-    Kind("share that ends by itself", ("end_of_text",), ("end_of_text", "end of text")),
-    Kind("share of repeated openings", ("repeated_openings",), ("opening",)),
-    Kind("mean length, characters", ("length_mean",), ("length",)),
-    Kind("length, 5 / 50 / 95 %", ("length_p5", "length_p50", "length_p95"), ("length_p",)),
-    Kind("mean length, tokens", ("tokens_mean",), ("tokens",)),
+    Kind(ENTROPY, ("entropy",)),
+    Kind("distinct-1", ("distinct_1",)),
+    Kind("distinct-2", ("distinct_2",)),
+    Kind("distinct-3", ("distinct_3",)),
+    Kind("self-BLEU", ("self_bleu",)),
+    Kind("different answers per prompt", ("unique",)),
+    Kind("share that ends by itself", ("end_of_text",)),
+    Kind("share of repeated openings", ("repeated_openings",)),
+    Kind("mean length, characters", ("length_mean",)),
+    Kind("length, 5 / 50 / 95 %", ("length_p5", "length_p50", "length_p95")),
+    Kind("mean length, tokens", ("tokens_mean",)),
 )
 NOT_DRAWN = ("n",)
 
@@ -59,7 +67,7 @@ def kinds_of(runs: Sequence[Run]) -> list[Kind]:
     found = [(m.get("collapse") or {}) for run in runs for m in run.models]
     found += [(made.row.get("collapse") or {}) for run in runs for made in run.rounds]
     other = dict.fromkeys(key for each in found for key in each if key not in known)
-    named = [Kind(key.replace("_", " "), (key,), (key,)) for key in other if key not in NOT_DRAWN]
+    named = [Kind(key.replace("_", " "), (key,)) for key in other if key not in NOT_DRAWN]
     return [*KINDS, *named]
 
 
@@ -98,18 +106,26 @@ def collapse_panels(run: Run) -> list[Panel]:
     names, rounds = model_names([run]), [made.row | {"name": made.name} for made in run.rounds]
     made = [(kind, collapse_series(run, kind, names, rounds)) for kind in kinds_of([run])]
     made.append((
-        Kind("perplexity of human text", (), ("perplexity", "human_text")),
+        Kind("perplexity of human text"),
         [
             Series(title, points(names, run.models, within("human_text", key)), style)
             for title, key, style in (("mean", "perplexity", 0), ("95 %", "perplexity_p95", 1))
         ],
     ))  # fmt: skip
     made.append((
-        Kind("judge's mean score of candidates", (), ("score", "probe", "drift")),
-        [Series("score", [earlier(p) for p in points(names, rounds, score_mean)], 1)],
+        Kind(SCORE),
+        [
+            Series(HELD_OUT, points(names, run.models, within("own_score", "score"))),
+            Series(
+                CANDIDATES,
+                [earlier(p) for p in points(names, rounds, score_mean)],
+                1,
+                dashed=True,
+            ),
+        ],
     ))  # fmt: skip
     made.append((
-        Kind("log-ratios at the end, nats", (), ("logratio", "log_ratio")),
+        Kind(LOGRATIOS),
         [
             Series(key, points(names, rounds, within("logratios", key)), style)
             for style, key in enumerate(("chosen", "rejected", "margin"))
@@ -149,8 +165,7 @@ def drawn(run: Run, kind: Kind, series: Sequence[Series], names: Sequence[str]) 
 
 
 def is_warned(run: Run, kind: Kind) -> bool:
-    said = [warning.name.lower().replace("-", "_").replace(" ", "_") for warning in run.warnings]
-    return any(word.replace(" ", "_") in name for name in said for word in kind.words)
+    return any(WARNED_AT.get(warning.name) == kind.title for warning in run.warnings)
 
 
 def compared_panels(runs: Sequence[tuple[str, Run]]) -> list[Panel]:

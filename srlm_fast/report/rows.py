@@ -1,8 +1,4 @@
-"""The rows of a round, joined by prompt: what is counted, drawn and browsed.
-
-A prompt without a pair leaves no row that says why. The reason is found again from the scores by
-the rule that made the pairs (`judge.pairs.make_pairs`, which needs more than a page may import).
-"""
+"""The rows of a round, joined by prompt: what is counted, drawn and browsed."""
 
 from __future__ import annotations
 
@@ -11,21 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, pvariance
+from statistics import fmean
 from typing import Any
 
 from srlm_fast.records import InputError, iter_jsonl
 
 PAIR, OPEN, UNKNOWN = "pair", "not_decided", "no_pair"
-_SLACK = 1e-9  # means that are equal on paper may differ by units of the last place
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What of the run's options decides whether a prompt gives a pair."""
-
-    min_margin: float = 0.0
-    min_judgements: int = 1
 
 
 @dataclass
@@ -54,7 +41,7 @@ class Answer:
 class Example:
     """A prompt with all that became of it.
 
-    outcome: PAIR, why there is none, OPEN before the pairs are made, UNKNOWN where scores were not
+    outcome: PAIR, why there is none, OPEN before the pairs are made, UNKNOWN where reasons were not
     kept. margin: score of the chosen one less that of the rejected one. comparisons: (first,
     second, P(first is better), status); critiques: (principle, text).
     """
@@ -74,7 +61,7 @@ class Example:
         return [mean for answer in self.answers if (mean := answer.mean) is not None]
 
 
-def read_round(folder: Path, rule: Rule = Rule()) -> list[Example]:
+def read_round(folder: Path) -> list[Example]:
     """One Example for each prompt of `prompts.jsonl` that has candidates, in its order. Raises
     InputError naming the file with a row that lacks something.
     """
@@ -96,8 +83,7 @@ def read_round(folder: Path, rule: Rule = Rule()) -> list[Example]:
     for example in found:
         add_chain(example, chains.get(example.prompt_id))
         add_pair(example, pairs.get(example.prompt_id))
-    if (folder / "pairs.jsonl").exists():
-        add_reasons(found, chains, rule)
+    add_reasons(folder, found)
     return found
 
 
@@ -185,40 +171,13 @@ def add_pair(example: Example, pair: Mapping[str, Any] | None) -> None:
             answer.scores = list(scores)
 
 
-def add_reasons(
-    examples: Sequence[Example], chains: Mapping[str, Mapping[str, Any]], rule: Rule
-) -> None:
-    """Why the prompts that gave no pair gave none."""
-    kept = any(e.means for e in examples if e.outcome != PAIR)
+def add_reasons(folder: Path, examples: Sequence[Example]) -> None:
+    """Why the prompts that gave no pair gave none, once that is decided; runs of before do not have
+    it.
+    """
+    path = folder / "dropped.jsonl"
+    reasons = {row["prompt_id"]: row["reason"] for row in rows_of(path, "prompt_id", "reason")}
+    told = OPEN if path.exists() or not (folder / "pairs.jsonl").exists() else UNKNOWN
     for example in examples:
         if example.outcome != PAIR:
-            chain = chains.get(example.prompt_id)
-            if chain is not None and chain["reason"]:
-                example.outcome = chain["reason"]
-            else:
-                example.outcome = why_no_pair(example, rule) if kept else UNKNOWN
-
-
-def why_no_pair(example: Example, rule: Rule) -> str:
-    """The reason under which `make_pairs` counts the prompt."""
-    judged = [a for a in example.answers if len(a.read) >= rule.min_judgements]
-    means = [mean for answer in judged if (mean := answer.mean) is not None]
-    if len(judged) < 2:
-        return "one_judged" if judged else "not_judged"
-    if len({answer.text for answer in judged}) == 1:
-        return "identical"
-    high, low = max(means), min(means)
-    if high - low < _SLACK:
-        return "tie"
-    if steadiest(judged, high).text == steadiest(judged, low).text:
-        return "identical"
-    return "margin" if high - low < rule.min_margin - _SLACK else "unread"
-
-
-def steadiest(judged: Sequence[Answer], mean: float) -> Answer:
-    """Of the answers with this mean the one whose scores vary least; a single score's variance is
-    not known.
-    """
-    tied = [a for a in judged if a.mean is not None and abs(a.mean - mean) < _SLACK]
-    spreads = {a.index: pvariance(a.read) if len(a.read) > 1 else math.inf for a in tied}
-    return min(tied, key=lambda answer: (spreads[answer.index], answer.index))
+            example.outcome = reasons.get(example.prompt_id, told)

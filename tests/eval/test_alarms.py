@@ -31,9 +31,37 @@ def test_entropy_of_consecutive_models_down_by_over_a_fifth():
     (alarm,) = alarms([model("M1"), model("M2", 0.79)], [made("M2")])
     assert (alarm.name, alarm.limit) == ("entropy_fall", 0.2)
     assert alarm.figure == pytest.approx(0.21)
-    assert alarm.text == "output entropy fell by 21% to 0.79 nats per token, from 1.00 of M1"
+    assert alarm.text == (
+        "output entropy fell by 21% to 0.79 nats per token of M2, from 1.00 of M1"
+    )
     slow = [model("M1"), model("M2", 0.85), model("M3", 0.7)]
     assert names(slow, [made("M2"), made("M3")]) == []  # 30 % in two rounds, 18 % in the last
+
+
+def test_entropy_down_by_over_half_since_the_first_model():
+    slow = [model(f"M{t + 1}", 0.81**t) for t in range(5)]
+    for t in range(2, 5):
+        assert names(slow[:t], [made("M")] * (t - 1)) == []  # 19 % a round, 47 % in three
+    (alarm,) = alarms(slow, [made("M")] * 4)
+    assert (alarm.name, alarm.limit) == ("entropy_trend", 0.5)
+    assert alarm.figure == pytest.approx(1 - 0.81**4)
+    assert alarm.text == (
+        "output entropy fell by 57% to 0.43 nats per token of M5, from 1.00 of M1"
+    )
+    # One round is told once.
+    assert names([model("M1"), model("M2", 0.4)], [made("M2")]) == ["entropy_fall"]
+
+
+def test_entropy_of_candidates_where_nothing_is_held_out():
+    models = [model(f"M{t}", None) for t in (1, 2, 3)]
+    rounds = [made(f"M{t + 1}", collapse={"entropy": e}) for t, e in ((1, 1.0), (2, 0.7))]
+    assert names(models[:2], rounds[:1]) == []
+    (alarm,) = alarms(models, rounds)
+    assert alarm.name == "entropy_fall" and alarm.figure == pytest.approx(0.3)
+    assert alarm.text == (
+        "output entropy fell by 30% to 0.70 nats per token of M2's candidates, from 1.00 of M1's "
+        "candidates"
+    )
 
 
 def test_log_ratios_below_their_limits():
@@ -44,6 +72,24 @@ def test_log_ratios_below_their_limits():
     (chosen,) = alarms(models, [made("M2", -0.01)])
     assert (chosen.name, chosen.figure, chosen.limit) == ("chosen_logratio", -0.01, 0.0)
     assert "chosen answers ended at -0.01 nats, below 0" in chosen.text
+
+
+def test_log_ratios_against_the_first_model_are_those_of_the_round():
+    models = [model(f"M{t}") for t in (1, 2, 3)]
+
+    def last(chosen: float, rejected: float) -> list[Any]:
+        row = made("M3", chosen, rejected)
+        row["logratios"] |= {"chosen_start": -0.5, "rejected_start": -2.0}
+        return [made("M2"), row]
+
+    assert names(models, last(-0.4, -4.9)) == []
+    chosen, rejected = sorted(alarms(models, last(-0.6, -5.5)), key=lambda alarm: alarm.name)
+    assert (chosen.name, chosen.figure) == ("chosen_logratio", pytest.approx(-0.1))
+    assert (rejected.figure, rejected.limit) == (-3.5, -3.0)
+    assert rejected.text == (
+        "mean log-ratio of rejected answers ended at -3.50 nats from the -2.00 of the round's "
+        "first step, below -3"
+    )
 
 
 def test_only_the_last_round_is_told():
@@ -61,18 +107,17 @@ def around(mean: float, half: float) -> list[float]:
 
 
 def praised(own: float, probe: float, by: str = "program", half: float = 0.1) -> tuple[Any, Any]:
-    """Three models and two rounds. M1 scores itself 3.0, its probe gave 3.0; M2's are given."""
+    """Two models and a round. M1 scores itself 3.0, its probe gave 3.0; M2's are given."""
     part, name, interval = (
         ("eval", "score", "interval")
         if by == "program"
         else ("judge", "pairwise_accuracy", "pairwise_interval")
     )
-    models = [model(f"M{t}", eval={"judged_by": by, "score": 4 - t}) for t in (1, 2, 3)]
-    for row, value in zip(models, (3.0, probe), strict=False):
+    models = [model(f"M{t}", eval={"judged_by": by, "score": 4 - t}) for t in (1, 2)]
+    for row, score, value in zip(models, (3.0, own), (3.0, probe), strict=True):
+        row["own_score"] = {"score": score, "interval": around(score, 0.1), "n": 128}
         row[part] = {**(row[part] or {}), name: value, interval: around(value, half)}
-    scores = zip(("M2", "M3"), (3.0, own), strict=True)
-    rounds = [made(m, score_mean=s, score_interval=around(s, 0.1)) for m, s in scores]
-    return models, rounds
+    return models, [made("M2")]
 
 
 def test_self_praise_against_the_programs_score():
@@ -100,8 +145,14 @@ def test_no_self_praise(own, probe, half):
 
 def test_self_praise_needs_both_figures():
     models, rounds = praised(3.2, 2.8)
-    assert names(models[:2], rounds[:1]) == []
-    for row, key in ((models[1], "eval"), (rounds[1], "score_mean"), (rounds[0], "score_interval")):
+    for row, key in ((models[1], "eval"), (models[1], "own_score"), (models[0], "own_score")):
         kept = row.pop(key)
         assert names(models, rounds) == []
         row[key] = kept
+    assert names(models, rounds) == ["self_praise"]
+
+
+def test_self_praise_is_of_the_last_model():
+    (first, second), rounds = praised(3.2, 2.8)
+    assert names([first, second, second], [*rounds, made("M3")]) == []
+    assert names([first, first, second], [*rounds, made("M3")]) == ["self_praise"]

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from srlm_fast.config import from_options
+from srlm_fast.loop import run
 from srlm_fast.loop.human_text import histogram, human_text_figures, spread
 from srlm_fast.loop.material import gather
 from srlm_fast.model import PackedContext, load_model
 from srlm_fast.records import InputError, write_jsonl
 from srlm_fast.run import read_options
 from srlm_fast.tiny import gold, seeds
-from tests.loop.worlds import small_config
+from tests.loop.worlds import Silent, small_config
 
 
 def ift_rows(count: int) -> list[dict[str, str]]:
@@ -140,6 +141,35 @@ def test_against_a_naive_loop(tiny):
         each[10] + 0.45 * (each[11] - each[10]), rel=1e-4
     )
     assert sum(count for _, count in found["histogram"]) == 12
+
+
+def test_rows_are_told_as_they_are_done_and_can_be_stopped(tiny, monkeypatch):
+    long, done = {"prompt": "Say", "response": "word " * 4000}, []
+    rows = [long, *seeds.human_text(12)]
+    whole = human_text_figures(tiny, rows, 64)
+    monkeypatch.setattr("srlm_fast.loop.human_text.ROWS_AT_A_TIME", 5)
+    found = human_text_figures(tiny, rows, 64, done.append)
+    assert done == [6, 11, 13]
+    assert found["perplexity"] == pytest.approx(whole["perplexity"], rel=1e-5)
+    assert found["histogram"] == whole["histogram"] and found["tokens"] == whole["tokens"]
+
+    def stop(count: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        human_text_figures(tiny, rows, 64, stop)
+
+
+def test_the_run_shows_it_and_stops_in_it(tmp_path):
+    """At the first group behind the start of the stage."""
+    screen = Silent()
+
+    def asked() -> bool:
+        return screen.stages[-1:] == ["M1 human text"]
+
+    with pytest.raises(KeyboardInterrupt):
+        run(small_config(tmp_path / "run", num_eft=24, **{"sft.epochs": 1}), screen, asked)
+    assert screen.stages[-1] == "M1 human text"
 
 
 def test_the_tail_shows_what_the_model_does_not_expect(tiny):

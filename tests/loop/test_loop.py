@@ -52,6 +52,8 @@ def test_summary_counts_are_those_of_the_rows(finished):
         assert made["unparsed"] == sum(row["score"] is None for row in judgements)
         assert made["pairs"] == len(read_jsonl(folder / "pairs.jsonl"))
         assert made["pairs"] + sum(made["dropped"].values()) == 20
+        reasons = Counter(row["reason"] for row in read_jsonl(folder / "dropped.jsonl"))
+        assert reasons == Counter({k: n for k, n in made["dropped"].items() if n})
         assert set(made["seconds"]) == {"prompts", "sample", "judge", "train"}
     for model in summary["models"]:
         low, high = model["eval"]["interval"]

@@ -83,6 +83,7 @@ def test_two_data_ranks_give_the_rows_of_one_process(two_ranks, first, alone, tm
     assert ours["rounds"][0]["statuses"] == theirs["rounds"][0]["statuses"]
     assert found[0]["summary"] == ours
     for one, other in zip(ours["models"], theirs["models"], strict=True):
+        assert one["own_score"]["n"] == other["own_score"]["n"] > 0
         for name in ("perplexity", "perplexity_p95"):
             assert one["human_text"][name] == pytest.approx(other["human_text"][name], rel=1e-3)
     stages = [

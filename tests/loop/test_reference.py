@@ -75,6 +75,15 @@ def test_the_first_model_is_the_reference_of_every_round(unbroken):
     assert len(set(keys)) == len(keys) and not any("computed again" in n for n in screen.notes)
 
 
+def test_log_ratios_are_told_from_the_start_of_the_round(unbroken):
+    out, summary, _ = unbroken
+    for made in summary["rounds"]:
+        first, found = metrics(out, f"{made['name'].lower()}/train")[0], made["logratios"]
+        for side in ("chosen", "rejected"):
+            assert found[f"{side}_start"] == pytest.approx(first[f"{side}_logratio"])
+            assert (abs(found[f"{side}_start"]) < 1e-3) == (made["name"] == "M2")
+
+
 def test_held_out_pairs_are_evaluated_and_choose_the_weights(unbroken):
     out, summary, _ = unbroken
     for made in summary["rounds"]:

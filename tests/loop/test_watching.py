@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from srlm_fast import run as command
 from srlm_fast.config import differences
 from srlm_fast.loop import StoppedError, run
+from srlm_fast.loop.measuring import Measuring
 from srlm_fast.loop.summary import round_rows
 from srlm_fast.loop.teaching import last_logratios
-from srlm_fast.records import read_jsonl
+from srlm_fast.records import Candidate, Judgement, Prompt, read_jsonl
 from srlm_fast.run_folder import write_config
 from srlm_fast.train import TrainReport
 from tests.loop.worlds import Silent, share_first_model, small_config, small_run
@@ -73,6 +75,43 @@ def test_figures_of_the_watch_stand_in_the_summary(sound):
     means = [sum(scores) / len(scores) for scores in groups.values()]
     assert made["score_mean"] == pytest.approx(sum(means) / len(means))
     assert low < made["score_mean"] < high and made["score_change"] is None
+
+
+def test_each_model_judges_its_own_held_out_answers(sound):
+    out, summary, _ = sound
+    for model in summary["models"]:
+        folder = out / model["name"].lower()
+        judged = read_jsonl(folder / "own_judged.jsonl")
+        assert {row["candidate"] for row in judged} == {0}
+        asked = {row["prompt_id"] for row in read_jsonl(folder / "evaluation.jsonl")}
+        scores = {key: [] for key in asked}
+        for row in judged:
+            if row["score"] is not None:
+                scores[row["prompt_id"]].append(row["score"])
+        assert len(judged) == 2 * len(asked) == 48
+        means = [sum(found) / len(found) for found in scores.values() if found]
+        (low, high), found = model["own_score"]["interval"], model["own_score"]
+        assert found["score"] == pytest.approx(sum(means) / len(means))
+        assert low < found["score"] < high and found["n"] == len(means)
+
+
+def test_a_bounded_sample_of_own_answers_is_judged_again_where_rows_are_lost(
+    sound, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    share_first_model(sound[0], out)
+    state = json.loads((out / "state.json").read_text("utf-8"))
+    del state["stages"]["m1/measure"]
+    (out / "state.json").write_text(json.dumps(state), "utf-8")
+    file = out / "m1" / "own_judged.jsonl"
+    whole = file.read_text("utf-8").splitlines()
+    file.write_text("\n".join(whole[:5]) + "\n", "utf-8")
+    monkeypatch.setattr("srlm_fast.loop.measuring.OWN_ANSWERS", 12)
+    (model,) = small_run(out, iterations=0)["models"]
+    found = file.read_text("utf-8").splitlines()
+    assert found[:4] == whole[:4] and set(found) < set(whole)
+    assert len({row["prompt_id"] for row in read_jsonl(file)}) < 24
+    assert 0 < model["own_score"]["n"] <= 12
 
 
 def test_log_ratios_are_those_of_the_last_steps(sound):
@@ -164,3 +203,24 @@ def test_best_of_n_on_its_own_output_alone_loses_its_entropy(sound, tmp_path):
     (made,) = small_run(tmp_path / "run", **changes)["rounds"]
     assert [row["name"] for row in made["warnings"]] == ["entropy_fall"]
     assert made["warnings"][0]["figure"] > 0.2 and made["logratios"] is None
+
+
+def test_a_model_that_has_judged_its_answers_is_not_asked_again():
+    """M1 is the judge of all models where no program scores, and then reads its own first."""
+    prompts = [Prompt(f"p{i}", "Say", "file") for i in range(4)]
+    answered = SimpleNamespace(
+        reader="M1's",
+        candidates={
+            p.prompt_id: [Candidate(p.prompt_id, k, "x", (1,), 0.0, "stop") for k in (0, 1)]
+            for p in prompts[:3]  # the last one was too long
+        },
+        judgements={
+            (f"p{i}", k): [Judgement(f"p{i}", k, 0, "", score, "OK")]
+            for i, k, score in ((0, 0, 2.0), (0, 1, 5.0), (1, 0, 4.0), (2, 0, None))
+        },
+    )
+    material = SimpleNamespace(held_out=prompts)
+    for reward, n in (("self", 2), ("best-of-n", 2), ("random", 0), ("pairwise", 0)):
+        asked = SimpleNamespace(config=SimpleNamespace(reward=reward), material=material)
+        found = Measuring(asked).own_score(None, answered)
+        assert (found and (found["score"], found["n"])) == ((3.0, n) if n else None)

@@ -79,7 +79,9 @@ RESULTS = (
     "judgements.jsonl",
     "comparisons.jsonl",
     "pairs.jsonl",
+    "dropped.jsonl",
     "evaluation.jsonl",
+    "own_judged.jsonl",
     "judge_evaluation.jsonl",
 )
 
@@ -97,7 +99,7 @@ def results(out: Path) -> dict[str, Any]:
         found[f"{folder.name}/weights"] = (folder / "model" / "model.safetensors").read_bytes()
     summary = json.loads((out / "summary.json").read_text("utf-8"))
     found["models"] = [
-        {name: model[name] for name in ("eval", "judge", "model_hash")}
+        {name: model[name] for name in ("eval", "judge", "own_score", "model_hash")}
         for model in summary["models"]
     ]
     return found

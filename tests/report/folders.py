@@ -46,7 +46,7 @@ def make_round(
 ) -> None:
     """The rows of a round, as a kind of `--reward` leaves them."""
     rows: dict[str, list[Row]] = {"prompts": [], "candidates": [], "judgements": [], "pairs": []}
-    rows |= {"comparisons": [], "revisions": [], "sft": []}
+    rows |= {"comparisons": [], "revisions": [], "sft": [], "dropped": []}
     for number in range(num_prompts):
         text = prompts[number % len(prompts)] if prompts else f"List {number} fruits."
         prompt = {"prompt_id": f"p{number}", "text": text, "source": "self-made"}
@@ -55,7 +55,7 @@ def make_round(
         rows["prompts"].append(prompt)
         add_answers(rows, prompt, rng, reward, answer, verdict)
     for name, found in rows.items():
-        if found or name in ("prompts", "candidates", "pairs"):
+        if found or name in ("prompts", "candidates", "pairs", "dropped"):
             write_jsonl(folder / f"{name}.jsonl", found)
 
 
@@ -100,6 +100,9 @@ def add_answers(
         if reward == "best-of-n":
             taught = {"prompt_id": prompt_id, "prompt": prompt["text"], "index": best[1]}
             rows["sft"].append(taught | {"response": texts[best[1]], "score": best[0]})
+    else:
+        reason = "tie" if len(known) > 1 else "one_judged" if known else "not_judged"
+        rows["dropped"].append({"prompt_id": prompt_id, "reason": reason})
 
 
 def mean(scores: Sequence[float | None]) -> float | None:
@@ -224,7 +227,7 @@ def summary(warned: bool = True) -> Row:
         for number, score in ((1, 3.36), (2, 3.70), (3, 3.79))
     ]
     entropy = {
-        "name": "entropy",
+        "name": "entropy_fall",
         "figure": 0.51,
         "limit": 0.808,
         "text": "output entropy fell by 50 %",

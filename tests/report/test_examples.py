@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from srlm_fast.judge import PairConfig, make_pairs
-from srlm_fast.records import Candidate, Prompt, read_jsonl
+from srlm_fast.records import read_jsonl
 from srlm_fast.report.examples import pack, pack_rounds, select, weight
 from srlm_fast.report.page import render
-from srlm_fast.report.rows import Answer, Example, Rule, read_round, why_no_pair
+from srlm_fast.report.rows import Example, read_round
 from tests.report.folders import write_jsonl
 from tests.report.unpacked import browsed, unpack
 
@@ -36,32 +35,36 @@ def test_every_row_is_there_with_scores_and_roles(make_run):
     assert rows[1]["turns"] == [("user", "Hello, you.")] and rows[1]["source"] == "file"
 
 
-def random_group(rng: random.Random) -> list[Answer]:
-    return [
-        Answer(
-            i, rng.choice("xyz"), "stop", scores=[rng.choice((None, 1.0, 2.0, 3.0)) for _ in "ab"]
-        )
-        for i in range(rng.randrange(1, 4))
-    ]
+REASONS = {"p0": "margin", "p1": "tie"}  # the scores alone tell neither
 
 
-@pytest.mark.parametrize("rule", [Rule(), Rule(min_margin=1.2), Rule(min_judgements=2)])
-def test_reasons_are_those_that_the_pairs_were_counted_by(rule: Rule):
-    rng, seen = random.Random(0), set()
-    for _ in range(400):
-        answers = random_group(rng)
-        found = make_pairs(
-            [Prompt("p", "", "file")],
-            [Candidate("p", a.index, a.text, (), 0.0, "stop") for a in answers],
-            {("p", a.index): a.scores for a in answers},
-            config=PairConfig(rule.min_margin, 0.0, rule.min_judgements),
-        )
-        if not found.pairs:
-            reason = why_no_pair(Example("p", "", "", [], answers), rule)
-            assert reason == found.reasons["p"]
-            seen.add(reason)
-    assert seen >= {"tie", "identical", "one_judged", "not_judged"}
-    assert ("margin" in seen) == (rule.min_margin > 0)
+@pytest.fixture
+def dropped(make_run) -> Path:
+    """A round whose first two prompts gave no pair."""
+    folder = make_run(6) / "m3"
+    pairs = [row for row in read_jsonl(folder / "pairs.jsonl") if row["prompt_id"] not in REASONS]
+    write_jsonl(folder / "pairs.jsonl", pairs)
+    rows = [{"prompt_id": key, "reason": why} for key, why in REASONS.items()]
+    write_jsonl(folder / "dropped.jsonl", rows)
+    return folder
+
+
+def outcomes(folder: Path) -> list[str]:
+    return [example.outcome for example in read_round(folder)]
+
+
+def test_reasons_are_those_that_the_round_wrote_down(dropped):
+    assert outcomes(dropped) == ["margin", "tie", *["pair"] * 4]
+
+
+def test_a_round_whose_reasons_were_not_kept_gives_none(dropped):
+    (dropped / "dropped.jsonl").unlink()
+    assert outcomes(dropped) == ["no_pair"] * 2 + ["pair"] * 4
+
+
+def test_pairs_that_are_not_written_yet_are_not_decided(dropped):
+    write_jsonl(dropped / "pairs.jsonl", read_jsonl(dropped / "pairs.jsonl")[:1])
+    assert outcomes(dropped) == ["margin", "tie", "pair", *["not_decided"] * 3]
 
 
 def test_pairwise_shows_comparisons_and_their_means(make_run):
@@ -93,7 +96,7 @@ def test_best_of_n_shows_what_was_taught_where_there_is_no_pair(make_run):
 def test_random_keeps_scores_of_pairs_alone(make_run):
     page = render(make_run(30, reward="random"))
     rows = browsed(page)["M2"]
-    assert {row["outcome"] for row in rows} == {"pair", "no_pair"}
+    assert {row["outcome"] for row in rows} == {"pair", "tie"}
     for row in rows:
         scored = any(answer["mean"] is not None for answer in row["answers"])
         assert scored == (row["outcome"] == "pair")

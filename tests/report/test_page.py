@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import html.parser
+import inspect
 import json
 import re
 from pathlib import Path
@@ -12,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from srlm_fast.eval import alarms
 from srlm_fast.records import InputError
-from srlm_fast.report import gather
+from srlm_fast.report import gather, panels
 from srlm_fast.report.page import render
 from tests.report.folders import HOSTILE, write_jsonl
 from tests.report.unpacked import browsed, data_of, part_of
@@ -61,12 +64,12 @@ def test_every_part_of_a_finished_run_is_there(make_run):
         "Learnt beside the pairs of M2: real 40, earlier 478.",
         "DPO: reward margin",
         "DPO: log-ratios to the reference",
-        "1 warning of collapse M2: entropy: 0.51, limit 0.808. output entropy fell by 50 %",
+        "1 warning of collapse M2: entropy fall: 0.51, limit 0.808. output entropy fell by 50 %",
         "self-BLEU",
         "share of repeated openings",
         "Perplexity of held-out human text under each model",
         "log-ratios at the end",
-        "judge's mean score of candidates",
+        "judge's mean score of own answers",
         "torch version",
     ):
         assert part in text, part
@@ -79,6 +82,23 @@ def test_warnings_stand_at_their_figures(make_run):
     assert re.findall(r'<div class="card warned"><h3>([^<]+)', page) == [
         "output entropy, nats/token"
     ]
+
+
+def warnings_of_the_watch() -> set[str]:
+    """The functions that give an alarm have its name."""
+    found = inspect.getmembers(inspect.getmodule(alarms), inspect.isfunction)
+    giving = {k for k, f in found if f.__annotations__.get("return") == "Alarm | None"}
+    return {name for name in giving if not name.startswith("_")}
+
+
+def test_every_warning_of_the_watch_has_its_chart(make_run):
+    assert set(panels.WARNED_AT) == warnings_of_the_watch()
+    folder = make_run(3)
+    for name, title in panels.WARNED_AT.items():
+        row = {"name": name, "figure": 1.0, "limit": 0.5, "text": "too much"}
+        change_summary(folder, lambda s, row=row: s["rounds"][0].update(warnings=[row]))
+        found = re.findall(r'<div class="card warned"><h3>([^<]+)', render(folder))
+        assert [html.unescape(each) for each in found] == [title], name
 
 
 def test_no_warning_is_said_plainly_and_an_unwatched_run_is_not_called_healthy(make_run):
@@ -216,7 +236,8 @@ def test_an_unfinished_run_has_a_page(make_run, missing: str):
 def test_an_unfinished_run_shows_the_rows_that_are_there(make_run):
     folder = make_run(5)
     (folder / "summary.json").unlink()
-    (folder / "m3" / "pairs.jsonl").unlink()
+    for name in ("pairs", "dropped"):
+        (folder / "m3" / f"{name}.jsonl").unlink()
     found = browsed(render(folder))
     assert {row["outcome"] for row in found["M3"]} == {"not_decided"}
     assert len(found["M2"]) == 5
