@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,21 +82,38 @@ FORMATS: dict[str, Callable[[Row], Row]] = {
 
 
 def run(arguments: argparse.Namespace) -> int:
-    out, form = Path(arguments.out).expanduser(), FORMATS[arguments.format or "conversations"]
-    check_new_file(out)
-    check_suffix(out)
+    out, form = rows_file(arguments.out), FORMATS[arguments.format or "conversations"]
     files = round_files(arguments.what, arguments.round or "all", "pairs.jsonl", "pairs")
-    rows = [converted(row, form, file) for file in files for row in iter_jsonl(file)]
+    rows = list(converted(files, form))
     write_rows(out, rows)
     print(f"{len(rows)} pairs of {', '.join(file.parent.name for file in files)}: {out}")
     return DONE
 
 
-def converted(row: Row, form: Callable[[Row], Row], file: Path) -> Row:
-    try:
-        return form(row)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: found a row that is no pair of a run ({error})") from None
+def rows_file(given: str) -> Path:
+    """`--out` as a new file of rows. Raises InputError."""
+    out = Path(given).expanduser()
+    check_new_file(out)
+    check_suffix(out)
+    return out
+
+
+def converted(
+    files: Sequence[Path],
+    form: Callable[[Row], Row],
+    wanted: Callable[[Row], bool] = lambda row: True,
+    what: str = "pair",
+) -> Iterator[Row]:
+    """The rows of files, those that are wanted, in another form. Raises InputError."""
+    for file in files:
+        for row in iter_jsonl(file):
+            try:
+                if wanted(row):
+                    yield form(row)
+            except (KeyError, IndexError, TypeError, AttributeError) as error:
+                raise InputError(
+                    f"{file}: found a row that is no {what} of a run ({error})"
+                ) from None
 
 
 def round_files(run: str, which: str, name: str, what: str) -> list[Path]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from srlm_fast.records import InputError, iter_jsonl, write_text_atomic
 
+from .gather import read_object
 from .judge_text import FIGURES
 from .judge_text import interval as bounds
 from .table import ABSENT, figure
@@ -472,12 +473,3 @@ def card_license(path: Path) -> str | None:
     head = text.split("---")[1] if text.startswith("---") else ""
     named = [line for line in head.splitlines() if line.startswith("license:")]
     return named[0].partition(":")[2].strip().strip("\"'") or None if named else None
-
-
-def read_object(path: Path) -> Row:
-    """The JSON object of a file, {} where there is none that can be read."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

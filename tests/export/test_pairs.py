@@ -256,3 +256,7 @@ def test_a_row_that_is_no_pair(made, complaint, tmp_path):
     (tmp_path / "m2" / "pairs.jsonl").write_text('{"prompt": "x"}\n')
     said = complaint("pairs", tmp_path, "--out", tmp_path / "a.jsonl", "--format", "trl")
     assert "pairs.jsonl: found a row that is no pair of a run ('chosen')" in said
+    (tmp_path / "m1").mkdir()
+    (tmp_path / "m1" / "sft.jsonl").write_text('{"prompt": "x"}\n')
+    said = complaint("sft", tmp_path, "--out", tmp_path / "b.jsonl")
+    assert "sft.jsonl: found a row that is no SFT row of a run ('response')" in said

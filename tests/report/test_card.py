@@ -189,6 +189,12 @@ def test_text_that_models_and_people_wrote_breaks_nothing(run):
     assert "| M2 | 3.70 |" in card(run, 2)
 
 
+def test_a_damaged_file_of_a_run_is_one_line(run):
+    (run / "summary.json").write_text("{")
+    with pytest.raises(InputError, match=r"summary.json: found no JSON"):
+        card(run)
+
+
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(InputError, match=r"found no config.json of a run"):
         write_card(tmp_path, 1, tmp_path)
