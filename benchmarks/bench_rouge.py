@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.harness import commit
 from benchmarks.machine import conditions
 from srlm_fast.data import RougePool, word_pairs
 from srlm_fast.data.nearness import SLACK
@@ -186,7 +187,11 @@ def main() -> None:
         f"{1 / package[2]['seconds']:,.0f} pairs/s\n{HEAD}"
     )
     made = conditions(f"python -m benchmarks.bench_rouge --candidates {options.candidates}")
-    made |= {"rouge_score": importlib.metadata.version("rouge-score"), "agreement": checked}
+    made |= {
+        "commit": commit(),
+        "rouge_score": importlib.metadata.version("rouge-score"),
+        "agreement": checked,
+    }
     rows, cpu = [], package[1]["cpu_seconds"]
     for pool in options.pools:
         for threads in (1, 2):

@@ -327,9 +327,13 @@ def run_loop(config: Config, folder: Path, display: Display, ranks: Ranks) -> in
     from srlm_fast.loop import StoppedError, run
 
     many = bool(ranks.over_mesh)
+
+    def on_model(number: int) -> None:
+        write_model_card(folder, number, config.model)
+
     try:
         with stop_on_interrupt(display, at_once=not many) as stop:
-            summary = run(config, display, stop=stop, ranks=ranks)
+            summary = run(config, display, stop=stop, ranks=ranks, on_model=on_model)
         if not ranks.first:
             return DONE
         report = write_pages(folder, config.model)
@@ -346,6 +350,14 @@ def run_loop(config: Config, folder: Path, display: Display, ranks: Ranks) -> in
     display.table(summary)
     display.note(f"report: {report}")
     return DONE
+
+
+def write_model_card(folder: Path, number: int, model: str) -> None:
+    """The card of M_number as far as the run has come; `write_pages` says the rest at the end."""
+    from srlm_fast.model import hub_id
+    from srlm_fast.report import write_card
+
+    write_card(folder, number, folder / f"m{number}" / "model", hub_id(model))
 
 
 def write_pages(folder: Path, model: str) -> Path:

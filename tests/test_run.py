@@ -54,7 +54,7 @@ class FakeLoop:
         self.end, self.outs = end, []
 
     def __call__(
-        self, config: Any, display: Any, stop: Callable[[], bool], ranks: Any
+        self, config: Any, display: Any, stop: Callable[[], bool], ranks: Any, on_model: Any
     ) -> dict[str, Any]:
         out = Path(config.out)
         self.outs.append(out)

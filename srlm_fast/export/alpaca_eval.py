@@ -10,11 +10,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from srlm_fast.options import Option, real, text, whole
+from srlm_fast.options import Option, real, whole
 from srlm_fast.run import DONE
 
 from .answering import Dialogue
-from .command import MODEL, Command, check_new_file, out_option
+from .command import MODEL, Command, check_new_file, file_option, out_option
 from .generating import DEVICE, NAME, SAMPLING, finish, generate, settings
 from .row_file import write_list
 from .source import find_model, label
@@ -82,11 +82,8 @@ COMMAND = Command(
     help="a model's answers as AlpacaEval's outputs JSON; the same command goes on after a kill",
     what=("MODEL", MODEL),
     options=(
-        Option(
+        file_option(
             "--prompts",
-            "prompts",
-            text("the name of a file"),
-            "FILE",
             "the evaluation set (alpaca_eval.json): a JSON list or JSONL with `instruction`",
         ),
         out_option("a new file for the outputs, a JSON list"),

@@ -65,6 +65,11 @@ def out_option(help: str, kind: str = "the name of a file") -> Option:
     return Option("--out", "out", text(kind), metavar, help)
 
 
+def file_option(name: str, help: str) -> Option:
+    """Of a file that is read."""
+    return Option(name, name.removeprefix("--"), text("the name of a file"), "FILE", help)
+
+
 def check_new(path: Path) -> None:
     """Raise InputError unless `--out` can be made: what is there is never written over."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):

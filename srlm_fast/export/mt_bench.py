@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from srlm_fast.options import Option, real, text, whole
+from srlm_fast.options import Option, real, whole
 from srlm_fast.records import write_jsonl
 from srlm_fast.run import DONE
 
 from .answering import Dialogue
-from .command import MODEL, Command, check_new_file, out_option
+from .command import MODEL, Command, check_new_file, file_option, out_option
 from .generating import DEVICE, NAME, SAMPLING, finish, generate, settings
 from .source import find_model, label
 
@@ -134,11 +134,8 @@ COMMAND = Command(
     help="a model's answers to MT-Bench in FastChat's form; the same command goes on after a kill",
     what=("MODEL", MODEL),
     options=(
-        Option(
+        file_option(
             "--questions",
-            "questions",
-            text("the name of a file"),
-            "FILE",
             "FastChat's question.jsonl: `question_id`, `category`, `turns`",
         ),
         out_option("a new file for the answers (model_answer/<model>.jsonl)"),

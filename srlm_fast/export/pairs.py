@@ -1,16 +1,16 @@
 """`export pairs`: a run's preference pairs in the forms that trainers read.
 
-The rows of `pairs.jsonl` are those of UltraFeedback-binarized and more: OpenRLHF (`chosen`,
-`rejected`) and Axolotl (`chat_template.argilla_chat`) take the file as it is. TRL takes `prompt` as
-messages, or no `prompt` at all; Axolotl's `chat_template.default` takes `messages` for the turns
-before the answer, and one message for each answer. For these there are forms of their own.
+Whole conversations in `chosen` and `rejected`, without a `prompt`, are what TRL, OpenRLHF and
+Axolotl (`chat_template.argilla_chat`) all take unchanged. The rows of `pairs.jsonl` are those of
+UltraFeedback-binarized and more, whose text `prompt` TRL's trainer refuses beside them. Axolotl's
+`chat_template.default` takes `messages` for the turns before the answer, and one message for each.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,8 @@ def as_axolotl(row: Row) -> Row:
     return {"messages": row["chosen"][:-1], **sides, **origin(row)}
 
 
-def as_openrlhf(row: Row) -> Row:
-    """Whole conversations, which TRL takes too: it finds the prompt that they share."""
+def as_conversations(row: Row) -> Row:
+    """TRL's implicit prompt: it finds what both conversations share."""
     return {"chosen": row["chosen"], "rejected": row["rejected"], **origin(row)}
 
 
@@ -71,31 +71,49 @@ def spoken(message: dict[str, str]) -> dict[str, str]:
 
 
 FORMATS: dict[str, Callable[[Row], Row]] = {
+    "conversations": as_conversations,
+    "openrlhf": as_conversations,
     "ultrafeedback": as_ultrafeedback,
     "run": as_run,
     "trl": as_trl,
     "axolotl": as_axolotl,
-    "openrlhf": as_openrlhf,
     "sharegpt": as_sharegpt,
 }
 
 
 def run(arguments: argparse.Namespace) -> int:
-    out, form = Path(arguments.out).expanduser(), FORMATS[arguments.format or "ultrafeedback"]
-    check_new_file(out)
-    check_suffix(out)
+    out, form = rows_file(arguments.out), FORMATS[arguments.format or "conversations"]
     files = round_files(arguments.what, arguments.round or "all", "pairs.jsonl", "pairs")
-    rows = [converted(row, form, file) for file in files for row in iter_jsonl(file)]
+    rows = list(converted(files, form))
     write_rows(out, rows)
     print(f"{len(rows)} pairs of {', '.join(file.parent.name for file in files)}: {out}")
     return DONE
 
 
-def converted(row: Row, form: Callable[[Row], Row], file: Path) -> Row:
-    try:
-        return form(row)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: found a row that is no pair of a run ({error})") from None
+def rows_file(given: str) -> Path:
+    """`--out` as a new file of rows. Raises InputError."""
+    out = Path(given).expanduser()
+    check_new_file(out)
+    check_suffix(out)
+    return out
+
+
+def converted(
+    files: Sequence[Path],
+    form: Callable[[Row], Row],
+    wanted: Callable[[Row], bool] = lambda row: True,
+    what: str = "pair",
+) -> Iterator[Row]:
+    """The rows of files, those that are wanted, in another form. Raises InputError."""
+    for file in files:
+        for row in iter_jsonl(file):
+            try:
+                if wanted(row):
+                    yield form(row)
+            except (KeyError, IndexError, TypeError, AttributeError) as error:
+                raise InputError(
+                    f"{file}: found a row that is no {what} of a run ({error})"
+                ) from None
 
 
 def round_files(run: str, which: str, name: str, what: str) -> list[Path]:
@@ -141,9 +159,11 @@ COMMAND = Command(
             "format",
             one_of(*FORMATS),
             "NAME",
-            "ultrafeedback: the columns of UltraFeedback-binarized; run: every column of the run; "
-            "trl: an explicit prompt of messages; axolotl: for chat_template.default; openrlhf: "
-            "whole conversations; sharegpt: LLaMA-Factory's ranking form (default: ultrafeedback)",
+            "conversations (openrlhf is the same): whole ones, which TRL, OpenRLHF and Axolotl's "
+            "chat_template.argilla_chat read unchanged; trl: an explicit prompt of messages; "
+            "axolotl: for chat_template.default; ultrafeedback: the columns of "
+            "UltraFeedback-binarized; run: every column of the run; sharegpt: LLaMA-Factory's "
+            "ranking form (default: conversations)",
         ),
     ),
     run=run,

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from srlm_fast.options import Option, one_of
-from srlm_fast.records import InputError, iter_jsonl
+from srlm_fast.records import InputError
 from srlm_fast.run import DONE
 
-from .command import Command, check_new_file, out_option
-from .pairs import ROUND, converted, round_files, spoken
-from .row_file import check_suffix, write_rows
+from .command import Command, out_option
+from .pairs import ROUND, converted, round_files, rows_file, spoken
+from .row_file import write_rows
 
 Row = dict[str, Any]
 KINDS = ("ift", "eft", "best")
@@ -52,17 +51,10 @@ FORMATS: dict[str, Callable[[Row], Row]] = {
 
 
 def run(arguments: argparse.Namespace) -> int:
-    out, form = Path(arguments.out).expanduser(), FORMATS[arguments.format or "messages"]
-    check_new_file(out)
-    check_suffix(out)
+    out, form = rows_file(arguments.out), FORMATS[arguments.format or "messages"]
     files = round_files(arguments.what, arguments.round or "all", "sft.jsonl", "SFT rows")
     wanted = KINDS if arguments.kind in (None, "all") else (arguments.kind,)
-    rows = [
-        converted(row, form, file)
-        for file in files
-        for row in iter_jsonl(file)
-        if kind(row) in wanted
-    ]
+    rows = list(converted(files, form, lambda row: kind(row) in wanted, "SFT row"))
     if not rows:
         raise InputError(f"--kind: found {arguments.kind}, of which the run has no rows")
     write_rows(out, rows)

@@ -39,19 +39,25 @@ from .tracking import open_trackers
 from .watching import Watching
 
 Stop = Callable[[], bool]
+OnModel = Callable[[int], None]
 
 
 def run(
-    config: Config, display: Screen, stop: Stop = lambda: False, ranks: Ranks | None = None
+    config: Config,
+    display: Screen,
+    stop: Stop = lambda: False,
+    ranks: Ranks | None = None,
+    on_model: OnModel = lambda number: None,
 ) -> dict[str, Any]:
     """Run, or go on with, the run in `config.out` and return its summary.
 
     ranks: the processes that do it together, each with a call of its own; None: this one alone.
+    on_model: called on the first of them with the number of each model that has its figures.
     Raises InputError and ModelError for what the user gave, StoppedError when a round gives nothing
     to learn from, KeyboardInterrupt at the next safe point after `stop()` is true, on one rank or
     several, and RankEndedError where another rank raised something.
     """
-    return Run(config, display, stop, ranks or Ranks()).go()
+    return Run(config, display, stop, ranks or Ranks(), on_model).go()
 
 
 class Run:
@@ -60,8 +66,11 @@ class Run:
     What a stage does is in the file beside this one that bears its name; each takes the run.
     """
 
-    def __init__(self, config: Config, display: Screen, stop: Stop, ranks: Ranks) -> None:
+    def __init__(
+        self, config: Config, display: Screen, stop: Stop, ranks: Ranks, on_model: OnModel
+    ) -> None:
         self.config, self.display, self.ranks = config, display, ranks
+        self.on_model = on_model if ranks.first else lambda number: None
         self.ranks.asked = stop
         self.out = Path(config.out)
         self.material: Material = gather(config)
@@ -140,6 +149,7 @@ class Run:
         teaching = self.teaching
         self.stage(folder, "train", teaching.seeds if self.material.has_seeds else teaching.adopt)
         self.stage(folder, "measure", self.measuring.measure)
+        self.on_model(folder.number)
         for name, work in self.rewarding.first_stages().items():
             self.stage(folder, name, work)
 
@@ -153,6 +163,7 @@ class Run:
         self.stage(folder, "train", self.rewarding.learn)
         self.stage(folder, "measure", self.measuring.measure)
         self.stage(folder, "watch", self.watching.watch)
+        self.on_model(folder.number)
         self.watching.check(folder)
 
     def stage(self, folder: ModelFolder, name: str, work: Work) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from srlm_fast.records import InputError, iter_jsonl, write_text_atomic
 
+from .gather import read_object
 from .judge_text import FIGURES
 from .judge_text import interval as bounds
 from .table import ABSENT, figure
@@ -32,16 +33,7 @@ LICENSES = {  # of the bases that the presets name
     "Qwen/Qwen3-": "apache-2.0",
 }
 TINY, TINY_LICENSE = "tiny", "apache-2.0"
-FILES = {
-    "prompts_file": "prompts",
-    "ift_file": "instructions (IFT)",
-    "eft_file": "judgements (EFT)",
-    "eval_prompts_file": "held-out prompts",
-    "reward_pairs_file": "pairs of the reward model",
-    "constitution_file": "principles",
-    "rubric_file": "rubric",
-    "mix_real_file": "human rows mixed in",
-}
+FILE = "_file"  # ends the name of a setting that is a file: `--eft-eval` sets `eft_eval_file`
 LEFT_OUT = ("out", "inputs")
 Row = dict[str, Any]
 
@@ -180,7 +172,7 @@ class Card:
         """The figures of the rounds that led to this model."""
         found = {made["name"]: made for made in self.summary.get("rounds") or []}
         names = [f"M{t}" for t in range(2, self.number + 1)]
-        parts = ("prompts", "answers", "reward", "pairs", "train")
+        parts = ("prompts", "answers", "reward", "pairs", "train", "watch")
         return [found.get(name) or self.from_stages(name, *parts) for name in names]
 
     def from_stages(self, name: str, *stages: str) -> Row:
@@ -289,15 +281,17 @@ class Card:
             reference = self.value("reference")
             yield ["DPO", f"{training(self.value('dpo'))}; reference {reference}"]
         for name in ("mix_real", "accumulate"):
-            if given := self.value(name):
+            if (given := self.value(name)) not in (None, 0, "no"):
                 yield [name.replace("_", " "), str(given)]
 
     def data(self) -> Iterator[str]:
-        hashes = self.config.get("inputs") or {}
-        for field, what in FILES.items():
-            if given := self.config.get(field):
+        hashes, accounts = self.config.get("inputs") or {}, self.summary.get("data") or {}
+        for field, given in self.config.items():
+            if field.endswith(FILE) and given:
+                option = option_of(field)
+                parts = [f"`{option}`: `{Path(given).name}`", *rows_used(accounts.get(option))]
                 digest = hashes.get(field)
-                yield f"{what}: `{Path(given).name}`" + (f", SHA-256 `{digest}`" if digest else "")
+                yield ", ".join(parts + ([f"SHA-256 `{digest}`"] if digest else []))
         if self.base == TINY:
             yield "instructions and judgements of the embedded world where no file is named above"
         yield from self.taught()
@@ -434,6 +428,20 @@ def plain(value: Any) -> str:
     return "yes" if value is True else str(value)
 
 
+def option_of(field: str) -> str:
+    """The option that sets a file."""
+    return f"--{field.removesuffix(FILE).replace('_', '-')}"
+
+
+def rows_used(account: Row | None) -> Iterator[str]:
+    """What a file was recognised as, and how much of it was used; nothing where that is unknown."""
+    if account:
+        rows, lines = account.get("rows", ABSENT), account.get("lines", ABSENT)
+        yield f"{account.get('form', ABSENT)}, {rows} rows of {lines} lines"
+        if left := counted({name: account.get(name) for name in ("left_out", "skipped")}):
+            yield left
+
+
 def round_row(made: Row) -> list[str]:
     names = ("prompts", "candidates", "judgements", "unparsed", "pairs")
     counts = [str(made.get(name, ABSENT)) for name in names]
@@ -465,12 +473,3 @@ def card_license(path: Path) -> str | None:
     head = text.split("---")[1] if text.startswith("---") else ""
     named = [line for line in head.splitlines() if line.startswith("license:")]
     return named[0].partition(":")[2].strip().strip("\"'") or None if named else None
-
-
-def read_object(path: Path) -> Row:
-    """The JSON object of a file, {} where there is none that can be read."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

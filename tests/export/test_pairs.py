@@ -40,9 +40,10 @@ def test_every_form_by_hand():
         "ultrafeedback": {name: ROW[name] for name in list(ROW)[:7]},
         "trl": {"prompt": [ASKED], "chosen": [GOOD], "rejected": [BAD]} | ORIGIN,
         "axolotl": {"messages": [ASKED], "chosen": GOOD, "rejected": BAD} | ORIGIN,
-        "openrlhf": {"chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]} | ORIGIN,
+        "conversations": {"chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]} | ORIGIN,
         "sharegpt": {"conversations": [said], "chosen": good, "rejected": bad} | ORIGIN,
     }
+    wanted["openrlhf"] = wanted["conversations"]
     assert {name: form(ROW) for name, form in FORMATS.items()} == wanted
 
 
@@ -65,9 +66,10 @@ def pair(made) -> dict[str, Any]:
     return read_jsonl(made / "m2" / "pairs.jsonl")[0]
 
 
-def exported(made: Path, tmp_path: Path, form: str, export) -> datasets.Dataset:
+def exported(made: Path, tmp_path: Path, form: str | None, export) -> datasets.Dataset:
+    """form None: the default."""
     out = tmp_path / f"{form}.jsonl"
-    export("pairs", made, "--out", out, "--format", form)
+    export("pairs", made, "--out", out, *(("--format", form) if form else ()))
     return load(out, tmp_path)
 
 
@@ -95,22 +97,40 @@ def test_trl_reads_the_rows_of_a_run(made, tokenizer, pair, tmp_path):
     assert data_utils.apply_chat_template(found, tokenizer) == wanted(tokenizer, pair)
 
 
-@pytest.mark.parametrize("form", ["trl", "openrlhf"])
-def test_trl_trains_on(form, made, tokenizer, pair, tmp_path, export):
-    """By its DPO trainer's own preparation, to token ids."""
+def prepared(rows: datasets.Dataset, tokenizer: Any, tmp_path: Path) -> datasets.Dataset:
+    """By the own preparation of TRL's DPO trainer, to token ids."""
     from trl import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
 
-    rows = exported(made, tmp_path, form, export)
     trainer = DPOTrainer.__new__(DPOTrainer)
     trainer._tokenizer = tokenizer
     settings = DPOConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, report_to=[])
-    found = trainer._prepare_dataset(rows, tokenizer, settings, "train")
+    return trainer._prepare_dataset(rows, tokenizer, settings, "train")
+
+
+@pytest.mark.parametrize("form", [None, "trl"])
+def test_trl_trains_on(form, made, tokenizer, pair, tmp_path, export):
+    rows = exported(made, tmp_path, form, export)
+    found = prepared(rows, tokenizer, tmp_path)
     text = wanted(tokenizer, pair)
     assert tokenizer.decode(found[0]["prompt_ids"]) == text["prompt"]
     assert tokenizer.decode(found[0]["chosen_ids"]) == text["chosen"]
     assert tokenizer.decode(found[0]["rejected_ids"]) == text["rejected"]
     assert len(found) == len(rows) == len(read_jsonl(made / "m2" / "pairs.jsonl"))
+
+
+@pytest.mark.parametrize("form", ["ultrafeedback", "run"])
+def test_trl_refuses_a_text_prompt_beside_whole_conversations(
+    form, made, tokenizer, tmp_path, export
+):
+    """Where this fails TRL takes UltraFeedback's own layout, and so what our documents say of it
+    has changed.
+    """
+    rows = exported(made, tmp_path, form, export)
+    with pytest.raises(TypeError, match=r"only concatenate str"):
+        prepared(rows, tokenizer, tmp_path)
+    found = prepared(rows.remove_columns("prompt"), tokenizer, tmp_path)
+    assert len(found) == len(rows)
 
 
 def axolotl_default(row: dict[str, Any], messages: str, tokenizer: Any) -> dict[str, str]:
@@ -136,8 +156,9 @@ def test_axolotl_finds_its_keys(made, tokenizer, pair, tmp_path, export):
     unchanged = load(made / "m2" / "pairs.jsonl", tmp_path)[0]
     assert axolotl_default(unchanged, "prompt", tokenizer) == want  # field_messages: prompt
     # chat_template.argilla_chat: the turns before the last message of chosen, then the last ones.
-    turns = {"turns": unchanged["chosen"][:-1]} | {s: unchanged[s] for s in ("chosen", "rejected")}
-    assert axolotl_default(turns, "turns", tokenizer) == want
+    for row in (unchanged, exported(made, tmp_path, None, export)[0]):
+        turns = {"turns": row["chosen"][:-1]} | {s: row[s] for s in ("chosen", "rejected")}
+        assert axolotl_default(turns, "turns", tokenizer) == want
 
 
 def test_openrlhf_finds_its_keys(made, tokenizer, pair, tmp_path, export):
@@ -146,7 +167,7 @@ def test_openrlhf_finds_its_keys(made, tokenizer, pair, tmp_path, export):
     """
     for rows in (
         load(made / "m2" / "pairs.jsonl", tmp_path),
-        exported(made, tmp_path, "openrlhf", export),
+        exported(made, tmp_path, None, export),
     ):
         row = rows[0]
         prompt = tokenizer.apply_chat_template(
@@ -206,7 +227,7 @@ def test_what_was_taught(made, tmp_path, export, complaint):
 
 def test_mistakes_are_one_line(made, adapted, complaint, tmp_path, monkeypatch):
     out = tmp_path / "a.jsonl"
-    assert "--format: found 'tlr', wanted ultrafeedback, run, trl" in complaint(
+    assert "--format: found 'tlr', wanted conversations, openrlhf" in complaint(
         "pairs", made, "--out", out, "--format", "tlr"
     )
     assert "found m5, wanted all or one with pairs: m2" in complaint(
@@ -235,3 +256,7 @@ def test_a_row_that_is_no_pair(made, complaint, tmp_path):
     (tmp_path / "m2" / "pairs.jsonl").write_text('{"prompt": "x"}\n')
     said = complaint("pairs", tmp_path, "--out", tmp_path / "a.jsonl", "--format", "trl")
     assert "pairs.jsonl: found a row that is no pair of a run ('chosen')" in said
+    (tmp_path / "m1").mkdir()
+    (tmp_path / "m1" / "sft.jsonl").write_text('{"prompt": "x"}\n')
+    said = complaint("sft", tmp_path, "--out", tmp_path / "b.jsonl")
+    assert "sft.jsonl: found a row that is no SFT row of a run ('response')" in said

@@ -15,6 +15,7 @@ import time
 import pytest
 
 from srlm_fast import records
+from srlm_fast import run as command
 from srlm_fast.loop import run, state
 from srlm_fast.model import Model
 from srlm_fast.records import InputError, read_jsonl
@@ -169,6 +170,20 @@ def test_sigkill_for_real(unbroken, tmp_path):
         process.wait()
     small_run(out)
     same(unbroken, results(out))
+
+
+def test_a_killed_run_has_the_cards_of_the_models_that_were_measured(tmp_path, monkeypatch):
+    def killed(*args):
+        raise Killed
+
+    monkeypatch.setattr(command, "write_pages", killed)  # what a run does when it has ended
+    out, few = tmp_path / "run", {"iterations": 1, "num_eft": 2, "sft.epochs": 1}
+    few |= {"reward": "gold", "num_prompts": 12, "evaluation.num_prompts": 4}
+    with pytest.raises(Killed):
+        command.train(small_config(out, **few), out, None)
+    first, second = ((out / name / "model" / "README.md").read_text() for name in ("m1", "m2"))
+    assert "| M1 |" in first and "| M2 |" not in first
+    assert "| M1 |" in second and "| M2 | 12 | 48 |" in second
 
 
 def test_sigint_for_real(tmp_path):

@@ -5,11 +5,13 @@ Needs a Chromium on PATH and playwright, which drives it.
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from srlm_fast.records import read_jsonl
@@ -21,6 +23,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))
 if CHROMIUM is None:
     pytest.skip("no chromium on PATH", allow_module_level=True)
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+image = pytest.importorskip("PIL.Image", reason="pillow, which matplotlib brings, is not installed")
 
 PROMPTS = 45
 PHONE = {"width": 360, "height": 740}
@@ -173,6 +176,38 @@ def test_a_phone_scrolls_in_one_direction_only(open_page, folder: Path, scheme: 
         summary.click()
     page.locator(".example").last.scroll_into_view_if_needed()
     assert fits(page)
+
+
+def pictures(page: Any) -> list[np.ndarray]:
+    """What a reader sees on the way down: screens as drawn, [height, width, 3] uint8. The bar of
+    links, which scrolls sideways by itself, is grey.
+    """
+    found, covered = [], {"mask": [page.locator("nav")], "mask_color": "#808080"}
+    for place in ("h1", "svg", ".example"):
+        page.locator(place).first.evaluate("element => element.scrollIntoView()")
+        drawn = page.screenshot(animations="disabled", **covered)
+        found.append(np.asarray(image.open(io.BytesIO(drawn)).convert("RGB")))
+    return found
+
+
+@pytest.mark.parametrize("width", [1100, PHONE["width"]])
+def test_screenshots_are_drawn_in_both_themes_and_cut_nowhere(open_page, folder: Path, width: int):
+    shots = {}
+    for scheme in ("light", "dark"):
+        size = PHONE | {"width": width}
+        page = open_page(folder / "report.html", color_scheme=scheme, viewport=size)
+        page.locator(".example").first.wait_for()
+        assert fits(page)
+        shots[scheme] = pictures(page)
+    for light, dark in zip(shots["light"], shots["dark"], strict=True):
+        assert light.shape == dark.shape == (PHONE["height"], width, 3)
+        assert light.mean() > 190 and dark.mean() < 80
+        for shot in (light, dark):
+            assert len(np.unique(shot @ np.array([1 << 16, 1 << 8, 1]))) > 50
+            # Both margins are empty, or of what spans the page: nothing is cut.
+            assert (shot[:, -3:] == shot[:, :3]).all()
+    first, second, third = shots["light"]
+    assert (first != second).any() and (second != third).any()
 
 
 def test_labels_of_a_chart_do_not_lie_on_each_other(open_page, folder: Path):

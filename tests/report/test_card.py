@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from srlm_fast.config import FILES, option_at
 from srlm_fast.records import InputError
 from srlm_fast.report import write_card, write_cards
 from srlm_fast.run import write_pages
@@ -58,7 +59,7 @@ def test_a_card_beside_each_model(run):
     assert "# my run M3" in last and "is 2 rounds behind M1" in last
     assert "| M1 | 3.36 | 3.27 to 3.45 | 400 |" in first and "| M2 |" not in first
     assert "| M3 | 3.79 | 3.70 to 3.88 | 400 | 28 |" in last
-    assert "rows of M1's SFT: 3 IFT, 2 EFT" in last and "M3, prompts: 30 self-made" in last
+    assert "rows of M1's SFT: 3 IFT, 2 EFT" in last and "M3, prompts: 29 self-made, 1 file" in last
     assert "| M3 | 512 | 2048 | 6144 | 12 | 407 | tie 105 |" in last
     assert "prompts not taken: duplicate 90, similar 12" in last
     assert "beta 0.1" in last and "torch 2.13" in last and "seed 0" in last
@@ -88,7 +89,23 @@ def test_nothing_of_the_machine_is_told(run, tmp_path):
     change(run / "config.json", edit)
     made = card(run)
     assert str(tmp_path) not in made
-    assert f"prompts: `mine.jsonl`, SHA-256 `{'ab12' * 16}`" in made
+    assert f"`--prompts`: `mine.jsonl`, SHA-256 `{'ab12' * 16}`" in made
+
+
+def test_every_file_of_the_user_is_told_with_its_rows(run):
+    change(run / "config.json", lambda found: found["run"].update({n: f"/x/{n}" for n in FILES}))
+    account = {"form": "chats", "rows": 8, "lines": 9, "left_out": 0, "skipped": 3}
+    change(run / "summary.json", lambda found: found.update(data={"--eft-eval": account}))
+    made = card(run)
+    assert [name for name in FILES if f"- `{option_at(name)}`: `{name}`" not in made] == []
+    assert "- `--eft-eval`: `eft_eval_file`, chats, 8 rows of 9 lines, skipped 3\n" in made
+
+
+@pytest.mark.parametrize(("given", "said"), [("no", False), ("subsample", True)])
+def test_what_is_off_is_no_step_of_the_recipe(run, given: str, said: bool):
+    change(run / "config.json", lambda found: found["run"].update(accumulate=given, mix_real=0.0))
+    made = card(run)
+    assert (f"| accumulate | {given} |" in made) == said and "| mix real |" not in made
 
 
 def test_judge_table_warnings_and_perplexity(run):
@@ -109,7 +126,7 @@ def test_judge_table_warnings_and_perplexity(run):
     assert "(12 prompts)" in made
     assert "| pairwise accuracy, a tie is half | 76.5% | 70.0% to 80.0% | 50 | 60.0% |" in made
     assert "Perplexity of human text under it: perplexity 12.5, n 64." in made
-    assert "Warning (M3, entropy): fell by 30 %" in made and "Warning" not in card(run, 2)
+    assert "Warning (M3, entropy): fell by 30 %" in made and "(M3" not in card(run, 2)
     assert "M3, mixed in: real 64" in made
 
 
@@ -133,11 +150,12 @@ def test_a_run_that_is_not_finished_or_stopped(run):
         "m2/measure": {"eval": score, "judge": None, "collapse": {"length_mean": 9.0}},
         "m2/prompts": {"prompts": 7, "rejected": {"empty": 2}},
         "m2/pairs": {"pairs": 5, "dropped": {"tie": 2}},
+        "m2/watch": {"warnings": [{"name": "entropy", "text": "fell by 30 %"}]},
     }
     (run / "state.json").write_text(json.dumps({"stages": stages}))
     made = card(run, 2)
     assert "| M2 | 3.36 |" in made and "| M2 | 7 | - | - | - | 5 | tie 2 |" in made
-    assert "M2, prompts not taken: empty 2" in made
+    assert "M2, prompts not taken: empty 2" in made and "(M2, entropy): fell by 30 %" in made
     stopped = {"models": [], "rounds": [], "finished": False, "stopped": {"reason": "no pair"}}
     (run / "summary.json").write_text(json.dumps(stopped))
     assert "**The run stopped by itself**: no pair." in card(run, 2)
@@ -169,6 +187,12 @@ def test_text_that_models_and_people_wrote_breaks_nothing(run):
     (run / "m2" / "model").mkdir()
     change(run / "config.json", lambda found: found["run"].update(model="a\udc80|b"))
     assert "| M2 | 3.70 |" in card(run, 2)
+
+
+def test_a_damaged_file_of_a_run_is_one_line(run):
+    (run / "summary.json").write_text("{")
+    with pytest.raises(InputError, match=r"summary.json: found no JSON"):
+        card(run)
 
 
 def test_a_folder_that_is_no_run(tmp_path):
