@@ -288,8 +288,16 @@ def account_lines(seeds: OasstSeeds, config: OasstConfig, skipped: Skipped | Non
         yield from skipped.lines()
     for name in ROW_FILES:
         found, wanted = len(getattr(seeds, name)), getattr(config, name)
-        fewer = f", {wanted:,} were asked for: there are no more" if found < wanted else ""
-        yield f"{name}.jsonl: {found:,} rows{fewer}"
+        yield f"{name}.jsonl: {found:,} rows{fewer(name, found, wanted, len(seeds.ift))}"
+
+
+def fewer(name: str, found: int, wanted: int, taken: int) -> str:
+    """Why there are fewer rows than asked for; taken: trees that IFT has."""
+    if found >= wanted:
+        return ""
+    if name == "ift" or not taken:
+        return f", {wanted:,} were asked for: there are no more"
+    return f", {wanted:,} were asked for: IFT took {taken:,} trees (a smaller --ift leaves more)"
 
 
 def nothing_message(files: Sequence[str], seeds: OasstSeeds, config: OasstConfig) -> str:

@@ -54,13 +54,19 @@ class Measuring:
         answers = [c for group in stage.candidates.values() for c in group]
         return {
             "eval": evaluation_figures(
-                self.scored(folder, stage), "program" if by_program else "M1"
+                self.scored(folder, stage), "program" if by_program else "M1", self.scale
             ),
             "judge": judge,
             "own_score": own_score,
             "collapse": collapse_figures(answers),
             "human_text": human_text,
         }
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """The lowest and the highest score."""
+        rubric = self.run.material.rubric
+        return float(rubric.low), float(rubric.high)
 
     def human_text(self, folder: ModelFolder) -> dict[str, Any] | None:
         """Perplexity of what people wrote; None where there is nothing of it."""
@@ -187,8 +193,12 @@ def own_figures(scored: Sequence[Scored]) -> dict[str, Any] | None:
     return {"score": mean, "interval": [low, high], "n": len(scored)}
 
 
-def evaluation_figures(scored: Sequence[Scored], judged_by: str) -> dict[str, Any]:
-    """Mean score with its 95 % interval over prompts (a prompt's answers are not independent)."""
+def evaluation_figures(
+    scored: Sequence[Scored], judged_by: str, scale: tuple[float, float]
+) -> dict[str, Any]:
+    """Mean score with its 95 % interval over prompts (a prompt's answers are not independent),
+    which ends where the scale does.
+    """
     by_prompt: dict[str, list[float]] = {}
     for row in scored:
         by_prompt.setdefault(row.prompt_id, []).append(row.score)
@@ -197,5 +207,6 @@ def evaluation_figures(scored: Sequence[Scored], judged_by: str) -> dict[str, An
         return {"score": None, "n": 0, "interval": None, "judged_by": judged_by}
     mean, low, high = mean_interval(means)
     bits = {name: fmean(row.bits[name] for row in scored) for name in scored[0].bits}
-    figures = {"score": mean, "n": len(means), "interval": [low, high], "judged_by": judged_by}
+    interval = [max(low, min(scale[0], mean)), min(high, max(scale[1], mean))]
+    figures = {"score": mean, "n": len(means), "interval": interval, "judged_by": judged_by}
     return figures | ({"bits": bits} if bits else {})

@@ -152,26 +152,44 @@ def highest_share(all_bins: Sequence[Bins]) -> float:
 
 
 def outlines(series: Sequence[Series], label: str, x_label: str) -> Markup | None:
-    """Histograms over each other, as outlines of their shares. points: (lower edge, count)."""
-    series = [one for one in series if sum(count for _, count in one.points)]
+    """Histograms over each other, as outlines of their shares. points: (lower edge, count), the
+    bins as wide as each other on the axis, which is logarithmic; bins behind the last text are
+    left out.
+    """
+    series = [logarithmic(one) for one in series if sum(count for _, count in one.points)]
     if not series:
         return None
     frame = Frame(bottom=38)
     edges = sorted({edge for one in series for edge, _ in one.points})
     width = min((b - a for a, b in pairwise(edges)), default=1.0)
+    last = max(edge for one in series for edge, count in one.points if count)
     totals = [sum(count for _, count in one.points) for one in series]
     tallest = max(n / t for one, t in zip(series, totals, strict=True) for _, n in one.points)
-    marks, across = ticks(0.0, tallest, 3), ticks(edges[0], edges[-1] + width, 5)
-    x, y = frame.x(across[0], across[-1]), frame.y(0.0, marks[-1])
-    parts = [y_axis(frame, marks, y, label, percent), x_axis(frame, across, x, x_label, number)]
+    marks, across = ticks(0.0, tallest, 3), powers(edges[0], last + width)
+    x, y = frame.x(edges[0], last + width), frame.y(0.0, marks[-1])
+    parts = [y_axis(frame, marks, y, label, percent)]
+    parts.append(x_axis(frame, across, x, x_label, lambda v: number(2**v)))
     for one, total in zip(series, totals, strict=True):
         steps = [
             point
             for edge, count in one.points
+            if edge <= last
             for point in ((x(edge), y(count / total)), (x(edge + width), y(count / total)))
         ]
         parts.append(polyline(steps, line_class(one), one.name))
     return figure(label, frame, parts)
+
+
+def logarithmic(one: Series) -> Series:
+    """With the binary logarithm of its lower edges."""
+    points = [(math.log2(max(edge, 1.0)), count) for edge, count in one.points]
+    return Series(one.name, points, one.style, one.dashed)
+
+
+def powers(low: float, high: float) -> list[float]:
+    """At most six whole numbers from `low` to `high`, evenly spread."""
+    step = max(1, math.ceil((high - low) / 6))
+    return [float(v) for v in range(math.ceil(low), math.floor(high) + 1, step)]
 
 
 def curves(series: Sequence[Series], label: str) -> Markup | None:

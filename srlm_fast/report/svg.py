@@ -147,7 +147,7 @@ def x_axis(
     """Values below the floor; what is measured stands at its right end."""
     marks = [line(x(v), frame.floor, x(v), frame.floor + 4, "grid") for v in values]
     words = [text(x(v), frame.floor + 15, spec(v)) for v in values]
-    return BLANK.join([*marks, *words, text(frame.end, frame.height - 2, label, "axis", "end")])
+    return BLANK.join([*marks, *words, text(frame.end, frame.height - 5, label, "axis", "end")])
 
 
 def legend_swatch(style: int, dashed: bool = False) -> Markup:

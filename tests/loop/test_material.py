@@ -8,6 +8,7 @@ import pytest
 
 from srlm_fast import config as configs
 from srlm_fast.loop.material import gather, round_prompts
+from srlm_fast.loop.measuring import Scored, evaluation_figures
 from srlm_fast.records import InputError, Prompt
 from srlm_fast.tiny import seeds
 
@@ -185,3 +186,10 @@ def test_a_rubric_of_ones_own(tmp_path, model):
     path.write_text("Q {{ prompt }} A {{ answer }}")
     with pytest.raises(InputError, match=f"--rubric {path} line 1: answer is not known"):
         gather(config)
+
+
+def test_an_interval_ends_where_the_scale_does():
+    scored = [Scored(str(i), "", score, {}) for i, score in enumerate((5.0, 0.0, 5.0))]
+    figures = evaluation_figures(scored, "M1", (0.0, 5.0))
+    assert figures["interval"] == [0.0, 5.0]
+    assert figures["score"] == pytest.approx(10 / 3)
