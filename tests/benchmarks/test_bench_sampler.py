@@ -64,7 +64,7 @@ def test_quick_run_writes_rows_that_are_right(tmp_path, not_pinned, capsys):
         middle, low, high = row["tokens_per_s"]
         assert 0 < low <= middle <= high and row["prefill_per_s"] > 0
         assert row["share_of_rate"] == pytest.approx(1 / row["times_least"])
-        assert row["ms"]["p50"] == pytest.approx(1e3 * row["tokens"] / middle, rel=0.5)
+        assert 0.99 / high <= row["ms"]["p50"] / (1e3 * row["tokens"]) <= 1.01 / low
         assert row["note"] == "2 of 2 rounds" and row["entropy"] > 1
     ours = by["candidates", "ours fp32"]
     rival = by["candidates", "transformers fp32"]
