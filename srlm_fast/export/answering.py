@@ -81,6 +81,7 @@ class Answering:
 
             def progress(p: Progress) -> None:
                 if stop():
+                    display.note(f"{len(self.rows)} are kept: the same command goes on from there")
                     raise KeyboardInterrupt
                 shown.update(len(self.rows), tokens=p.generated_tokens)
 
