@@ -108,6 +108,18 @@ def test_killed_it_goes_on(
     assert not list(tmp_path.glob("out.json.*"))
 
 
+def test_interrupted_it_says_that_it_goes_on(made, prompts, tmp_path, monkeypatch, capsys):
+    run = answering.Answering.run
+    stopped = lambda self, dialogues, display, stop=None: run(  # noqa: E731
+        self, dialogues, display, lambda: True
+    )
+    monkeypatch.setattr(answering.Answering, "run", stopped)
+    command = ["alpaca-eval", str(made), "--prompts", str(prompts), "--max-tokens", "12"]
+    assert main([*command, "--out", str(tmp_path / "out.json")]) == 130
+    assert "the same command goes on from there" in capsys.readouterr().out
+    assert not (tmp_path / "out.json").exists()
+
+
 def without_time(path: Path) -> list[dict[str, Any]]:
     text = path.read_text()
     rows = json.loads(text) if text.startswith("[") else [json.loads(x) for x in text.splitlines()]
