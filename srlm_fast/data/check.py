@@ -26,8 +26,8 @@ READERS: tuple[tuple[Use, Callable[..., Recognised[Any]]], ...] = (
 
 def check_files(paths: Sequence[str | Path]) -> Iterator[str]:
     """Lines about each file: its form, the rows that each option would have of it, and what is
-    wrong with the first lines that cannot be read. Raises InputError behind the last file where
-    some are of no known form.
+    wrong with the first lines that cannot be read, or with the file. Raises InputError behind the
+    last file where some cannot be read or are of no known form.
     """
     unknown = []
     for path in paths:
@@ -35,6 +35,8 @@ def check_files(paths: Sequence[str | Path]) -> Iterator[str]:
             yield from check_file(path)
         except InputError as error:
             unknown.append(str(error))
+            if len(paths) > 1:
+                yield str(error)
     if unknown:
         more = f" (and {len(unknown) - 1} more of {len(paths)} files)" if unknown[1:] else ""
         raise InputError(f"{unknown[0]}{more}")

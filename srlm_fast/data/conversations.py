@@ -21,6 +21,8 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model"), "assistant"),
 }
 TOOLS = ("tool", "function", "function_call", "tool_call", "observation", "tool_response")
+BESIDE = ("tools", "images", "image", "videos", "video", "audios", "audio")  # fields of a row
+NOTHING: tuple[Any, ...] = (None, "", "[]", [])
 MESSAGE = '{"role": "...", "content": "..."}'
 SHOWN = 40  # characters of a role that is not known
 
@@ -71,6 +73,14 @@ def as_messages(line: Line, field: str, role: str) -> list[Message]:
     if isinstance(value, list | dict):
         return messages(line, field, value if isinstance(value, list) else [value])
     return [{"role": role, "content": line.text(field)}]
+
+
+def check_text_alone(line: Line) -> None:
+    """Raise InputError for a row that has tools or media beside its texts."""
+    for name in BESIDE:
+        if line.fields.get(name) not in NOTHING:
+            wanted = "none, for which chat templates have no common form"
+            raise line.error(name, f"names {name}", wanted)
 
 
 def check_order(line: Line, field: str, turns: Sequence[Message]) -> None:
@@ -140,10 +150,17 @@ def _of_tools(line: Line, field: str, found: str) -> Exception:
 
 
 def _content(line: Line, field: str, value: Any) -> str:
-    """A text, or parts {"type": "text", "text": ...} joined."""
+    """A text, or parts {"type": "text", "text" (or "value"): ...} joined."""
     if not isinstance(value, list):
         return check_text(line, field, value)
-    texts = [p["text"] for p in value if isinstance(p, dict) and isinstance(p.get("text"), str)]
+    texts = [text for part in value if isinstance(text := _part(part), str)]
     if len(texts) < len(value):
         raise line.error(field, "holds parts that are no text", "text alone")
     return check_text(line, field, "".join(texts))
+
+
+def _part(value: Any) -> Any:
+    """The text of a part of a content; None where it is of another type."""
+    if not isinstance(value, dict):
+        return None
+    return value.get("text", value.get("value") if value.get("type") == "text" else None)

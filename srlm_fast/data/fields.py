@@ -41,6 +41,11 @@ class Line:
             raise self.error(field, f"is missing (found {_names(self.fields)})", "a string")
         return check_text(self, field, self.fields[field])
 
+    def either(self, *fields: str) -> str:
+        """The string of the first of these fields that is there and not null."""
+        there = (name for name in fields if self.fields.get(name) is not None)
+        return self.text(next(there, fields[0]))
+
     def number_of(self, field: str) -> float:
         if field not in self.fields:
             raise self.error(field, f"is missing (found {_names(self.fields)})", "a number")
@@ -132,7 +137,7 @@ def read_rows(
     """
     refuse, before = (skipped.add, skipped.count) if skipped else (raise_it, 0)
     used = False
-    for line in read_lines(path, wanted, skipped, columns, told):
+    for line in read_lines(path, wanted, skipped, columns, told, string="prompt"):
         try:
             rows = list(parse(line))
         except InputError as error:
@@ -154,13 +159,14 @@ def read_lines(
     skipped: Skipped | None = None,
     columns: Sequence[str] | None = None,
     told: Told | None = None,
+    string: str = "",
 ) -> Iterator[Line]:
     """The objects of a file in order: of JSON lines, of a JSON list, gzip or not, or of parquet.
     Lines of white space alone are passed over, but counted.
 
     wanted: what an object should look like, for the messages. skipped: counts what cannot be read,
-    instead of an error. columns, told: as of
-    `files.read_entries`.
+    instead of an error. columns, told: as of `files.read_entries`. string: the field that a JSON
+    string in the place of an object is read as; without it a string is an error.
     Raises InputError naming the file, and the line, for: no such file, a folder, an unreadable or
     an empty file, text that is not UTF-8, a line that is not a JSON object or larger than 64 MiB,
     an object with a key twice, a file that breaks off.
@@ -172,7 +178,7 @@ def read_lines(
             continue
         found = True
         try:
-            fields = _object(Path(path), entry, wanted)
+            fields = _object(Path(path), entry, wanted, string)
         except InputError as error:
             refuse(error)
         else:
@@ -181,7 +187,7 @@ def read_lines(
         raise InputError(f"{path}: empty, wanted one JSON object per line such as {wanted}")
 
 
-def _object(path: Path, entry: Entry, wanted: str) -> dict[str, Any]:
+def _object(path: Path, entry: Entry, wanted: str, string: str) -> dict[str, Any]:
     value = entry.value
     try:
         # The text of a line; an element of a list that is a string is none.
@@ -192,6 +198,8 @@ def _object(path: Path, entry: Entry, wanted: str) -> dict[str, Any]:
         raise InputError(
             f"{path} {entry.place}: {found}, wanted an object such as {wanted}"
         ) from None
+    if string and isinstance(value, str):
+        value = {string: value}
     if isinstance(value, dict):
         return value
     raise InputError(f"{path} {entry.place}: {kind(value)}, wanted an object such as {wanted}")

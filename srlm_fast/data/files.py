@@ -1,5 +1,5 @@
-"""Reading a user's file piece by piece, whatever its form: JSON lines, one JSON list, plain text,
-any of them compressed with gzip, or parquet.
+"""Reading a user's file piece by piece, whatever its form: JSON lines, one JSON list, JSON objects
+spread over lines, plain text, any of them compressed with gzip, or parquet.
 
 The form is told by the content, not by the name. Memory stays constant: a line or an element of a
 list is at most LIMIT bytes, also inside gzip, and parquet is read in batches.
@@ -33,7 +33,9 @@ OTHERS = {
     b"\x28\xb5\x2f\xfd": "compressed with zstd",
     b"SQLite format 3": "an SQLite database",
     b"ARROW1": "an Arrow file",
+    b"version https://git-lfs": "a Git LFS pointer (git lfs pull brings the file)",
 }
+SPREAD = re.compile(rb"\s*\{[ \t]*\r?\n")  # the beginning of an object that goes over lines
 FORMS = "a JSONL file (or a JSON list, gzip of either, parquet)"
 
 Refuse = Callable[[InputError], None]
@@ -144,9 +146,7 @@ def _texts(path: Path, file: io.BufferedReader, refuse: Refuse) -> Iterator[Entr
         head = file.peek(64)
         if wide := _wide(head):
             raise InputError(f"{path} {place}: {wide} text, wanted UTF-8 text")
-        is_list = head.removeprefix(BOM).lstrip().startswith(b"[")
-        plain = ".txt" in path.suffixes[-2:]
-        for entry in (_elements if is_list and not plain else _lines)(path, file, refuse):
+        for entry in _reader(path, head.removeprefix(BOM).lstrip())(path, file, refuse):
             place = f"behind {entry.place}"
             yield entry
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -156,6 +156,15 @@ def _texts(path: Path, file: io.BufferedReader, refuse: Refuse) -> Iterator[Entr
                 "gzip file of UTF-8 text"
             )
         )
+
+
+def _reader(path: Path, head: bytes) -> Callable[[Path, IO[bytes], Refuse], Iterator[Entry]]:
+    """What reads a text that begins so."""
+    if ".txt" in path.suffixes[-2:]:
+        return _lines
+    if head.startswith(b"["):
+        return _elements
+    return _objects if SPREAD.match(head) else _lines
 
 
 def _wide(head: bytes) -> str:
@@ -203,23 +212,32 @@ def _one_line(error: BaseException) -> str:
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
-class _List:
-    """The one JSON list that a file holds, read through a window that moves over its text."""
+class _Values:
+    """The elements of the one JSON list that a file holds, or its objects one after another, read
+    through a window that moves over the text."""
 
-    def __init__(self, path: Path, file: IO[bytes]) -> None:
-        self.path, self.file = path, file
+    def __init__(self, path: Path, file: IO[bytes], is_list: bool) -> None:
+        self.path, self.file, self.is_list = path, file, is_list
         self.text, self.at, self.line, self.number = "", 0, 1, 1
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
 
     def entries(self) -> Iterator[Entry | InputError]:
-        """The elements, an InputError in place of one that can be passed over. Raises InputError
+        """The values, an InputError in place of one that can be passed over. Raises InputError
         for what nothing can be read behind."""
+        return self._elements() if self.is_list else self._objects()
+
+    def _objects(self) -> Iterator[Entry | InputError]:
+        while self._next():
+            yield self._value()
+            self.number += 1
+
+    def _elements(self) -> Iterator[Entry | InputError]:
         self._next()
         mark = "["
         while mark != "]":
             self._move(self.at + 1)
             if not (self._next() == "]" and mark == "["):
-                yield self._element()
+                yield self._value()
             mark = self._next()
             if mark not in ("]", ","):
                 raise self._error(f"is followed by {mark or 'the end of the file'!r}", "',' or ']'")
@@ -230,7 +248,7 @@ class _List:
 
     @property
     def place(self) -> str:
-        return f"line {self.line}, element {self.number} of a list"
+        return f"line {self.line}" + f", element {self.number} of a list" * self.is_list
 
     def _error(self, found: str, wanted: str) -> InputError:
         return InputError(f"{self.path} {self.place}: {found}, wanted {wanted}")
@@ -257,7 +275,7 @@ class _List:
         self.text, self.at = self.text[self.at :] + more, 0
         return bool(data)
 
-    def _element(self) -> Entry | InputError:
+    def _value(self) -> Entry | InputError:
         place, decoder, twice = self.place, DECODER, None
         while True:
             try:
@@ -282,7 +300,15 @@ class _List:
 
 
 def _elements(path: Path, file: IO[bytes], refuse: Refuse) -> Iterator[Entry]:
-    entries = _List(path, file).entries()
+    return _entries_of(_Values(path, file, is_list=True), refuse)
+
+
+def _objects(path: Path, file: IO[bytes], refuse: Refuse) -> Iterator[Entry]:
+    return _entries_of(_Values(path, file, is_list=False), refuse)
+
+
+def _entries_of(values: _Values, refuse: Refuse) -> Iterator[Entry]:
+    entries = values.entries()
     while True:
         try:
             entry = next(entries)

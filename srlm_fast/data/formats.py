@@ -7,8 +7,8 @@ So a row with `prompt`, `chosen` and `rejected` is a pair, and `prompt` alone ma
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from srlm_fast.data.conversations import Exchange, Ordered
@@ -16,6 +16,8 @@ from srlm_fast.data.fields import Line, kind
 from srlm_fast.data.forms import alpaca, chat, own, preference, ultrafeedback
 from srlm_fast.records import InputError, Message
 
+# Names that the sides of a pair have elsewhere (LLaMA-Factory, Argilla).
+ALIASES = {f"{side}_{what}": side for side in preference.SIDES for what in ("messages", "response")}
 OASST = "wanted the seeds that `python -m srlm_fast.data oasst` makes of them"
 
 
@@ -41,8 +43,8 @@ class Format:
     refused: str = ""
     fields: str = ""  # for messages, where it is not `needs`
 
-    def fits(self, line: Line) -> bool:
-        there = {name for name, value in line.fields.items() if value is not None}
+    def fits(self, there: set[str]) -> bool:
+        """there: as of `given`."""
         return there.issuperset(self.needs) and there.isdisjoint(self.without)
 
 
@@ -88,6 +90,13 @@ FORMATS: tuple[Format, ...] = (
         fields="prompt + chosen + rejected",
     ),
     Format(
+        "compared outputs",
+        ("output_1", "output_2", "preference", "instruction"),
+        alpaca.asked,
+        preference.preferred,
+        preference.compared,
+    ),
+    Format(
         "labelled completions",
         ("label", "completion", "prompt"),
         own.asked,
@@ -97,6 +106,19 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format("prompts with completions", ("completion", "prompt"), own.asked, own.completed),
     Format("instructions with answers", ("response", "prompt"), own.asked, own.answered),
+    Format("prompts with answers", ("answer", "prompt"), own.asked, own.answered),
+    *(
+        Format(
+            "labelled conversations",
+            ("label", field),
+            asked,
+            chat.liked,
+            chat.labelled,
+            grouped=True,
+            unit="conversations",
+        )
+        for field, asked in (("conversations", chat.sharegpt_asked), ("messages", chat.asked))
+    ),
     Format(
         "ShareGPT conversations",
         ("conversations",),
@@ -107,9 +129,27 @@ FORMATS: tuple[Format, ...] = (
     Format("conversations", ("messages",), chat.asked, chat.answered, unit="conversations"),
     Format("Alpaca instructions", ("output", "instruction"), alpaca.asked, alpaca.answered),
     Format("Dolly instructions", ("response", "instruction"), alpaca.asked, alpaca.answered),
+    Format(
+        "Self-Instruct tasks",
+        ("instances", "instruction"),
+        alpaca.task_asked,
+        alpaca.task_answered,
+        unit="tasks",
+    ),
+    Format("questions with answers", ("answer", "question"), alpaca.asked, alpaca.answered),
+    Format("queries with responses", ("response", "query"), alpaca.asked, alpaca.answered),
     Format("a run's prompts", ("text", "prompt_id", "source"), own.asked_text),
     PROMPTS_ALONE,
     Format("instructions without answers", ("instruction",), alpaca.asked),
+    Format("MT-Bench questions, the first turn of each", ("turns", "question_id"), own.asked_first),
+    Format("Vicuna questions", ("text", "question_id"), own.asked_text),
+    Format("questions without answers", ("question",), alpaca.asked),
+    Format("token ids", ("input_ids",), refused="wanted the texts that they were made of"),
+    Format(
+        "texts of language modelling",
+        ("text",),
+        refused="wanted prompts apart from answers: where each text is a prompt, name it 'prompt'",
+    ),
 )
 
 
@@ -158,9 +198,34 @@ EFT = Use(
 USES = (PROMPTS, IFT, EFT, RANKED, PAIRS)
 
 
+def named(line: Line) -> Line:
+    """The row with its fields by the names of the table: by `ALIASES`, and in lower case where no
+    form knows them otherwise (Instruction, Prompt)."""
+    line = _renamed(line, ALIASES)
+    if recognise(line) is None:
+        low = _renamed(line, {name: name.lower() for name in line.fields})
+        return line if recognise(low) is None else low
+    return line
+
+
+def _renamed(line: Line, names: Mapping[str, str]) -> Line:
+    """Fields with a name in `names` under that, where it is free."""
+    if names.keys().isdisjoint(line.fields):
+        return line
+    there = line.fields
+    new = {name: to for name in there if (to := names.get(name, name)) not in there}
+    return replace(line, fields={new.get(name, name): value for name, value in there.items()})
+
+
 def recognise(line: Line) -> Format | None:
     """The form of a row, None for none that is known."""
-    return next((form for form in FORMATS if form.fits(line)), None)
+    there = given(line)
+    return next((form for form in FORMATS if form.fits(there)), None)
+
+
+def given(line: Line) -> set[str]:
+    """The fields of a row that are not null."""
+    return {name for name, value in line.fields.items() if value is not None}
 
 
 def unknown(line: Line, use: Use) -> InputError:

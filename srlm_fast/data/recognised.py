@@ -7,9 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from srlm_fast.data.conversations import check_text_alone
 from srlm_fast.data.fields import Line, Skipped, read_lines
 from srlm_fast.data.files import DECODER, raise_it, read_entries
-from srlm_fast.data.formats import FORMATS, PLAIN, PROMPTS, Format, Use, recognise, unfit, unknown
+from srlm_fast.data.formats import (
+    FORMATS,
+    PLAIN,
+    PROMPTS,
+    Format,
+    Use,
+    given,
+    named,
+    recognise,
+    unfit,
+    unknown,
+)
 from srlm_fast.records import InputError
 
 Row = TypeVar("Row")
@@ -84,6 +96,7 @@ def read_recognised(
             form = PLAIN if plain else _form(line, found.form if found.lines else None, use)
             if not use.takes(form):
                 raise unfit(line, form, use)
+            check_text_alone(line)
             made = list(rows(form, line))
             doubted = form.left_out(line) if form.left_out and use is not PROMPTS else 0
         except InputError as error:
@@ -122,7 +135,9 @@ def _form(line: Line, form: Format | None, use: Use) -> Format:
     if own is None or own is form or set(own.needs) < set(form.needs):
         return form  # which tells what is missing
     told = line.fields.get(form.needs[0]) is not None
-    if told and (FORMATS.index(own) > FORMATS.index(form) or (use is PROMPTS and form.fits(line))):
+    if told and (
+        FORMATS.index(own) > FORMATS.index(form) or (use is PROMPTS and form.fits(given(line)))
+    ):
         return form
     found = f"stands in a file of {form.words}"
     raise line.error(own.needs[0], found, "one form in a file")
@@ -147,8 +162,8 @@ def _lines(path: Path, use: Use, skipped: Skipped | None) -> Iterator[tuple[Line
         for line in _plain(path, skipped):
             yield line, True
     else:
-        for line in read_lines(path, use.example, skipped):
-            yield line, False
+        for line in read_lines(path, use.example, skipped, string="prompt"):
+            yield named(line), False
 
 
 def _plain(path: Path, skipped: Skipped | None) -> Iterator[Line]:

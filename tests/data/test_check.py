@@ -79,14 +79,16 @@ def test_mistakes_are_one_line(argv, message, capsys):
 
 
 def test_a_row_of_no_form_says_what_there_is(write, capsys):
-    assert main(["check", write("x.jsonl", {"question": "q"})]) == 2
+    assert main(["check", write("x.jsonl", {"ask": "q"})]) == 2
     said = capsys.readouterr().err
-    assert "field 'prompt' is missing (found 'question'), wanted prompts: " in said
+    assert "field 'prompt' is missing (found 'ask'), wanted prompts: " in said
 
 
 def test_a_file_of_no_known_form_does_not_hide_the_others(write, capsys):
-    unknown, prompts = write("unknown.jsonl", {"a": 1}), write("prompts.jsonl", {"prompt": "Why?"})
-    assert main(["check", unknown, prompts]) == 2
+    unknown, prompts = write("unknown.jsonl", {"a": 1}), write("prompts.jsonl", "Why?", "How?")
+    assert main(["check", unknown, prompts, "none.jsonl"]) == 2
     shown = capsys.readouterr()
-    assert f"{prompts}: prompts" in shown.out
-    assert shown.err.count("\n") == 1 and unknown in shown.err
+    first, *found, last = shown.out.splitlines()
+    assert first.startswith(f"{unknown} line 1: field ") and "none.jsonl: no such file" in last
+    assert found[:2] == [f"{prompts}: prompts", "  --prompts, --eval-prompts: 2 rows"]
+    assert shown.err.count("\n") == 1 and "(and 1 more of 3 files)" in shown.err

@@ -49,6 +49,7 @@ def fields_of(path, **options):
         "\ufeff" + LINES.replace("\n", "\r\n"),
         "[" + ",".join(TEXTS) + "]",
         "\ufeff \n" + json.dumps(ROWS, indent=2) + "\n\n",
+        "\ufeff" + "\n".join(json.dumps(row, indent=2) for row in ROWS),
     ],
 )
 def test_the_form_is_told_by_the_content(tmp_path, content, packed, name):
@@ -151,7 +152,9 @@ MISTAKES = {
     "a list without its end": ('[{"a": 1}\n', ["line 2", "the end of the file", "','"]),
     "an element missing": ('[{"a": 1},,{"a": 2}]', ["element 2 of a list: not JSON"]),
     "lists a line": ('[{"a": 1}]\n[{"a": 1}]', ["line 2", "'[' behind the list"]),
-    "one object over many lines": ('{\n"a": 1}', ["line 1: not JSON"]),
+    "an object over lines that breaks off": ('{\n"a": 1\n}\n{\n"a"', ["line 4: not JSON"]),
+    "more than objects over lines": ('{\n"a": 1\n}\n3', ["line 4: the number 3"]),
+    "a Git LFS pointer": ("version https://git-lfs.github.com/spec/v1\n", ["git lfs pull"]),
     "too deep": ("[" * 100_000, ["line 1, element 1 of a list: not JSON", "deep"]),
     "too long a number": ('{"a": ' + "1" * 5000 + "}", ["line 1", "too long"]),
     "parquet alone": (b"PAR1", ["parquet data is broken"]),
@@ -246,7 +249,7 @@ def test_nothing_but_skipped_rows_is_a_mistake(tmp_path):
     with pytest.raises(
         InputError, match="none of its rows can be read \\(2 skipped; the first: .* line 1: "
     ):
-        list(read_rows(write(tmp_path, "{\n}\n"), prompts, FORM, skipped))
+        list(read_rows(write(tmp_path, "{x\n}\n"), prompts, FORM, skipped))
     with pytest.raises(InputError, match="UTF-16"):
         list(read_rows(write(tmp_path, LINES.encode("utf-16")), prompts, FORM, skipped))
 

@@ -32,6 +32,12 @@ WATER, SAND = said("assistant", "Water."), said("assistant", "Sand.")
 WHERE, CLOUDS = said("user", "From where?"), said("assistant", "Clouds.")
 FIRST, SECOND = [RAIN], [RAIN, WATER, WHERE]  # what is asked in a conversation of two turns
 
+
+def parts(message: dict[str, str]) -> dict[str, Any]:
+    """Its content as LLaMA-Factory's v1 has it."""
+    return message | {"content": [{"type": "text", "value": message["content"]}], "loss_weight": 1}
+
+
 ALPACA = {"instruction": "What is rain?", "input": "", "output": "Water."}
 SHAREGPT: dict[str, Any] = {
     "id": "QWJhYvA_0",
@@ -82,6 +88,15 @@ RUN_PAIR = BINARISED | {"all_responses": ["Water.", "Sand."], "scores": [[4], [2
 JUDGED = {"prompt": "What is rain?", "response": "Water.", "judgement": "Score: 4", "score": 4}
 RANKED = {"prompt": "What is rain?", "responses": ["Sand.", "Water."], "scores": [0, 1]}
 PAIR = {"prompt": "What is rain?", "chosen": "Water.", "rejected": "Sand."}
+ALPACA_EVAL = {
+    "instruction": "What is rain?",
+    "output_1": "Sand.",
+    "generator_1": "a",
+    "output_2": "Water.",
+    "generator_2": "b",
+    "annotator": "c",
+    "preference": 1.98,
+}
 LABELLED = {"prompt": "What is rain?", "completion": "Water.", "label": True}
 WORSE = LABELLED | {"completion": "Sand.", "label": False}
 MULTI: dict[str, Any] = {"messages": [SYSTEM, *SECOND, CLOUDS], "prompt": None}
@@ -268,6 +283,110 @@ CASES: dict[str, tuple[list[dict[str, Any]], str, Any, Any, bool]] = {
         True,
     ),
     "pairs of a run": ([RUN_PAIR], "preference pairs", [FIRST], [(FIRST, "Water.")], True),
+    "strings": (["What is rain?"], "prompts", [FIRST], None, False),
+    "capital letters": (
+        [{"idx": 1, "Skill": "Science", "Instruction": "What is rain?"}],
+        "instructions without answers",
+        [FIRST],
+        None,
+        False,
+    ),
+    "MT-Bench": (
+        [{"question_id": 81, "category": "stem", "turns": ["What is rain?", "Shorter."]}],
+        "MT-Bench questions, the first turn of each",
+        [FIRST],
+        None,
+        False,
+    ),
+    "Vicuna": (
+        [{"question_id": 1, "text": "What is rain?", "category": "generic"}],
+        "Vicuna questions",
+        [FIRST],
+        None,
+        False,
+    ),
+    "questions": (
+        [{"question": "What is rain?"}],
+        "questions without answers",
+        [FIRST],
+        None,
+        False,
+    ),
+    "GSM8K": (
+        [{"question": "What is rain?", "answer": "Water."}],
+        "questions with answers",
+        [FIRST],
+        [(FIRST, "Water.")],
+        False,
+    ),
+    "prompt and answer": (
+        [{"prompt": "What is rain?", "answer": "Water."}],
+        "prompts with answers",
+        [FIRST],
+        [(FIRST, "Water.")],
+        False,
+    ),
+    "ms-swift": (
+        [{"query": "From where?", "response": "Clouds.", "history": [["What is rain?", "Water."]]}],
+        "queries with responses",
+        [SECOND],
+        [(FIRST, "Water."), (SECOND, "Clouds.")],
+        False,
+    ),
+    "Self-Instruct": (
+        [
+            {
+                "id": "seed_task_0",
+                "name": "what_is",
+                "instruction": "What is",
+                "instances": [
+                    {"input": "rain?", "output": "Water."},
+                    {"input": "a dune?", "output": "Sand."},
+                ],
+                "is_classification": False,
+            }
+        ],
+        "Self-Instruct tasks",
+        [[said("user", "What is\nrain?")]],
+        [
+            ([said("user", "What is\nrain?")], "Water."),
+            ([said("user", "What is\na dune?")], "Sand."),
+        ],
+        False,
+    ),
+    "AlpacaEval, compared": (
+        [ALPACA_EVAL],
+        "compared outputs",
+        [FIRST],
+        [(FIRST, "Water.")],
+        True,
+    ),
+    "KTO, messages": (
+        [{"messages": [RAIN, SAND], "label": False}, {"messages": [RAIN, WATER], "label": True}],
+        "labelled conversations",
+        [FIRST],
+        [(FIRST, "Water.")],
+        True,
+    ),
+    "preference, LLaMA-Factory's parts": (
+        [
+            {
+                "chosen_messages": [parts(RAIN), parts(WATER)],
+                "rejected_messages": [parts(RAIN), parts(SAND)],
+            }
+        ],
+        "preference pairs",
+        [FIRST],
+        [(FIRST, "Water.")],
+        True,
+    ),
+    "preference, question": (
+        [{"system": "", "question": "What is rain?", "chosen": "Water.", "rejected": "Sand."}],
+        "preference pairs",
+        [FIRST],
+        [(FIRST, "Water.")],
+        True,
+    ),
     "unpaired": ([WORSE, LABELLED], "labelled completions", [FIRST], [(FIRST, "Water.")], True),
 }
 
@@ -351,7 +470,8 @@ AMBIGUOUS = [
     ({"prompt": "q", "instruction": "i", "output": "o"}, "Alpaca instructions"),
     ({"prompt": "q", "response": "a", "instruction": "i"}, "instructions with answers"),
     ({"instruction": "i", "completions": [], "labels": [1]}, "stepwise supervision"),
-    ({"text": "q"}, None),
+    ({"text": "q"}, "texts of language modelling"),
+    ({"instruction": "i", "output_1": "a", "output_2": "b"}, "instructions without answers"),
     ({"completion": "a"}, None),
 ]
 
@@ -409,3 +529,33 @@ def test_a_top_score_without_aspects_stands(write):
     for first in (bare[0], bare[0] | unread):
         (row,) = read_ranked(write([{"instruction": "q", "completions": [first, bare[1]]}]))
         assert row["scores"] == [10.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("preference", "scores", "best"),
+    [
+        (1, [1, 0], "Sand."),
+        (2, [0, 1], "Water."),
+        (0, [0.5, 0.5], "Sand."),
+        (1.75, [0.25, 0.75], "Water."),
+    ],
+)
+def test_a_preference_is_the_probability_of_the_second(write, preference, scores, best):
+    path = write([ALPACA_EVAL | {"preference": preference}])
+    (row,) = read_ranked(path)
+    assert (row["responses"], row["scores"]) == (["Sand.", "Water."], scores)
+    assert [row["response"] for row in read_ift(path)] == [best]
+    assert bool(read_preferences(path)) == (preference != 0)
+
+
+def test_a_label_that_is_none_of_liking_leaves_the_answers(write):
+    path = write([{"messages": [RAIN, WATER], "label": "weather"}])
+    assert [row["response"] for row in read_ift(path)] == ["Water."]
+    with pytest.raises(InputError, match="line 1: field 'label' is a string, wanted true or false"):
+        read_ranked(path)
+
+
+def test_a_system_prompt_beside_a_prompt_is_a_turn(write):
+    path = write([PAIR | {"system": "Be kind."}])
+    assert read_prompts(path)[0].messages == [SYSTEM, RAIN]
+    assert read_preferences(path)[0]["chosen"] == [SYSTEM, RAIN, WATER]

@@ -1,4 +1,4 @@
-"""Seeds from Open Assistant: hand-worked rows, the two forms, the choice, mistakes."""
+"""Seeds from Open Assistant: hand-worked rows, the forms, the choice, mistakes."""
 
 from __future__ import annotations
 
@@ -228,6 +228,40 @@ def test_messages_whose_tree_is_not_there(tmp_path):
     assert account["ift"]["reply of rank 0 left out"] == 1
 
 
+def threads(messages):
+    """A line for each message that none answers: it, and those before it."""
+    by_id = {each["message_id"]: each for each in messages}
+    for last in by_id.keys() - {each["parent_id"] for each in messages}:
+        thread = [by_id[last]]
+        while thread[0]["parent_id"]:
+            thread.insert(0, by_id[thread[0]["parent_id"]])
+        yield {
+            "thread_id": last,
+            "thread": [thread[0], *({**m, "parent_id": None} for m in thread[1:])],
+        }
+
+
+@pytest.mark.parametrize("form", ["nested", "flat", "threads", "mixed"])
+def test_messages_that_do_not_name_their_tree(tmp_path, corpus, form):
+    trees = [each for each in corpus if each["tree_state"] == "ready_for_export"][:40]
+    config = OasstConfig(3, ift=10, eft_train=20, eft_eval=10)
+    wanted = make_seeds([write(tmp_path, trees)], config)
+    messages = [m | {"message_tree_id": None} for each in trees for m in flat(each)]
+    random.Random(0).shuffle(messages)
+    nested = [each["prompt"] for each in trees]
+    rows = {
+        "nested": nested,
+        "flat": messages,
+        "threads": [*threads(messages)],
+        "mixed": [*trees[:9], *messages, *nested[5:20]],
+    }
+    lost = message("lost", "Behind nothing.") | {"parent_id": "none"}
+    found = make_seeds([write(tmp_path, [lost, *rows[form]])], config)
+    assert rows_of(found) == rows_of(wanted) and all(rows_of(wanted))
+    assert found.account["messages"]["apart from their tree"] == 1
+    assert found.account["trees"] == wanted.account["trees"]
+
+
 def test_ranks_as_tables_with_gaps_have_them(tmp_path):
     rows = flat_messages(TREES)
     for row in rows:
@@ -280,10 +314,12 @@ MISTAKES = [
     ({**FLAT, "parent_id": 3}, ["'parent_id' is the number 3", "a string or null"]),
     ({**FLAT, "message_id": "\ud83d"}, ["'message_id' has half of a surrogate"]),
     ({**FLAT, "message_tree_id": "\ud83d"}, ["'message_tree_id' has half of a surrogate"]),
-    ({"prompt": "a"}, ["found 'prompt', wanted {"]),
-    ({"thread_id": "x", "thread": []}, ["found 'thread_id', 'thread', wanted {"]),
-    ({}, ["found no field"]),
-    ({"message_id": "x", "text": "y", "role": "prompter"}, ["'message_tree_id' is missing"]),
+    ({"prompt": "a"}, ["found prompts or texts without message ids", "wanted {", "--prompts"]),
+    ("What is rain?", ["found prompts or texts without message ids"]),
+    ({"thread_id": "x", "thread": []}, ["'thread' is an empty list"]),
+    ({"thread_id": "x", "thread": [FLAT, {}]}, ["'thread[1].message_id' is missing"]),
+    ({}, ["found no field, wanted {"]),
+    (TREES[0]["prompt"] | {"replies": [3]}, ["'replies[0]' is the number 3", "a message"]),
 ]
 
 

@@ -41,6 +41,13 @@ def test_odd_texts_come_through_unchanged(tmp_path, ensure_ascii):
     assert {prompt.source for prompt in prompts} == {"file"}
 
 
+@pytest.mark.parametrize("dump", [lambda rows: "\n".join(map(json.dumps, rows)), json.dumps])
+def test_strings_are_prompts(tmp_path, dump):
+    prompts = read_prompts(write(tmp_path, dump(ODD)))
+    assert prompts == read_prompts(write(tmp_path, "\n".join(map(line, ODD))))
+    assert [prompt.text for prompt in prompts] == ODD
+
+
 def test_empty_lines_byte_order_mark_and_windows_line_ends(tmp_path):
     text = f"\ufeff\r\n{line('one')}\r\n  \t\r\n\r\n{line('two')}"
     assert [p.text for p in read_prompts(write(tmp_path, text))] == ["one", "two"]
@@ -70,11 +77,11 @@ MISTAKES = [
     ("{not json", ["line 1", "not JSON", "column"]),
     (f"{line('a')}\n\nwhat is rain?\n", ["line 3", "not JSON"]),
     (f"{line('a')}\n{line('b')[:-3]}", ["line 2", "not JSON"]),
-    ('["a"]', ["line 1", "a list", "object"]),
-    ('"a"', ["line 1", "a string"]),
+    ('[["a"]]', ["line 1", "a list", "object"]),
+    ('" "', ["line 1", "'prompt' is blank"]),
     ("null", ["line 1", "null"]),
     ("3", ["line 1", "number 3"]),
-    ('{"text": "a"}', ["line 1", "'prompt'", "missing", "'text'"]),
+    ('{"ask": "a"}', ["line 1", "'prompt'", "missing", "'ask'"]),
     ("{}", ["line 1", "'prompt'", "missing", "no field"]),
     ('{"prompt": 3}', ["line 1", "'prompt'", "the number 3"]),
     ('{"prompt": null}', ["line 1", "'prompt'", "null"]),

@@ -40,7 +40,7 @@ OTHERS = [
     (read_ift, IFT, CHAT, "'conversations' stands in a file of instructions with answers"),
     (read_ift, IFT, {"prompt": "q"}, "'response' is missing"),
     (read_ift, IFT, {"prompt": "q", "response": None}, "'response' is null"),
-    (read_ift, IFT, {"question": "q"}, "'prompt' is missing"),
+    (read_ift, IFT, {"ask": "q"}, "'prompt' is missing"),
     (read_ift, CHAT, {"id": 3}, "'conversations' is missing (found 'id')"),
     (read_ift, CHAT, IFT, "'response' stands in a file of ShareGPT conversations"),
     (
@@ -85,6 +85,8 @@ REFUSED = [
         "srlm_fast.data oasst",
     ),
     ({"prompt": "q", "completions": ["a"], "labels": [True]}, "stepwise supervision, wanted"),
+    ({"text": "q"}, "language modelling, wanted prompts apart from answers"),
+    ({"input_ids": [1], "attention_mask": [1]}, "token ids, wanted the texts"),
 ]
 
 
@@ -97,9 +99,9 @@ def test_forms_that_serve_nothing_are_refused_by_name(write, read, row, message)
 
 def test_an_unknown_row_lists_what_would_serve(write):
     with pytest.raises(InputError) as caught:
-        read_ift(write({"question": "q", "answer": "a"}))
+        read_ift(write({"Ask": "q", "reply": "a"}))
     message = str(caught.value)
-    assert "line 1: field 'prompt' is missing (found 'question', 'answer')" in message
+    assert "line 1: field 'prompt' is missing (found 'Ask', 'reply')" in message
     for form in ("prompt + response", "instruction + output", "conversations", "messages"):
         assert form in message
     assert "\n" not in message and len(message) < 500

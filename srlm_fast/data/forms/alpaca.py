@@ -1,27 +1,49 @@
-"""Alpaca's rows: instruction, input, output, and LLaMA-Factory's system and history beside
-them; Dolly names the last two context and response.
+"""Alpaca's rows: instruction, input, output, and LLaMA-Factory's system and history beside them;
+Dolly names the last two context and response. Rows of question and answer (GSM8K) or of query and
+response (ms-swift) are read alike. Self-Instruct has several inputs and outputs in `instances`.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from srlm_fast.data.conversations import Exchange, assistant, exchanges, question, system, user
 from srlm_fast.data.fields import Line, check_text, kind
 from srlm_fast.records import Message
 
-INPUTS = ("input", "context")
+ASKED, INPUTS = ("instruction", "question", "query"), ("input", "context")
+ANSWERED = ("output", "response", "answer")
 
 
 def asked(line: Line) -> list[Message]:
     """The instruction and, on a line of its own, the input, behind system and history."""
-    parts = [line.text("instruction"), *(_optional(line, name) for name in INPUTS)]
+    parts = [line.either(*ASKED), *(_optional(line, name) for name in INPUTS)]
     text = "\n".join(part for part in parts if part)
     return question(line, "instruction", [*system(line), *_history(line), user(text)])
 
 
 def answered(line: Line) -> list[Exchange]:
     """The answers of the history and that of the row."""
-    answer = line.text("output" if line.fields.get("output") is not None else "response")
-    return exchanges(line, "output", [*asked(line), assistant(answer)])
+    return exchanges(line, "output", [*asked(line), assistant(line.either(*ANSWERED))])
+
+
+def task_asked(line: Line) -> list[Message]:
+    """The instruction with the first of its inputs."""
+    return asked(_instances(line)[0])
+
+
+def task_answered(line: Line) -> list[Exchange]:
+    """An answer for each of the inputs."""
+    return [exchange for instance in _instances(line) for exchange in answered(instance)]
+
+
+def _instances(line: Line) -> list[Line]:
+    """A row for each instance of a task."""
+    values = line.items("instances")
+    if not values or not all(isinstance(value, dict) for value in values):
+        found = f"holds {kind(values[0])}" if values else "is an empty list"
+        raise line.error("instances", found, 'a list of {"input": "...", "output": "..."}')
+    return [replace(line, fields={**line.fields, **value}) for value in values]
 
 
 def _optional(line: Line, field: str) -> str:

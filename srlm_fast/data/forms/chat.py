@@ -4,13 +4,17 @@ messages (`messages`).
 
 from __future__ import annotations
 
-from typing import Any
-
-from srlm_fast.data.conversations import Exchange, exchanges, messages, question, system
+from srlm_fast.data.conversations import (
+    Exchange,
+    Ordered,
+    exchanges,
+    messages,
+    question,
+    system,
+)
 from srlm_fast.data.fields import Line
+from srlm_fast.data.forms.own import label
 from srlm_fast.records import Message
-
-NO_TOOLS: tuple[Any, ...] = (None, "", "[]", [])
 
 
 def sharegpt(line: Line) -> list[Message]:
@@ -33,10 +37,23 @@ def answered(line: Line) -> list[Exchange]:
     return exchanges(line, "messages", _turns(line, "messages"))
 
 
+def liked(line: Line) -> list[Exchange]:
+    """The answers of a conversation whose `label` is not false."""
+    found = _exchanges(line)
+    return [] if line.fields.get("label") is False else found
+
+
+def labelled(line: Line) -> Ordered:
+    """The last answer with 1 or 0 for the `label`, to be grouped."""
+    turns, answer = _exchanges(line)[-1]
+    return Ordered(turns, [answer], [float(label(line))])
+
+
+def _exchanges(line: Line) -> list[Exchange]:
+    return answered(line) if line.fields.get("messages") is not None else sharegpt_answered(line)
+
+
 def _turns(line: Line, field: str) -> list[Message]:
     """The turns, behind the row's own `system` where they bring none."""
-    if line.fields.get("tools") not in NO_TOOLS:
-        wanted = "none, for which chat templates have no common form"
-        raise line.error("tools", "names tools", wanted)
     turns = messages(line, field, line.items(field))
     return turns if turns[0]["role"] == "system" else [*system(line), *turns]

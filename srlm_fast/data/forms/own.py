@@ -13,6 +13,7 @@ from srlm_fast.data.conversations import (
     exchanges,
     messages,
     question,
+    system,
     user,
 )
 from srlm_fast.data.fields import Line, check_number, check_text, kind
@@ -34,7 +35,8 @@ def prompt(line: Line) -> list[Message]:
         whole = [*turns, user(text)]
         if conversation_text(whole) == line.text("prompt"):
             return whole
-    return [*turns, *as_messages(line, "prompt", "user")]
+    asked = [*turns, *as_messages(line, "prompt", "user")]
+    return asked if asked[0]["role"] == "system" else [*system(line), *asked]
 
 
 def asked(line: Line) -> list[Message]:
@@ -42,12 +44,18 @@ def asked(line: Line) -> list[Message]:
 
 
 def asked_text(line: Line) -> list[Message]:
-    """`text` in the place of `prompt`, as a run writes down its prompts."""
+    """`text` in the place of `prompt`, as a run writes down its prompts, and Vicuna's questions."""
     return question(line, "turns", [*before(line), user(line.text("text"))])
 
 
+def asked_first(line: Line) -> list[Message]:
+    """The first of the questions in `turns`: the next ones need an answer to it."""
+    turns = line.items("turns")
+    return [user(check_text(line, "turns[0]", turns[0] if turns else None))]
+
+
 def answered(line: Line) -> list[Exchange]:
-    return [(asked(line), line.text("response"))]
+    return [(asked(line), line.either("response", "answer"))]
 
 
 def judged(line: Line) -> dict[str, Any]:
@@ -94,18 +102,19 @@ def completed(line: Line) -> list[Exchange]:
 def liked(line: Line) -> list[Exchange]:
     """The answers in `completion` where `label` is true."""
     found = completed(line)
-    return found if _label(line) else []
+    return found if label(line) else []
 
 
 def labelled(line: Line) -> Ordered:
     """The last answer in `completion` with 1 or 0 for its `label`, to be grouped."""
     turns, answer = completed(line)[-1]
-    return Ordered(turns, [answer], [float(_label(line))])
+    return Ordered(turns, [answer], [float(label(line))])
 
 
-def _label(line: Line) -> bool:
-    label = line.fields.get("label")
-    if label not in (True, False):
-        found = f"is {kind(label)}" if "label" in line.fields else "is missing"
+def label(line: Line) -> bool:
+    """Whether the answer of a row is liked. Raises InputError for another `label`."""
+    value = line.fields.get("label")
+    if value not in (True, False):
+        found = f"is {kind(value)}" if "label" in line.fields else "is missing"
         raise line.error("label", found, "true or false")
-    return bool(label)
+    return bool(value)

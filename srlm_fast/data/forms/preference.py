@@ -20,7 +20,11 @@ from srlm_fast.data.forms import alpaca, chat, own
 from srlm_fast.records import Message
 
 # What a pair is an answer to, by the field that holds it.
-PROMPTS = {"prompt": own.prompt, "instruction": alpaca.asked, "conversations": chat.sharegpt}
+PROMPTS = {
+    "prompt": own.prompt,
+    "conversations": chat.sharegpt,
+    **dict.fromkeys(alpaca.ASKED, alpaca.asked),
+}
 SIDES = ("chosen", "rejected")
 SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")  # HH-RLHF's transcripts
 
@@ -44,6 +48,23 @@ def ordered(line: Line) -> Ordered:
     if shared != others:
         raise line.error("rejected", "has other turns before its answer than 'chosen'", "the same")
     return Ordered(shared, [better["content"], worse["content"]], [1.0, 0.0])
+
+
+def compared(line: Line) -> Ordered:
+    """AlpacaFarm's and AlpacaEval's two outputs: `preference` is 1 for the first, 2 for the second,
+    a number between as a probability has it; 0 for a draw."""
+    preference = line.number_of("preference")
+    if preference != 0 and not 1 <= preference <= 2:
+        raise line.error("preference", f"is {preference:g}", "0, or a number from 1 to 2")
+    second = preference - 1 if preference else 0.5
+    outputs = [line.text("output_1"), line.text("output_2")]
+    return Ordered(alpaca.asked(line), outputs, [1 - second, second])
+
+
+def preferred(line: Line) -> list[Exchange]:
+    """The better output, the first of equal ones."""
+    found = compared(line)
+    return [(found.turns, found.responses[found.scores.index(max(found.scores))])]
 
 
 def asked(line: Line) -> list[Message]:

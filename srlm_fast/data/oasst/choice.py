@@ -67,6 +67,7 @@ def make_seeds(
     with Store() as store:
         for index, path in enumerate(paths):
             account["messages"]["read"] += store.add(_messages(path, config, skipped, told, index))
+        account["messages"]["apart from their tree"] += store.place()
         store.add_candidates(_candidates(store, config.seed, account))
         topics: set[str] = set()
         ift = _choose_ift(store, config.ift, topics, account)

@@ -1,4 +1,5 @@
-"""Open Assistant's two forms, a tree a line and a message a line, as messages of one form.
+"""Open Assistant's forms as messages of one form: a line is a tree, a message (with or without the
+replies below it and the id of its tree) or a thread, messages that each answer the one before.
 
 Fields: message_id, parent_id (null at the root), text, role (prompter or assistant), lang, deleted,
 review_result, rank (0 = best; only where siblings were ranked), synthetic, labels, message_tree_id,
@@ -18,12 +19,13 @@ from srlm_fast.records import InputError
 
 FORM = (
     '{"message_tree_id": "...", "prompt": {..., "replies": [...]}} or '
-    '{"message_id": "...", "message_tree_id": "...", "parent_id": null, "role": "prompter", ...}'
+    '{"message_id": "...", "parent_id": null, "role": "prompter", ...}'
 )
 COLUMNS = (
     *("message_id", "parent_id", "message_tree_id", "tree_state", "text", "role", "lang"),
-    *("deleted", "review_result", "rank", "synthetic", "labels", "prompt"),
+    *("deleted", "review_result", "rank", "synthetic", "labels", "prompt", "replies", "thread"),
 )
+UNKNOWN = ""  # a tree that is found when the parents are known
 PROMPTER, ASSISTANT = "prompter", "assistant"
 READY = "ready_for_export"
 # Why a message is left out, in the order in which they are looked for.
@@ -47,44 +49,70 @@ class TreeMessage(NamedTuple):
 
 
 def tree_messages(line: Line, lang: str) -> Iterator[TreeMessage]:
-    """The messages of one object, by its content a tree or a message. lang: the language wanted.
+    """The messages of one object, told by its content. lang: the language wanted.
 
     Raises InputError naming file, line and field.
     """
-    if "message_id" in line.fields:
-        yield _flat(line, lang)
-    elif "prompt" in line.fields and "message_tree_id" in line.fields:
-        yield from _nested(line, lang)
-    else:
-        names = ", ".join(map(repr, list(line.fields)[:6])) or "no field"
-        raise InputError(f"{line.where}: found {names[:180]}, wanted {FORM}")
-
-
-def _flat(line: Line, lang: str) -> TreeMessage:
-    fields = _Fields(line, "", line.fields)
-    tree = fields.text("message_tree_id")
-    named = fields.optional("parent_id", str, "a string or null") is not None
-    parent = fields.text("parent_id") if named else None
-    return fields.message(tree, parent, _is_ready(fields), lang)
-
-
-def _nested(line: Line, lang: str) -> Iterator[TreeMessage]:
     outer = _Fields(line, "", line.fields)
+    if "message_id" in line.fields:
+        yield from _placed(outer, _is_ready(outer), lang)
+    elif "thread" in line.fields:
+        yield from _thread(outer, lang)
+    elif "prompt" in line.fields and "message_tree_id" in line.fields:
+        yield from _tree(outer, lang)
+    else:
+        raise _other(line)
+
+
+def _placed(fields: _Fields, ready: bool, lang: str) -> Iterator[TreeMessage]:
+    """A message that says itself where it belongs, and what is nested below it."""
+    parent, tree = fields.named("parent_id"), fields.named("message_tree_id")
+    if tree is None:
+        tree = fields.text("message_id") if parent is None else UNKNOWN
+    yield from _walk(fields, tree, parent, ready, lang)
+
+
+def _thread(outer: _Fields, lang: str) -> Iterator[TreeMessage]:
+    ready, last, line = _is_ready(outer), None, outer.line
+    if not (values := line.items("thread")):
+        raise line.error("thread", "is an empty list", "at least one message")
+    for i, value in enumerate(values):
+        fields = outer.inner(f"thread[{i}]", value)
+        if last is None:
+            last = next(_placed(fields, ready, lang))
+        else:
+            last = fields.message(last.tree, last.id, ready, lang)
+        yield last
+
+
+def _tree(outer: _Fields, lang: str) -> Iterator[TreeMessage]:
     tree, ready = outer.text("message_tree_id"), _is_ready(outer)
     prompt = outer.optional("prompt", dict, "a message")
     if prompt is None:
         yield TreeMessage(tree, tree, None, PROMPTER, EMPTY if ready else NOT_READY, None, "", "")
-        return
-    stack: list[tuple[str, Any, str | None]] = [("prompt", prompt, None)]
+    else:
+        yield from _walk(outer.inner("prompt", prompt), tree, None, ready, lang)
+
+
+def _walk(
+    root: _Fields, tree: str, parent: str | None, ready: bool, lang: str
+) -> Iterator[TreeMessage]:
+    stack = [(root, parent)]
     while stack:
-        path, value, parent = stack.pop()
-        if not isinstance(value, dict):
-            raise line.error(path, f"is {kind(value)}", "a message")
-        fields = _Fields(line, f"{path}.", value)
+        fields, parent = stack.pop()
         message = fields.message(tree, parent, ready, lang)
         yield message
         replies = fields.optional("replies", list, "a list of messages") or ()
-        stack += [(f"{path}.replies[{i}]", reply, message.id) for i, reply in enumerate(replies)]
+        stack += [(fields.inner(f"replies[{i}]", r), message.id) for i, r in enumerate(replies)]
+
+
+def _other(line: Line) -> InputError:
+    names = ", ".join(map(repr, list(line.fields)[:6])) or "no field"
+    if any(isinstance(line.fields.get(name), str) for name in ("prompt", "text")):
+        found = "prompts or texts without message ids, which have no replies"
+        wanted = f"{FORM}; prompts can serve as they are, by --prompts of srlm_fast.run"
+        return InputError(f"{line.where}: found {found}, wanted {wanted}")
+    return InputError(f"{line.where}: found {names[:180]}, wanted {FORM}")
 
 
 def _is_ready(fields: _Fields) -> bool:
@@ -104,6 +132,16 @@ class _Fields:
         if value is None or type(value) is wanted:
             return value
         raise self.line.error(self.path + name, f"is {kind(value)}", words)
+
+    def inner(self, name: str, value: Any) -> _Fields:
+        if not isinstance(value, dict):
+            raise self.line.error(self.path + name, f"is {kind(value)}", "a message")
+        return _Fields(self.line, f"{self.path}{name}.", value)
+
+    def named(self, name: str) -> str | None:
+        """An id, None where the field is missing or null."""
+        given = self.optional(name, str, "a string or null")
+        return None if given is None else self.text(name)
 
     def text(self, name: str) -> str:
         if name not in self.fields:

@@ -11,7 +11,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
 
-from srlm_fast.data.oasst.messages import NOT_READY, TreeMessage
+from srlm_fast.data.oasst.messages import NOT_READY, UNKNOWN, TreeMessage
 
 CACHE_KIB = 65536
 SCHEMA = """
@@ -19,6 +19,21 @@ CREATE TABLE message (tree, id, parent, role, flaw, rank, text, labels);
 CREATE TABLE candidate (kind, tree, turn, place, part, topic, row);
 CREATE TABLE taken (tree PRIMARY KEY) WITHOUT ROWID;
 BEGIN
+"""
+# Trees of messages that name a parent alone, from those known downwards.
+PLACE = f"""
+CREATE INDEX unplaced ON message (parent) WHERE tree = '{UNKNOWN}';
+CREATE TABLE placed (id, tree);
+INSERT INTO placed
+WITH RECURSIVE known(id, tree) AS (
+    SELECT id, tree FROM message WHERE tree <> '{UNKNOWN}'
+    UNION
+    SELECT message.id, known.tree FROM known JOIN message
+    ON message.parent = known.id AND message.tree = '{UNKNOWN}'
+) SELECT * FROM known;
+CREATE INDEX by_id ON placed (id);
+UPDATE message SET tree = (SELECT min(tree) FROM placed WHERE placed.id = message.id)
+WHERE tree = '{UNKNOWN}';
 """
 
 
@@ -63,6 +78,16 @@ class Store:
 
         self._db.executemany("INSERT INTO message VALUES (?, ?, ?, ?, ?, ?, ?, ?)", counted())
         return count
+
+    def place(self) -> int:
+        """Find the trees of messages that name a parent alone; how many belong to none and are
+        taken out."""
+        unplaced = f"SELECT count(*) FROM message WHERE tree = '{UNKNOWN}'"
+        if not self._db.execute(unplaced).fetchone()[0]:
+            return 0
+        for statement in PLACE.split(";"):
+            self._db.execute(statement)
+        return self._db.execute("DELETE FROM message WHERE tree IS NULL").rowcount
 
     def trees(self) -> Iterator[list[TreeMessage]]:
         """The messages of each tree, in whatever order they came: by tree, then by id."""
