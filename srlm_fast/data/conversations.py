@@ -21,7 +21,7 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model"), "assistant"),
 }
 TOOLS = ("tool", "function", "function_call", "tool_call", "observation", "tool_response")
-BESIDE = ("tools", "images", "image", "videos", "video", "audios", "audio")  # fields of a row
+BESIDE = {"tools", "images", "image", "videos", "video", "audios", "audio"}  # fields of a row
 NOTHING: tuple[Any, ...] = (None, "", "[]", [])
 MESSAGE = '{"role": "...", "content": "..."}'
 SHOWN = 40  # characters of a role that is not known
@@ -77,8 +77,8 @@ def as_messages(line: Line, field: str, role: str) -> list[Message]:
 
 def check_text_alone(line: Line) -> None:
     """Raise InputError for a row that has tools or media beside its texts."""
-    for name in BESIDE:
-        if line.fields.get(name) not in NOTHING:
+    for name in sorted(BESIDE.intersection(line.fields)):
+        if line.fields[name] not in NOTHING:
             wanted = "none, for which chat templates have no common form"
             raise line.error(name, f"names {name}", wanted)
 

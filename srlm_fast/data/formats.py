@@ -202,10 +202,10 @@ def named(line: Line) -> Line:
     """The row with its fields by the names of the table: by `ALIASES`, and in lower case where no
     form knows them otherwise (Instruction, Prompt)."""
     line = _renamed(line, ALIASES)
-    if recognise(line) is None:
-        low = _renamed(line, {name: name.lower() for name in line.fields})
-        return line if recognise(low) is None else low
-    return line
+    if all(map(str.islower, line.fields)) or recognise(line) is not None:
+        return line
+    low = _renamed(line, {name: name.lower() for name in line.fields})
+    return line if recognise(low) is None else low
 
 
 def _renamed(line: Line, names: Mapping[str, str]) -> Line:

@@ -55,13 +55,12 @@ def tree_messages(line: Line, lang: str) -> Iterator[TreeMessage]:
     """
     outer = _Fields(line, "", line.fields)
     if "message_id" in line.fields:
-        yield from _placed(outer, _is_ready(outer), lang)
-    elif "thread" in line.fields:
-        yield from _thread(outer, lang)
-    elif "prompt" in line.fields and "message_tree_id" in line.fields:
-        yield from _tree(outer, lang)
-    else:
-        raise _other(line)
+        return _placed(outer, _is_ready(outer), lang)
+    if "thread" in line.fields:
+        return _thread(outer, lang)
+    if "prompt" in line.fields and "message_tree_id" in line.fields:
+        return _tree(outer, lang)
+    raise _other(line)
 
 
 def _placed(fields: _Fields, ready: bool, lang: str) -> Iterator[TreeMessage]:
@@ -69,7 +68,7 @@ def _placed(fields: _Fields, ready: bool, lang: str) -> Iterator[TreeMessage]:
     parent, tree = fields.named("parent_id"), fields.named("message_tree_id")
     if tree is None:
         tree = fields.text("message_id") if parent is None else UNKNOWN
-    yield from _walk(fields, tree, parent, ready, lang)
+    return _walk(fields, tree, parent, ready, lang)
 
 
 def _thread(outer: _Fields, lang: str) -> Iterator[TreeMessage]:
