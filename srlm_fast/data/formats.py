@@ -141,7 +141,7 @@ FORMATS: tuple[Format, ...] = (
     Format("a run's prompts", ("text", "prompt_id", "source"), own.asked_text),
     PROMPTS_ALONE,
     Format("instructions without answers", ("instruction",), alpaca.asked),
-    Format("MT-Bench questions, the first turn of each", ("turns", "question_id"), own.asked_first),
+    Format("questions in turns, the first of each", ("turns", "question_id"), own.asked_first),
     Format("Vicuna questions", ("text", "question_id"), own.asked_text),
     Format("questions without answers", ("question",), alpaca.asked),
     Format("token ids", ("input_ids",), refused="wanted the texts that they were made of"),

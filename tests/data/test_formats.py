@@ -293,7 +293,14 @@ CASES: dict[str, tuple[list[dict[str, Any]], str, Any, Any, bool]] = {
     ),
     "MT-Bench": (
         [{"question_id": 81, "category": "stem", "turns": ["What is rain?", "Shorter."]}],
-        "MT-Bench questions, the first turn of each",
+        "questions in turns, the first of each",
+        [FIRST],
+        None,
+        False,
+    ),
+    "Arena-Hard": (
+        [{"question_id": "3a", "cluster": "Weather", "turns": [{"content": "What is rain?"}]}],
+        "questions in turns, the first of each",
         [FIRST],
         None,
         False,

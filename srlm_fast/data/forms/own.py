@@ -49,9 +49,11 @@ def asked_text(line: Line) -> list[Message]:
 
 
 def asked_first(line: Line) -> list[Message]:
-    """The first of the questions in `turns`: the next ones need an answer to it."""
-    turns = line.items("turns")
-    return [user(check_text(line, "turns[0]", turns[0] if turns else None))]
+    """The first of the questions in `turns`, texts or (Arena-Hard) {"content": ...}: the next ones
+    need an answer to it."""
+    first = next(iter(line.items("turns")), None)
+    text = first.get("content") if isinstance(first, dict) else first
+    return [user(check_text(line, "turns[0]", text))]
 
 
 def answered(line: Line) -> list[Exchange]:
