@@ -57,7 +57,7 @@ OPTIONS = (
     ),
 )
 DESCRIPTION = """\
-Seeds from Open Assistant's files: trees or messages, as JSON lines, gzip or parquet. Writes
+Seeds from Open Assistant's files: trees, messages or threads (JSON lines, gzip, parquet). Writes
 ift.jsonl (for --ift of a run), eft_train.jsonl (for --eft) and eft_eval.jsonl (for --eft-eval, or
 --data of srlm_fast.judge), which have no prompt in common.
 The command check FILE... tells what files of any form hold."""

@@ -112,7 +112,7 @@ def test_bad_lines_end_it_or_are_counted(tmp_path, trees, capsys):
     lines = [json.dumps(TREES[0]), json.dumps({"message_id": 3}), json.dumps(TREES[6]), "{"]
     torn.write_text("\n".join(lines))
     command, out = ["oasst", torn, "--out", tmp_path / "out", *FEW], tmp_path / "out"
-    refused(capsys, command, f"{torn} line 2: field 'message_tree_id' is missing")
+    refused(capsys, command, f"{torn} line 2: field 'message_id' is the number 3")
     assert not out.exists()
     assert main([*map(str, command), "--skip-bad"]) == 0
     said = capsys.readouterr().out
