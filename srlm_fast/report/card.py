@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +16,9 @@ from typing import Any
 
 from srlm_fast.records import InputError, iter_jsonl, write_text_atomic
 
-from .gather import read_object
 from .judge_text import FIGURES
 from .judge_text import interval as bounds
+from .summary import read_object, read_summary
 from .table import ABSENT, figure
 
 CARD_FILE, TEMPLATE = "README.md", "card.md.jinja"
@@ -153,33 +153,21 @@ class Card:
 
     @cached_property
     def summary(self) -> Row:
-        return read_object(self.run / "summary.json")
-
-    @cached_property
-    def stages(self) -> Row:
-        """Of a run that is not finished: what each finished stage has left."""
-        return read_object(self.run / "state.json").get("stages") or {}
+        return read_summary(self.run)
 
     @cached_property
     def models(self) -> list[Row]:
         """The figures of M1 to this model."""
-        found = {made["name"]: made for made in self.summary.get("models") or []}
-        names = [f"M{t}" for t in range(1, self.number + 1)]
-        return [found.get(name) or self.from_stages(name, "train", "measure") for name in names]
+        return self.rows("models", range(1, self.number + 1))
 
     @cached_property
     def rounds(self) -> list[Row]:
         """The figures of the rounds that led to this model."""
-        found = {made["name"]: made for made in self.summary.get("rounds") or []}
-        names = [f"M{t}" for t in range(2, self.number + 1)]
-        parts = ("prompts", "answers", "reward", "pairs", "train", "watch")
-        return [found.get(name) or self.from_stages(name, *parts) for name in names]
+        return self.rows("rounds", range(2, self.number + 1))
 
-    def from_stages(self, name: str, *stages: str) -> Row:
-        found: Row = {"name": name}
-        for stage in stages:
-            found |= self.stages.get(f"{name.lower()}/{stage}") or {}
-        return found
+    def rows(self, kind: str, numbers: Iterable[int]) -> list[Row]:
+        found = {made["name"]: made for made in self.summary[kind]}
+        return [found.get(f"M{t}", {"name": f"M{t}"}) for t in numbers]
 
     @property
     def own(self) -> Row:
@@ -215,13 +203,12 @@ class Card:
         for model in self.models:
             found = model.get("eval") or {}
             if found.get("score") is not None:
-                length = model.get("length_mean", (model.get("collapse") or {}).get("length_mean"))
                 yield [
                     str(model["name"]),
                     figure(found["score"], ".2f"),
                     bounds(found.get("interval"), ".2f"),
                     str(found.get("n", ABSENT)),
-                    figure(length, ".0f"),
+                    figure(model.get("length_mean"), ".0f"),
                 ]
 
     def judged_by(self) -> str:
@@ -285,7 +272,7 @@ class Card:
                 yield [name.replace("_", " "), str(given)]
 
     def data(self) -> Iterator[str]:
-        hashes, accounts = self.config.get("inputs") or {}, self.summary.get("data") or {}
+        hashes, accounts = self.config.get("inputs") or {}, self.summary["data"]
         for field, given in self.config.items():
             if field.endswith(FILE) and given:
                 option = option_of(field)
@@ -312,7 +299,7 @@ class Card:
         sources = Counter(row.get("source", "") for row in iter_jsonl(folder / "prompts.jsonl"))
         if sources:
             yield f"{made['name']}, prompts: " + ", ".join(f"{n} {w}" for w, n in sources.items())
-        rejected = counted(made.get("rejected_prompts", made.get("rejected")))
+        rejected = counted(made.get("rejected_prompts"))
         if rejected:
             yield f"{made['name']}, prompts not taken: {rejected}"
         if made.get("sft_rows"):
