@@ -18,6 +18,7 @@ from srlm_fast.records import InputError, iter_jsonl, write_text_atomic
 
 from .judge_text import FIGURES
 from .judge_text import interval as bounds
+from .settings import name_of
 from .summary import read_object, read_summary
 from .table import ABSENT, figure
 
@@ -33,7 +34,7 @@ LICENSES = {  # of the bases that the presets name
     "Qwen/Qwen3-": "apache-2.0",
 }
 TINY, TINY_LICENSE = "tiny", "apache-2.0"
-FILE = "_file"  # ends the name of a setting that is a file: `--eft-eval` sets `eft_eval_file`
+FILE = "_file"  # ends the name of a setting that is a file
 LEFT_OUT = ("out", "inputs")
 Row = dict[str, Any]
 
@@ -275,7 +276,7 @@ class Card:
         hashes, accounts = self.config.get("inputs") or {}, self.summary["data"]
         for field, given in self.config.items():
             if field.endswith(FILE) and given:
-                option = option_of(field)
+                option = name_of(field)
                 parts = [f"`{option}`: `{Path(given).name}`", *rows_used(accounts.get(option))]
                 digest = hashes.get(field)
                 yield ", ".join(parts + ([f"SHA-256 `{digest}`"] if digest else []))
@@ -413,11 +414,6 @@ def plain(value: Any) -> str:
     if isinstance(value, dict):
         return f"({listed(value)})"
     return "yes" if value is True else str(value)
-
-
-def option_of(field: str) -> str:
-    """The option that sets a file."""
-    return f"--{field.removesuffix(FILE).replace('_', '-')}"
 
 
 def rows_used(account: Row | None) -> Iterator[str]:
