@@ -35,6 +35,8 @@ LICENSES = {  # of the bases that the presets name
 }
 TINY, TINY_LICENSE = "tiny", "apache-2.0"
 FILE = "_file"  # ends the name of a setting that is a file
+PAIRED = {"constitution": "a revision over its original"}
+MAKERS = {"live": "the live model", "m1": "M1"}
 LEFT_OUT = ("out", "inputs")
 Row = dict[str, Any]
 
@@ -89,6 +91,7 @@ class Card:
             "name": self.name,
             "number": self.number,
             "base": self.hub_id or Path(self.base).name,
+            "models": [model["name"] for model in self.models],
             "adapter": self.adapter,
             "merged": self.merged and {"quantised": self.value("lora.base_dtype")},
             "stopped": (self.summary.get("stopped") or {}).get("reason"),
@@ -96,8 +99,9 @@ class Card:
             "judged_by": self.judged_by(),
             "judge": self.judge(),
             "judge_prompts": (self.own.get("judge") or {}).get("prompts", ABSENT),
-            "collapse": figures_of(self.own.get("collapse")),
-            "human_text": figures_of(self.own.get("human_text")),
+            "contests": list(self.contests()),
+            "answers": self.by_model("collapse"),
+            "human_text": self.by_model("human_text"),
             "warnings": list(self.warnings()),
             "recipe": list(self.recipe()),
             "settings": json.dumps(self.settings(), indent=1, ensure_ascii=False),
@@ -220,6 +224,27 @@ class Card:
             return f"A program scores the answers from 0 to 5.{each}"
         return f"M1 of this run is the judge of all its models, not people.{each}"
 
+    def contests(self) -> Iterator[str]:
+        """This model against earlier ones, on the held-out prompts."""
+        for key, name in (("against_previous", f"M{self.number - 1}"), ("against_first", "M1")):
+            found = self.own.get(key) or {}
+            if found.get("n") and (key == "against_first" or name != "M1"):
+                rate, controlled = found["win_rate"], found.get("length_controlled") or {}
+                equal = figure(controlled.get("win_rate"), ".1%")
+                yield (
+                    f"win rate against {name} {rate:.1%} "
+                    f"({bounds(found.get('interval'), '.1%')}; {equal} at equal length)"
+                )
+
+    def by_model(self, kind: str) -> list[list[str]]:
+        """Numbers by name, a column for each model; lists (histograms) are left to the report."""
+        found = [model.get(kind) or {} for model in self.models]
+        return [
+            [name.replace("_", " "), *(figure(row.get(name), ".4g") for row in found)]
+            for name, value in found[-1].items()
+            if isinstance(value, int | float)
+        ]
+
     def judge(self) -> list[list[str]]:
         found = self.own.get("judge") or {}
         intervals, n = found.get("intervals") or {}, found.get("n") or {}
@@ -257,12 +282,18 @@ class Card:
     def round_recipe(self) -> Iterator[list[str]]:
         reward, mode = self.config.get("reward", "self"), self.value("judge.mode")
         made = self.value("prompts_file") is None
-        maker = Path(self.value("prompt_model") or "the live model").name
-        how = f"made by {maker}: {sampling(self.value('prompt_sampling'))}" if made else "of a file"
+        maker = Path(self.value("prompt_model") or "live").name
+        how = (
+            f"made by {MAKERS.get(maker, maker)}: {sampling(self.value('prompt_sampling'))}"
+            if made
+            else "of a file"
+        )
         yield ["prompts of a round", f"{self.value('num_prompts')}, {how}"]
         yield ["answers to each", sampling(self.value("candidates"))]
         yield ["reward", f"{reward}; judge {mode}: {sampling(self.value('judge.sampling'))}"]
-        yield ["pairs", listed(self.value("pairs"))]
+        settings = listed(self.value("pairs"))
+        which = PAIRED.get(reward, "highest against lowest mean score")
+        yield ["pairs", f"{which}; {settings}".removesuffix("; ")]
         if reward == "best-of-n":
             yield ["SFT on the best answers", training(self.value("sft"))]
         else:
@@ -281,7 +312,7 @@ class Card:
                 digest = hashes.get(field)
                 yield ", ".join(parts + ([f"SHA-256 `{digest}`"] if digest else []))
         if self.base == TINY:
-            yield "instructions and judgements of the embedded world where no file is named above"
+            yield "where no file is named: instructions and judgements of the embedded toy world"
         yield from self.taught()
         for made in self.rounds:
             yield from self.round_data(made)
@@ -435,16 +466,6 @@ def counted(reasons: Row | None) -> str:
     """Reasons that occurred, with how often."""
     found = {name: n for name, n in (reasons or {}).items() if n}
     return ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in found.items())
-
-
-def figures_of(row: Row | None) -> str:
-    """Numbers by name; lists (histograms) are left to the report."""
-    numbers = {
-        name: value
-        for name, value in (row or {}).items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items())
 
 
 def card_license(path: Path) -> str | None:
