@@ -78,7 +78,7 @@ def by_model(
     of a large chart has its figures at its points. title: what it shows, where `label` does not say
     it.
     """
-    series = [one for one in series if one.points]
+    series = [one for one in map(drawable, series) if one.points]
     if not series:
         return None
     spans = [bound for one in series for point in one.points for bound in point.span]
@@ -99,6 +99,12 @@ def by_model(
                 text(place[p.place], y(p.span[1]) - 7, spec(p.value), "value") for p in one.points
             ]
     return figure(in_words(title or label, series, columns, spec), frame, parts)
+
+
+def drawable(one: Series) -> Series:
+    """Without points that are no number, as a training that went wrong leaves them."""
+    kept = [point for point in one.points if all(map(math.isfinite, (point.value, *point.span)))]
+    return Series(one.name, kept, one.style, one.dashed)
 
 
 def in_words(title: str, series: Sequence[Series], columns: Sequence[str], spec: Spec) -> str:

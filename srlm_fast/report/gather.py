@@ -229,7 +229,7 @@ def read_run(folder: Path) -> Run:
         rounds=read_rounds(folders, rows),
         curves=curves,
         phases=read_phases(models, rows, metrics, {c.name: c.tokens_per_second for c in curves}),
-        memory=[row for row in metrics if isinstance(row.get("memory"), dict)],
+        memory=[row for row in metrics if is_measured(row.get("memory"))],
         answer_lengths=read_lengths(folders),
     )
 
@@ -313,7 +313,7 @@ def read_curves(metrics: Sequence[Mapping[str, Any]]) -> list[Curve]:
     """Every numeric figure of the step rows, by round and stage."""
     stages: dict[str, list[Mapping[str, Any]]] = {}
     for row in metrics:
-        if "step" in row and "loss" in row:
+        if isinstance(row.get("step"), int) and "loss" in row:
             stages.setdefault(str(row["stage"]), []).append(row)
     return [Curve(name, figures_of(rows), rate_of(rows)) for name, rows in stages.items()]
 
@@ -331,6 +331,13 @@ def rate_of(rows: Sequence[Mapping[str, Any]]) -> float | None:
     timed = [(row["num_tokens"], row["seconds"]) for row in rows if row.get("num_tokens")]
     seconds = sum(spent or 0.0 for _, spent in timed)
     return sum(tokens for tokens, _ in timed) / seconds if seconds else None
+
+
+def is_measured(memory: Any) -> bool:
+    """Whether these are bytes by name."""
+    return isinstance(memory, dict) and all(
+        isinstance(amount, int | float) for name, amount in memory.items() if "bytes" in name
+    )
 
 
 def read_phases(

@@ -56,8 +56,9 @@ def write_report(folder: Path) -> Path:
 def is_run(folder: Path) -> bool:
     """Whether `config.json` is a run's (a model folder has one of another kind)."""
     try:
-        return "run" in json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError, TypeError):
+        made = json.loads((folder / "config.json").read_text("utf-8"))
+        return isinstance(made["run"], dict)
+    except (OSError, ValueError, TypeError, KeyError):
         return False
 
 
