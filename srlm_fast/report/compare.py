@@ -153,7 +153,7 @@ def differences(runs: Named) -> list[tuple[str, str, list[str | None]]]:
     tables = [options(run) for _, run in runs]
     help = {name: one.help for table in tables for name, one in table.items()}
     rows = [(name, [table.get(name) for table in tables]) for name in help]
-    found = [(name, [one and one.words for one in each]) for name, each in rows]
+    found = [(name, [None if one is None else one.words for one in each]) for name, each in rows]
     return [(name, help[name], words) for name, words in found if len(set(words)) > 1]
 
 
