@@ -340,7 +340,7 @@ def run_loop(config: Config, folder: Path, display: Display, ranks: Ranks) -> in
     except StoppedError as error:
         display.close()
         if ranks.first:
-            write_pages(folder, config.model)
+            display.note(f"report: {write_pages(folder, config.model)}")
         return complain(f"{error}; all rows are kept in {folder}", STOPPED, ranks.tell)
     except KeyboardInterrupt:
         display.close()

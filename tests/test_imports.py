@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"kernels", "records"},
     "train": {"model", "kernels", "dist", "records"},
     "eval": {"records", "judge"},
-    "report": {"records", "judge"},
+    "report": {"records", "judge", "options"},
     # The embedded default is data; only the script that made its weights uses the stages.
     "tiny": {"records", "judge", "data", "model", "train"},
     "options": {"records"},

@@ -79,7 +79,7 @@ class Run:
         self.teaching, self.measuring = Teaching(self), Measuring(self)
         self.watching = Watching(self)
         self.ranks.wait()  # whatever another process left is read before anything is written
-        self.state = RunState(self.out, writes=ranks.first)
+        self.state = RunState(self.out, ranks.first, self.material.account)
         if ranks.first and config.log:
             lines = self.state.measured()
             self.state.trackers = open_trackers(config.log, self.out, config.to_json(), lines)

@@ -27,12 +27,14 @@ class RunState:
 
     A stage is finished when its name is in `figures`. Seconds of a stage that was broken off add up
     over the tries that ended in an orderly way. writes: whether this process keeps the files; one
-    of many ranks that does not only knows what is in them. trackers: what else is told each line
-    of `metrics.jsonl`.
+    of many ranks that does not only knows what is in them. data: the user's files as figures, for
+    who reads a run that is not finished. trackers: what else is told each line of `metrics.jsonl`.
     """
 
-    def __init__(self, folder: Path, writes: bool = True) -> None:
-        self.folder, self.writes = folder, writes
+    def __init__(
+        self, folder: Path, writes: bool = True, data: dict[str, Any] | None = None
+    ) -> None:
+        self.folder, self.writes, self.data = folder, writes, data or {}
         folder.mkdir(parents=True, exist_ok=True)
         found = self._read()
         self.figures: dict[str, dict[str, Any]] = found.get("stages", {})
@@ -83,7 +85,7 @@ class RunState:
 
     def _write(self) -> None:
         if self.writes:
-            state = {"stages": self.figures, "seconds": self.seconds}
+            state = {"stages": self.figures, "seconds": self.seconds, "data": self.data}
             write_json_atomic(self.folder / STATE_FILE, state)
 
     def close(self) -> None:

@@ -63,6 +63,11 @@ const clamped = (box, long) => {
   return [box, button];
 };
 const shownText = (className, text, words) => clamped(filled(className, text, words), text.length > LONG);
+const block = (...parts) => {
+  const box = element("div");
+  box.append(...parts);
+  return box;
+};
 
 const judgementsBox = (each, texts, words) => {
   const details = element("details");
@@ -71,7 +76,7 @@ const judgementsBox = (each, texts, words) => {
     if (details.childElementCount > 1) return;
     for (const [score, status, text] of each[4]) {
       const row = element("div", "judgement");
-      row.append(element("b", "", score === null ? word(status.toLowerCase()) : String(score)), filled("text", texts[text], words));
+      row.append(element("b", "", score === null ? word(status.toLowerCase()) : String(score)), block(...shownText("text", texts[text], words)));
       details.append(row);
     }
   };
@@ -102,7 +107,7 @@ const comparisonsBox = (comparisons) => {
 };
 const critiqueBox = ([principle, text], texts, words) => {
   const box = element("div", "turn");
-  box.append(element("div", "meta", `critique by principle ${principle + 1}`), filled("text", texts[text], words));
+  box.append(element("div", "meta", `critique by principle ${principle + 1}`), ...shownText("text", texts[text], words));
   return box;
 };
 const place = (made) => "#" + encodeURIComponent(made.round) + "/" + encodeURIComponent(made.id);
@@ -120,7 +125,7 @@ const card = (made, words) => {
   box.append(head);
   for (const [role, text] of made.turns) {
     const turn = element("div", "turn");
-    turn.append(element("div", "meta", role), filled("text", made.texts[text], words));
+    turn.append(element("div", "meta", role), ...shownText("text", made.texts[text], words));
     box.append(turn);
   }
   box.append(...shownText("prompt text", made.texts[made.text], words));

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import Any
 
 from srlm_fast.records import InputError, iter_jsonl, write_text_atomic
 
-from .gather import read_object
 from .judge_text import FIGURES
 from .judge_text import interval as bounds
+from .settings import name_of
+from .summary import read_object, read_summary
 from .table import ABSENT, figure
 
 CARD_FILE, TEMPLATE = "README.md", "card.md.jinja"
@@ -33,7 +34,9 @@ LICENSES = {  # of the bases that the presets name
     "Qwen/Qwen3-": "apache-2.0",
 }
 TINY, TINY_LICENSE = "tiny", "apache-2.0"
-FILE = "_file"  # ends the name of a setting that is a file: `--eft-eval` sets `eft_eval_file`
+FILE = "_file"  # ends the name of a setting that is a file
+PAIRED = {"constitution": "a revision over its original"}
+MAKERS = {"live": "the live model", "m1": "M1"}
 LEFT_OUT = ("out", "inputs")
 Row = dict[str, Any]
 
@@ -88,6 +91,7 @@ class Card:
             "name": self.name,
             "number": self.number,
             "base": self.hub_id or Path(self.base).name,
+            "models": [model["name"] for model in self.models],
             "adapter": self.adapter,
             "merged": self.merged and {"quantised": self.value("lora.base_dtype")},
             "stopped": (self.summary.get("stopped") or {}).get("reason"),
@@ -95,8 +99,9 @@ class Card:
             "judged_by": self.judged_by(),
             "judge": self.judge(),
             "judge_prompts": (self.own.get("judge") or {}).get("prompts", ABSENT),
-            "collapse": figures_of(self.own.get("collapse")),
-            "human_text": figures_of(self.own.get("human_text")),
+            "contests": list(self.contests()),
+            "answers": self.by_model("collapse"),
+            "human_text": self.by_model("human_text"),
             "warnings": list(self.warnings()),
             "recipe": list(self.recipe()),
             "settings": json.dumps(self.settings(), indent=1, ensure_ascii=False),
@@ -153,33 +158,21 @@ class Card:
 
     @cached_property
     def summary(self) -> Row:
-        return read_object(self.run / "summary.json")
-
-    @cached_property
-    def stages(self) -> Row:
-        """Of a run that is not finished: what each finished stage has left."""
-        return read_object(self.run / "state.json").get("stages") or {}
+        return read_summary(self.run)
 
     @cached_property
     def models(self) -> list[Row]:
         """The figures of M1 to this model."""
-        found = {made["name"]: made for made in self.summary.get("models") or []}
-        names = [f"M{t}" for t in range(1, self.number + 1)]
-        return [found.get(name) or self.from_stages(name, "train", "measure") for name in names]
+        return self.rows("models", range(1, self.number + 1))
 
     @cached_property
     def rounds(self) -> list[Row]:
         """The figures of the rounds that led to this model."""
-        found = {made["name"]: made for made in self.summary.get("rounds") or []}
-        names = [f"M{t}" for t in range(2, self.number + 1)]
-        parts = ("prompts", "answers", "reward", "pairs", "train", "watch")
-        return [found.get(name) or self.from_stages(name, *parts) for name in names]
+        return self.rows("rounds", range(2, self.number + 1))
 
-    def from_stages(self, name: str, *stages: str) -> Row:
-        found: Row = {"name": name}
-        for stage in stages:
-            found |= self.stages.get(f"{name.lower()}/{stage}") or {}
-        return found
+    def rows(self, kind: str, numbers: Iterable[int]) -> list[Row]:
+        found = {made["name"]: made for made in self.summary[kind]}
+        return [found.get(f"M{t}", {"name": f"M{t}"}) for t in numbers]
 
     @property
     def own(self) -> Row:
@@ -215,13 +208,12 @@ class Card:
         for model in self.models:
             found = model.get("eval") or {}
             if found.get("score") is not None:
-                length = model.get("length_mean", (model.get("collapse") or {}).get("length_mean"))
                 yield [
                     str(model["name"]),
                     figure(found["score"], ".2f"),
                     bounds(found.get("interval"), ".2f"),
                     str(found.get("n", ABSENT)),
-                    figure(length, ".0f"),
+                    figure(model.get("length_mean"), ".0f"),
                 ]
 
     def judged_by(self) -> str:
@@ -231,6 +223,27 @@ class Card:
         if "program" in by:
             return f"A program scores the answers from 0 to 5.{each}"
         return f"M1 of this run is the judge of all its models, not people.{each}"
+
+    def contests(self) -> Iterator[str]:
+        """This model against earlier ones, on the held-out prompts."""
+        for key, name in (("against_previous", f"M{self.number - 1}"), ("against_first", "M1")):
+            found = self.own.get(key) or {}
+            if found.get("n") and (key == "against_first" or name != "M1"):
+                rate, controlled = found["win_rate"], found.get("length_controlled") or {}
+                equal = figure(controlled.get("win_rate"), ".1%")
+                yield (
+                    f"win rate against {name} {rate:.1%} "
+                    f"({bounds(found.get('interval'), '.1%')}; {equal} at equal length)"
+                )
+
+    def by_model(self, kind: str) -> list[list[str]]:
+        """Numbers by name, a column for each model; lists (histograms) are left to the report."""
+        found = [model.get(kind) or {} for model in self.models]
+        return [
+            [name.replace("_", " "), *(figure(row.get(name), ".4g") for row in found)]
+            for name, value in found[-1].items()
+            if isinstance(value, int | float)
+        ]
 
     def judge(self) -> list[list[str]]:
         found = self.own.get("judge") or {}
@@ -269,12 +282,18 @@ class Card:
     def round_recipe(self) -> Iterator[list[str]]:
         reward, mode = self.config.get("reward", "self"), self.value("judge.mode")
         made = self.value("prompts_file") is None
-        maker = Path(self.value("prompt_model") or "the live model").name
-        how = f"made by {maker}: {sampling(self.value('prompt_sampling'))}" if made else "of a file"
+        maker = Path(self.value("prompt_model") or "live").name
+        how = (
+            f"made by {MAKERS.get(maker, maker)}: {sampling(self.value('prompt_sampling'))}"
+            if made
+            else "of a file"
+        )
         yield ["prompts of a round", f"{self.value('num_prompts')}, {how}"]
         yield ["answers to each", sampling(self.value("candidates"))]
         yield ["reward", f"{reward}; judge {mode}: {sampling(self.value('judge.sampling'))}"]
-        yield ["pairs", listed(self.value("pairs"))]
+        settings = listed(self.value("pairs"))
+        which = PAIRED.get(reward, "highest against lowest mean score")
+        yield ["pairs", f"{which}; {settings}".removesuffix("; ")]
         if reward == "best-of-n":
             yield ["SFT on the best answers", training(self.value("sft"))]
         else:
@@ -285,15 +304,15 @@ class Card:
                 yield [name.replace("_", " "), str(given)]
 
     def data(self) -> Iterator[str]:
-        hashes, accounts = self.config.get("inputs") or {}, self.summary.get("data") or {}
+        hashes, accounts = self.config.get("inputs") or {}, self.summary["data"]
         for field, given in self.config.items():
             if field.endswith(FILE) and given:
-                option = option_of(field)
+                option = name_of(field)
                 parts = [f"`{option}`: `{Path(given).name}`", *rows_used(accounts.get(option))]
                 digest = hashes.get(field)
                 yield ", ".join(parts + ([f"SHA-256 `{digest}`"] if digest else []))
         if self.base == TINY:
-            yield "instructions and judgements of the embedded world where no file is named above"
+            yield "where no file is named: instructions and judgements of the embedded toy world"
         yield from self.taught()
         for made in self.rounds:
             yield from self.round_data(made)
@@ -312,7 +331,7 @@ class Card:
         sources = Counter(row.get("source", "") for row in iter_jsonl(folder / "prompts.jsonl"))
         if sources:
             yield f"{made['name']}, prompts: " + ", ".join(f"{n} {w}" for w, n in sources.items())
-        rejected = counted(made.get("rejected_prompts", made.get("rejected")))
+        rejected = counted(made.get("rejected_prompts"))
         if rejected:
             yield f"{made['name']}, prompts not taken: {rejected}"
         if made.get("sft_rows"):
@@ -428,11 +447,6 @@ def plain(value: Any) -> str:
     return "yes" if value is True else str(value)
 
 
-def option_of(field: str) -> str:
-    """The option that sets a file."""
-    return f"--{field.removesuffix(FILE).replace('_', '-')}"
-
-
 def rows_used(account: Row | None) -> Iterator[str]:
     """What a file was recognised as, and how much of it was used; nothing where that is unknown."""
     if account:
@@ -452,16 +466,6 @@ def counted(reasons: Row | None) -> str:
     """Reasons that occurred, with how often."""
     found = {name: n for name, n in (reasons or {}).items() if n}
     return ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in found.items())
-
-
-def figures_of(row: Row | None) -> str:
-    """Numbers by name; lists (histograms) are left to the report."""
-    numbers = {
-        name: value
-        for name, value in (row or {}).items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items())
 
 
 def card_license(path: Path) -> str | None:

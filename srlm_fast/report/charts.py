@@ -72,16 +72,18 @@ def by_model(
     label: str,
     frame: Frame = PLAIN,
     spec: Spec = number,
-    values: bool = True,
+    title: str = "",
 ) -> Markup | None:
-    """A figure against M1, M2, ...; several lines stand beside each other in a column. values:
-    write a lone line's figures at its points.
+    """A figure against M1, M2, ...; several lines stand beside each other in a column, a lone one
+    of a large chart has its figures at its points. title: what it shows, where `label` does not say
+    it.
     """
-    series = [one for one in series if one.points]
+    series = [one for one in map(drawable, series) if one.points]
     if not series:
         return None
     spans = [bound for one in series for point in one.points for bound in point.span]
-    room = 0.15 * (max(spans) - min(spans)) if values and len(series) == 1 else 0.0
+    values = len(series) == 1 and frame is not SMALL
+    room = 0.15 * (max(spans) - min(spans)) if values else 0.0
     marks = ticks(min(spans), max(spans) + room, 3 if frame is SMALL else 4)
     x, y = frame.columns(len(columns)), frame.y(marks[0], marks[-1])
     gap = min(12.0, 0.6 * (frame.end - frame.left) / len(columns) / len(series))
@@ -92,11 +94,26 @@ def by_model(
         place = {point.place: x(point.place) + shift for point in one.points}
         parts.append(polyline([(place[p.place], y(p.value)) for p in one.points], line_class(one)))
         parts += [point_mark(one, p, place[p.place], y, columns, spec) for p in one.points]
-        if values and len(series) == 1:
+        if values:
             parts += [
                 text(place[p.place], y(p.span[1]) - 7, spec(p.value), "value") for p in one.points
             ]
-    return figure(label, frame, parts)
+    return figure(in_words(title or label, series, columns, spec), frame, parts)
+
+
+def drawable(one: Series) -> Series:
+    """Without points that are no number, as a training that went wrong leaves them."""
+    kept = [point for point in one.points if all(map(math.isfinite, (point.value, *point.span)))]
+    return Series(one.name, kept, one.style, one.dashed)
+
+
+def in_words(title: str, series: Sequence[Series], columns: Sequence[str], spec: Spec) -> str:
+    """A chart by model for who does not see it."""
+    lines = (
+        ", ".join([one.name, *(f"{columns[p.place]} {spec(p.value)}" for p in one.points)])
+        for one in series
+    )
+    return f"{title}: {'; '.join(lines)}"
 
 
 def line_class(one: Series) -> str:
@@ -192,8 +209,8 @@ def powers(low: float, high: float) -> list[float]:
     return [float(v) for v in range(math.ceil(low), math.floor(high) + 1, step)]
 
 
-def curves(series: Sequence[Series], label: str) -> Markup | None:
-    """Figures against the optimizer step."""
+def curves(series: Sequence[Series], title: str) -> Markup | None:
+    """Figures against the optimizer step. title: of the chart, which a heading above it says."""
     finite = [
         Series(one.name, kept, one.style, one.dashed)
         for one in series
@@ -206,14 +223,15 @@ def curves(series: Sequence[Series], label: str) -> Markup | None:
     last = max(step for points in thin for step, _ in points)
     marks, across = ticks(min(values), max(values)), ticks(0, last, 5)
     x, y = frame.x(0, max(last, 1)), frame.y(marks[0], marks[-1])
-    parts = [y_axis(frame, marks, y, label, number)]
+    parts = [y_axis(frame, marks, y, "", number)]
     parts.append(x_axis(frame, [t for t in across if t <= last], x, "", number))
     if marks[0] < 0 < marks[-1]:
         parts.append(line(frame.left, y(0), frame.end, y(0), "zero"))
     for one, points in zip(finite, thin, strict=True):
         said = f"{one.name}: from {points[0][1]:.4g} to {points[-1][1]:.4g}"
         parts.append(polyline([(x(s), y(v)) for s, v in points], line_class(one), said))
-    return figure(label, frame, parts)
+    said = "; ".join(f"{one.name} ends at {one.points[-1][1]:.4g}" for one in finite)
+    return figure(f"{title}: {said}", frame, parts)
 
 
 def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .page import (
     score_points,
 )
 from .panels import compared_panels, model_names, run_series
+from .settings import Setting, settings
 
 TEMPLATE = "compare.html.jinja"
 KIND = "comparison"
@@ -145,16 +146,18 @@ def seconds_by_phase(run: Run) -> dict[str, float]:
     return dict(spent)
 
 
-def differences(runs: Named) -> list[tuple[str, list[Any]]]:
-    """(option or version, its value in each run) of those in which the runs differ; None where a
-    run leaves it at nothing.
+def differences(runs: Named) -> list[tuple[str, str, list[str | None]]]:
+    """(option or version, what it is, its value in each run) of those in which the runs differ;
+    None where a run leaves it at nothing.
     """
     tables = [options(run) for _, run in runs]
-    keys = dict.fromkeys(key for table in tables for key in table)
-    rows = [(key, [table.get(key) for table in tables]) for key in keys]
-    return [(key, values) for key, values in rows if any(v != values[0] for v in values)]
+    help = {name: one.help for table in tables for name, one in table.items()}
+    rows = [(name, [table.get(name) for table in tables]) for name in help]
+    found = [(name, [None if one is None else one.words for one in each]) for name, each in rows]
+    return [(name, help[name], words) for name, words in found if len(set(words)) > 1]
 
 
-def options(run: Run) -> Mapping[str, Any]:
-    made = {f"version of {name}": value for name, value in run.versions.items()}
-    return {name: value for name, value in run.config.items() if name != "out"} | made
+def options(run: Run) -> dict[str, Setting]:
+    given = [one for group in settings(run.config).values() for one in group]
+    versions = [Setting("", f"version of {name}", str(v)) for name, v in run.versions.items()]
+    return {one.name: one for one in given + versions}

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from srlm_fast.report.picture import score_picture
 from srlm_fast.report.table import summary_table
 
 REDRAW_S = 0.1
@@ -51,8 +52,10 @@ class Display:
         self._redraw()
 
     def table(self, summary: dict[str, Any]) -> None:
-        """The closing table M1 -> M2 -> M3."""
-        self._write("\n" + summary_table(summary) + "\n")
+        """A picture of the scores and the closing table, M1 -> M2 -> M3."""
+        picture = score_picture(summary, self.columns(), unicode=self.blocks[0] != "#")
+        parts = ["", *([picture, ""] if picture else []), summary_table(summary), ""]
+        self._write("\n".join(parts))
 
     def close(self) -> None:
         """Leave the line of a stage that was cut short as it is, and start a new one."""
@@ -118,7 +121,7 @@ class Stage:
         self._drawn = self._clock()
         if self._display._terminal:
             columns = self._display.columns()
-            self._display._write(self.line(columns)[: columns - 1])
+            self._display._write(self.line(columns))
         else:
             self._display._write(self.line(0) + "\n")
 
@@ -157,7 +160,16 @@ class Stage:
         left = self.seconds_left()
         if left is not None:
             parts.append(f"{duration(left)} left")
-        return "  ".join([*parts, *self.named_figures()])
+        return self.fitted(parts, columns)
+
+    def fitted(self, parts: list[str], columns: int) -> str:
+        """The parts, and of the figures those that have room whole. columns: 0 is without end."""
+        line = "  ".join(parts)
+        for figure in self.named_figures():
+            if columns and len(line) + 2 + len(figure) >= columns:
+                break
+            line += f"  {figure}"
+        return line[: columns - 1] if columns else line
 
     def last_line(self, finished: bool) -> str:
         rate, unit = self.rate()
@@ -168,7 +180,8 @@ class Stage:
             parts.append(f"({self.first} from before)")
         if not finished:
             parts.append("(cut short)")
-        return "  ".join([*parts, *self.named_figures()])
+        terminal = self._display._terminal
+        return self.fitted(parts, self._display.columns() if terminal else 0)
 
     def count(self) -> str:
         of = "" if self.total is None else f"/{self.total}"

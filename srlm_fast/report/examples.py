@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,4 +154,5 @@ def row(example: Example, texts: Texts) -> list[Any]:
 
 
 def rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+    """None where there is no number that JSON has."""
+    return None if value is None or not math.isfinite(value) else round(value, 4)

@@ -5,7 +5,6 @@ Whatever is not there yet is left out, so an unfinished run has a page too.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +14,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from srlm_fast.records import InputError
-
 from .rows import PAIR, Example, read_round, rows_of
+from .summary import read_object, read_summary
 
 SCORE_BINS = 20
 CURVES = (
@@ -40,7 +38,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Round:
-    """One round: its row of `summary.json`, {} where there is none yet, and its prompts."""
+    """One round: its row of the summary, {} where there is none yet, and its prompts."""
 
     name: str
     row: dict[str, Any]
@@ -216,9 +214,9 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """Raises InputError naming the file that cannot be read."""
-    config, summary = read_object(folder / "config.json"), read_object(folder / "summary.json")
+    config, summary = read_object(folder / "config.json"), read_summary(folder)
     options = flatten(config.get("run", config))
-    models, rows = objects(summary, "models", folder), objects(summary, "rounds", folder)
+    models, rows = summary["models"], summary["rounds"]
     metrics = list(rows_of(folder / "metrics.jsonl", "stage"))
     curves = read_curves(metrics)
     folders = model_folders(folder)
@@ -231,7 +229,7 @@ def read_run(folder: Path) -> Run:
         rounds=read_rounds(folders, rows),
         curves=curves,
         phases=read_phases(models, rows, metrics, {c.name: c.tokens_per_second for c in curves}),
-        memory=[row for row in metrics if isinstance(row.get("memory"), dict)],
+        memory=[row for row in metrics if is_measured(row.get("memory"))],
         answer_lengths=read_lengths(folders),
     )
 
@@ -240,28 +238,6 @@ def model_folders(folder: Path) -> list[Path]:
     """`m1/`, `m2/`, ... in order."""
     found = (path for path in folder.glob("m*") if path.name[1:].isdigit() and path.is_dir())
     return sorted(found, key=lambda path: int(path.name[1:]))
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a file, {} where there is none. Raises InputError."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: found no JSON ({error}), wanted what a run writes") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: found no JSON object, wanted what a run writes")
-    return value
-
-
-def objects(summary: Mapping[str, Any], key: str, folder: Path) -> list[dict[str, Any]]:
-    """The named objects of a list in the summary. Raises InputError."""
-    found = summary.get(key) or []
-    if not isinstance(found, list) or not all(isinstance(o, dict) and "name" in o for o in found):
-        path = folder / "summary.json"
-        raise InputError(f"{path}: found no list of named objects under {key!r}, wanted one")
-    return found
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -337,7 +313,7 @@ def read_curves(metrics: Sequence[Mapping[str, Any]]) -> list[Curve]:
     """Every numeric figure of the step rows, by round and stage."""
     stages: dict[str, list[Mapping[str, Any]]] = {}
     for row in metrics:
-        if "step" in row and "loss" in row:
+        if isinstance(row.get("step"), int) and "loss" in row:
             stages.setdefault(str(row["stage"]), []).append(row)
     return [Curve(name, figures_of(rows), rate_of(rows)) for name, rows in stages.items()]
 
@@ -355,6 +331,13 @@ def rate_of(rows: Sequence[Mapping[str, Any]]) -> float | None:
     timed = [(row["num_tokens"], row["seconds"]) for row in rows if row.get("num_tokens")]
     seconds = sum(spent or 0.0 for _, spent in timed)
     return sum(tokens for tokens, _ in timed) / seconds if seconds else None
+
+
+def is_measured(memory: Any) -> bool:
+    """Whether these are bytes by name."""
+    return isinstance(memory, dict) and all(
+        isinstance(amount, int | float) for name, amount in memory.items() if "bytes" in name
+    )
 
 
 def read_phases(
@@ -377,9 +360,9 @@ def read_phases(
     for measured in models:
         own = measured.get("seconds") or {}
         by_model[measured["name"]] = by_model.get(measured["name"], {}) | own
-    for made in rounds:
+    for made in (made for made in rounds if made.get("seconds")):
         rest = {"measure": by_model.get(made["name"], {}).get("measure", 0.0)}
-        by_model[made["name"]] = (made.get("seconds") or {}) | rest
+        by_model[made["name"]] = made["seconds"] | rest
     rates = {made["name"]: made.get("tokens_per_second") or {} for made in rounds}
     return [
         Phase(

@@ -17,3 +17,16 @@ themeButton.addEventListener("click", () => {
   showTheme();
 });
 showTheme();
+// What scrolls sideways can be reached and scrolled by keys.
+const reachable = () => {
+  for (const box of document.querySelectorAll(".scroll")) {
+    const scrolls = box.scrollWidth > box.clientWidth;
+    if (!scrolls) { box.removeAttribute("tabindex"); box.removeAttribute("role"); box.removeAttribute("aria-label"); continue; }
+    box.tabIndex = 0;
+    box.setAttribute("role", "group");
+    box.setAttribute("aria-label", "scrolls sideways");
+  }
+};
+addEventListener("resize", reachable);
+document.addEventListener("toggle", reachable, true);
+reachable();

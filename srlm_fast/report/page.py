@@ -20,6 +20,8 @@ from .examples import Packed, pack_rounds
 from .gather import Lengths, Run, bins, equal_bins, read_run, unit_bins
 from .judge_text import FIGURES
 from .panels import collapse_panels, model_names, usual_legend
+from .settings import settings
+from .svg import minus
 
 REPORT_FILE = "report.html"
 TEMPLATE = "report.html.jinja"
@@ -54,8 +56,9 @@ def write_report(folder: Path) -> Path:
 def is_run(folder: Path) -> bool:
     """Whether `config.json` is a run's (a model folder has one of another kind)."""
     try:
-        return "run" in json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError, TypeError):
+        made = json.loads((folder / "config.json").read_text("utf-8"))
+        return isinstance(made["run"], dict)
+    except (OSError, ValueError, TypeError, KeyError):
         return False
 
 
@@ -78,6 +81,8 @@ def render(folder: Path) -> str:
         packed=packed,
         data=as_data({"rounds": [round_data(each) for each in packed], "words": WORDS}),
         judge=judge_rows(run),
+        contests=contest_rows(run),
+        settings=settings(run.config),
         **run_charts(run),
     )
 
@@ -105,7 +110,10 @@ def run_charts(run: Run) -> dict[str, Any]:
             spec="{:.2f}".format,
         ),
         "judge_charts": judge_charts(run),
-        "histograms": [(n, charts.histogram(b, "", top=top), made) for n, b, made in scores],
+        "histograms": [
+            (n, charts.histogram(b, f"scores of the round of {n}", top=top), made)
+            for n, b, made in scores
+        ],
         "margins": margin_charts(run),
         "outcome_chart": charts.stacks(outcomes, kinds, "prompts", " prompts"),
         "outcome_legend": charts.stack_legend(kinds),
@@ -195,6 +203,28 @@ def judge_cells(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def contest_rows(run: Run) -> list[dict[str, Any]]:
+    """Each model against the one before and against the first: shares of its wins, ties, losses."""
+    names = [model["name"] for model in run.models]
+    found = [
+        (model, against, model.get(key) or {})
+        for place, model in enumerate(run.models)
+        for key, against in (("against_previous", names[place - 1]), ("against_first", names[0]))
+        if key == "against_previous" or place > 1
+    ]
+    return [
+        {
+            "name": model["name"],
+            "against": against,
+            "shares": [row[kind] / row["n"] for kind in ("win", "tie", "loss")],
+            "rates": [row, row.get("length_controlled") or {}],
+            "prompts": row.get("prompts"),
+        }
+        for model, against, row in found
+        if row.get("n")
+    ]
+
+
 def judge_interval(row: Mapping[str, Any], name: str) -> Any:
     if name == "pairwise_accuracy" and row.get("pairwise_interval"):
         return row["pairwise_interval"]
@@ -207,7 +237,7 @@ def interval_words(bounds: Any, spec: str) -> str:
         return ""
     if "%" in spec:
         return f"{100 * found[0]:.1f} to {100 * found[1]:.1f}"
-    return f"{found[0]:{spec}} to {found[1]:{spec}}"
+    return f"{figure(found[0], spec)} to {figure(found[1], spec)}"
 
 
 def n_of(row: Mapping[str, Any], name: str) -> Any:
@@ -238,7 +268,10 @@ def margin_charts(run: Run) -> list[tuple[str, Any]]:
         high *= 2
     found = [(name, equal_bins(values, 0.0, high)) for name, values in made]
     top = charts.highest_share([each for _, each in found])
-    return [(name, charts.histogram(each, "", "pairs", top)) for name, each in found]
+    return [
+        (name, charts.histogram(each, f"margins of the pairs of {name}", "pairs", top))
+        for name, each in found
+    ]
 
 
 def length_rows(run: Run) -> list[Lengths]:
@@ -268,7 +301,7 @@ def training_charts(run: Run) -> list[tuple[str, Any, list[Any]]]:
                 for i, name in enumerate(there)
                 if name in curve.figures
             ]
-            chart = charts.curves(series, "")
+            chart = charts.curves(series, f"{title}: {label}")
             if chart is not None:
                 made.append((f"{title}: {label}", chart, charts.line_legend(series)))
     return made
@@ -340,6 +373,7 @@ def template(name: str) -> Any:
         "percent": percent,
         "word": word,
         "thousands": thousands,
+        "interval": interval_words,
     }
     return environment.get_template(name)
 
@@ -348,7 +382,7 @@ def figure(value: Any, spec: str = ".2f") -> str:
     """A number by its spec; "–" for None, anything else as it is."""
     if value is None:
         return "–"
-    return format(value, spec) if isinstance(value, int | float) else str(value)
+    return minus(format(value, spec)) if isinstance(value, int | float) else str(value)
 
 
 def percent(value: float | None) -> str:

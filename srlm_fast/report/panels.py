@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from .charts import SMALL, Point, Series, by_model, legend
 from .gather import Run
-from .svg import NUM_STYLES, number
+from .svg import NUM_STYLES
 
 HELD_OUT, CANDIDATES = "held-out answers", "a round's candidates"
 Figure = Callable[[Mapping[str, Any]], Any]
@@ -29,25 +29,30 @@ WARNED_AT = {  # title of the chart that a warning of `eval.alarms` is about
 
 @dataclass(frozen=True)
 class Kind:
-    """What one chart shows. keys: of `collapse`, a line each."""
+    """What one chart shows. keys: of `collapse`, a line each. hint: what to look for."""
 
     title: str
     keys: tuple[str, ...] = ()
+    hint: str = ""
 
 
+LESS_VARIED = "down: the same words again"
 KINDS = (
-    Kind(ENTROPY, ("entropy",)),
-    Kind("distinct-1", ("distinct_1",)),
-    Kind("distinct-2", ("distinct_2",)),
-    Kind("distinct-3", ("distinct_3",)),
-    Kind("self-BLEU", ("self_bleu",)),
-    Kind("different answers per prompt", ("unique",)),
-    Kind("share that ends by itself", ("end_of_text",)),
-    Kind("share of repeated openings", ("repeated_openings",)),
-    Kind("mean length, characters", ("length_mean",)),
-    Kind("length, 5 / 50 / 95 %", ("length_p5", "length_p50", "length_p95")),
+    Kind(ENTROPY, ("entropy",), "down: surer of fewer words"),
+    Kind("distinct-1", ("distinct_1",), LESS_VARIED),
+    Kind("distinct-2", ("distinct_2",), LESS_VARIED),
+    Kind("distinct-3", ("distinct_3",), LESS_VARIED),
+    Kind("self-BLEU", ("self_bleu",), "up: answers are more alike"),
+    Kind("different answers per prompt", ("unique",), "down: samples agree"),
+    Kind("share that ends by itself", ("end_of_text",), "down: more are cut off"),
+    Kind("share of repeated openings", ("repeated_openings",), "up: more begin alike"),
+    Kind("mean length, characters", ("length_mean",), "a judge may favour length"),
+    Kind("length, 5 / 50 / 95 %", ("length_p5", "length_p50", "length_p95"), "in characters"),
     Kind("mean length, tokens", ("tokens_mean",)),
 )
+PERPLEXITY = Kind("perplexity of human text", (), "up: people's text is forgotten")
+OWN_SCORE = Kind(SCORE, (), "up alone, it praises itself")
+LOGRATIO = Kind(LOGRATIOS, (), "well: chosen above 0, rejected not far below")
 NOT_DRAWN = ("n",)
 
 
@@ -57,6 +62,7 @@ class Panel:
 
     title: str
     chart: Markup
+    hint: str = ""
     legend: Sequence[tuple[str, Markup]] = ()
     warned: bool = False
 
@@ -106,14 +112,14 @@ def collapse_panels(run: Run) -> list[Panel]:
     names, rounds = model_names([run]), [made.row | {"name": made.name} for made in run.rounds]
     made = [(kind, collapse_series(run, kind, names, rounds)) for kind in kinds_of([run])]
     made.append((
-        Kind("perplexity of human text"),
+        PERPLEXITY,
         [
             Series(title, points(names, run.models, within("human_text", key)), style)
             for title, key, style in (("mean", "perplexity", 0), ("95 %", "perplexity_p95", 1))
         ],
     ))  # fmt: skip
     made.append((
-        Kind(SCORE),
+        OWN_SCORE,
         [
             Series(HELD_OUT, points(names, run.models, within("own_score", "score"))),
             Series(
@@ -125,7 +131,7 @@ def collapse_panels(run: Run) -> list[Panel]:
         ],
     ))  # fmt: skip
     made.append((
-        Kind(LOGRATIOS),
+        LOGRATIO,
         [
             Series(key, points(names, rounds, within("logratios", key)), style)
             for style, key in enumerate(("chosen", "rejected", "margin"))
@@ -158,10 +164,12 @@ def usual_legend() -> list[tuple[str, Markup]]:
 
 
 def drawn(run: Run, kind: Kind, series: Sequence[Series], names: Sequence[str]) -> Panel | None:
-    chart = by_model(series, names, "", SMALL, number)
+    chart = by_model(series, names, "", SMALL, title=kind.title)
     usual = any(one.name == CANDIDATES for one in series)
     entries = [] if usual else legend([one for one in series if one.points])
-    return None if chart is None else Panel(kind.title, chart, entries, is_warned(run, kind))
+    if chart is None:
+        return None
+    return Panel(kind.title, chart, kind.hint, entries, is_warned(run, kind))
 
 
 def is_warned(run: Run, kind: Kind) -> bool:
@@ -171,17 +179,18 @@ def is_warned(run: Run, kind: Kind) -> bool:
 def compared_panels(runs: Sequence[tuple[str, Run]]) -> list[Panel]:
     """The figures of the models of several runs, a line for each run."""
     names = model_names([run for _, run in runs])
-    figures = [
-        (kind.title if len(kind.keys) == 1 else f"length, {key_name(kind, key)}", of_collapse(key))
+    kinds = [
+        (Kind(f"length, {key_name(kind, key)}", hint=kind.hint) if kind.keys[1:] else kind, key)
         for kind in kinds_of([run for _, run in runs])
         for key in kind.keys
     ]
-    figures.append(("perplexity of human text", within("human_text", "perplexity")))
+    figures = [(kind, of_collapse(key)) for kind, key in kinds]
+    figures.append((PERPLEXITY, within("human_text", "perplexity")))
     made = []
-    for title, figure in figures:
+    for kind, figure in figures:
         series = run_series([(name, points(names, run.models, figure)) for name, run in runs])
-        chart = by_model(series, names, "", SMALL, number)
-        made += [Panel(title, chart)] if chart is not None else []
+        chart = by_model(series, names, "", SMALL, title=kind.title)
+        made += [Panel(kind.title, chart, kind.hint)] if chart is not None else []
     return made
 
 

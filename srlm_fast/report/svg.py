@@ -68,11 +68,29 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A tick in few characters: 0.25, 12, 1.5k, 3M."""
+    """A tick in few characters: 0.25, 12, 1.5k, 3M, 5e-5."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= limit:
             return f"{value / (1e3 if unit == 'k' else limit):.4g}{unit}"
-    return f"{value:.4g}" if abs(value) >= 1e-3 or value == 0 else f"{value:.0e}"
+    if abs(value) >= 1e-4 or value == 0:
+        return f"{value:.4g}"
+    return powered(value)
+
+
+def aligned(words: Sequence[str]) -> list[str]:
+    """Plain numbers with as many digits behind the point as the one that has most, those of an axis
+    with powers of ten as such; others as they are.
+    """
+    if any("e-" in word for word in words):
+        return [powered(float(word)) for word in words]
+    if not all(word.lstrip("-").replace(".", "", 1).isdigit() for word in words):
+        return list(words)
+    places = max((len(word.partition(".")[2]) for word in words), default=0)
+    return [f"{float(word):.{places}f}" for word in words]
+
+
+def powered(value: float) -> str:
+    return f"{value:.1e}".replace("e-0", "e-").replace(".0e", "e") if value else "0"
 
 
 def percent(value: float) -> str:
@@ -87,8 +105,13 @@ def figure(label: str, frame: Frame, parts: Sequence[Markup]) -> Markup:
 
 def text(x: float, y: float, words: str, kind: str = "tick", anchor: str = "middle") -> Markup:
     return Markup('<text class="{}" text-anchor="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(
-        kind, anchor, x, y, words
+        kind, anchor, x, y, minus(words)
     )
+
+
+def minus(words: str) -> str:
+    """With the sign of a negative number as it is printed."""
+    return f"\u2212{words[1:]}" if words[:1] == "-" and words[1:2].isdigit() else words
 
 
 def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
@@ -137,7 +160,8 @@ def y_axis(
 ) -> Markup:
     """Horizontal lines with their values, and above them what is measured."""
     lines = [line(frame.left, y(v), frame.end, y(v), "grid") for v in values]
-    words = [text(frame.left - 6, y(v) + 4, spec(v), anchor="end") for v in values]
+    named = zip(values, aligned(list(map(spec, values))), strict=True)
+    words = [text(frame.left - 6, y(v) + 4, said, anchor="end") for v, said in named]
     return BLANK.join([*lines, *words, text(2, 12, label, "axis", "start")])
 
 

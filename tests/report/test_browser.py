@@ -171,11 +171,23 @@ def test_the_theme_follows_the_system_until_chosen_and_is_remembered(open_page, 
 def test_a_phone_scrolls_in_one_direction_only(open_page, folder: Path, scheme: str):
     page = open_page(folder / "report.html", viewport=PHONE, color_scheme=scheme)
     page.locator(".example").first.wait_for()
-    assert fits(page)
+    assert fits(page) and overlaps(page) == []
+    assert page.locator(".scroll:has(.stack)[tabindex]").count() == 0
+    wide = page.locator(".scroll:has(tr.paper)[tabindex='0']")
+    assert is_shaded(wide)
+    wide.evaluate("box => { box.scrollLeft = box.scrollWidth; }")
+    assert not is_shaded(wide)
     for summary in page.locator("summary").all()[:6]:
         summary.click()
     page.locator(".example").last.scroll_into_view_if_needed()
     assert fits(page)
+
+
+def is_shaded(box: Any) -> bool:
+    """Whether the right edge of what scrolls sideways says that there is more."""
+    drawn = image.open(io.BytesIO(box.screenshot(animations="disabled"))).convert("L")
+    last = np.asarray(drawn, dtype=float)[-3, -12:]  # below the text of the last row
+    return bool(np.ptp(last) > 8)
 
 
 def pictures(page: Any) -> list[np.ndarray]:
@@ -211,15 +223,21 @@ def test_screenshots_are_drawn_in_both_themes_and_cut_nowhere(open_page, folder:
 
 
 def test_labels_of_a_chart_do_not_lie_on_each_other(open_page, folder: Path):
-    page = open_page(folder / "report.html")
-    overlaps = page.evaluate("""() => [...document.querySelectorAll("svg")].flatMap((chart) => {
+    assert overlaps(open_page(folder / "report.html")) == []
+
+
+def overlaps(page: Any) -> list[str]:
+    """Labels that lie on each other."""
+    found: list[str] = (
+        page.evaluate("""() => [...document.querySelectorAll("svg")].flatMap((chart) => {
       const boxes = [...chart.querySelectorAll("text")].filter((e) => e.textContent).map(
         (e) => [e.textContent, e.getBoundingClientRect()]);
       return boxes.flatMap(([a, p], i) => boxes.slice(i + 1).filter(([b, q]) =>
         p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 4 && q.top < p.bottom - 4
       ).map(([b]) => `${a} on ${b} in ${chart.getAttribute("aria-label")}`));
     })""")
-    assert overlaps == []
+    )
+    return found
 
 
 def test_hostile_text_is_shown_as_it_is(open_page, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,10 @@ def test_judge_table_warnings_and_perplexity(run):
             "length_only": {"pairwise_accuracy": 0.6},
             "prompts": 12,
         }
+        model["against_previous"] = {
+            **{"n": 90, "win_rate": 0.625, "interval": [0.6, 0.65]},
+            "length_controlled": {"win_rate": 0.55},
+        }
         model["human_text"] = {"perplexity": 12.5, "n": 64, "histogram": [[1, 2]]}
         made["warnings"] = [{"name": "entropy", "text": "fell by 30 %", "figure": 1, "limit": 2}]
         made["mixed"] = {"real": 64, "earlier": 0}
@@ -125,7 +130,8 @@ def test_judge_table_warnings_and_perplexity(run):
     made = card(run)
     assert "(12 prompts)" in made
     assert "| pairwise accuracy, a tie is half | 76.5% | 70.0% to 80.0% | 50 | 60.0% |" in made
-    assert "Perplexity of human text under it: perplexity 12.5, n 64." in made
+    assert "win rate against M2 62.5% (60.0% to 65.0%; 55.0% at equal length)." in made
+    assert re.search(r"\n\| perplexity \|.* \| 12.5 \|\n", made)
     assert "Warning (M3, entropy): fell by 30 %" in made and "(M3" not in card(run, 2)
     assert "M3, mixed in: real 64" in made
 
@@ -152,8 +158,11 @@ def test_a_run_that_is_not_finished_or_stopped(run):
         "m2/pairs": {"pairs": 5, "dropped": {"tie": 2}},
         "m2/watch": {"warnings": [{"name": "entropy", "text": "fell by 30 %"}]},
     }
-    (run / "state.json").write_text(json.dumps({"stages": stages}))
+    files = {"--ift": {"form": "chats", "rows": 8, "lines": 9, "skipped": 1}}
+    change(run / "config.json", lambda found: found["run"].update(ift_file="/x/seeds.jsonl"))
+    (run / "state.json").write_text(json.dumps({"stages": stages, "data": files}))
     made = card(run, 2)
+    assert "- `--ift`: `seeds.jsonl`, chats, 8 rows of 9 lines, skipped 1\n" in made
     assert "| M2 | 3.36 |" in made and "| M2 | 7 | - | - | - | 5 | tie 2 |" in made
     assert "M2, prompts not taken: empty 2" in made and "(M2, entropy): fell by 30 %" in made
     stopped = {"models": [], "rounds": [], "finished": False, "stopped": {"reason": "no pair"}}

@@ -8,7 +8,7 @@ import pytest
 
 from srlm_fast.report import charts
 from srlm_fast.report.charts import Point, Series
-from srlm_fast.report.svg import number, ticks
+from srlm_fast.report.svg import aligned, number, ticks
 
 
 @pytest.mark.parametrize(
@@ -28,10 +28,24 @@ def test_ticks_are_round_and_cover_the_values(low: float, high: float, wanted: l
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.25, "0.25"), (1e-4, "1e-04"), (12000, "12k"), (3e6, "3M"), (0, "0")]
+    ("value", "text"),
+    [(0.25, "0.25"), (1e-4, "0.0001"), (1.5e-5, "1.5e-5"), (12000, "12k"), (3e6, "3M"), (0, "0")],
 )
 def test_ticks_are_short(value: float, text: str):
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("ticks", "said"),
+    [
+        ("0.476 0.48 0.5", "0.476 0.480 0.500"),
+        ("-1 -0.5 0", "-1.0 -0.5 0.0"),
+        ("0.0001 5e-5 0", "1e-4 5e-5 0"),
+        ("0 12k", "0 12k"),
+    ],
+)
+def test_ticks_of_an_axis_are_written_alike(ticks: str, said: str):
+    assert " ".join(aligned(ticks.split())) == said
 
 
 def attributes(svg: str, tag: str, kind: str) -> list[dict[str, str]]:

@@ -155,3 +155,12 @@ def test_durations(seconds: float, text: str):
 )
 def test_numbers(value: float, text: str):
     assert number(value) == text
+
+
+def test_figures_without_room_are_left_out_whole():
+    display, out, clock = make(terminal=True, width=75)
+    with display.stage("M2 answers", 100, "requests") as stage:
+        clock.now += 5
+        stage.update(50, answers=512, judged=62700)
+    assert all(len(line) < 75 for line in out.getvalue().strip().split("\r\x1b[K"))
+    assert out.getvalue().endswith("5.0s  10 requests/s  answers 512\n")

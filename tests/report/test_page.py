@@ -79,7 +79,7 @@ def test_every_part_of_a_finished_run_is_there(make_run):
 
 def test_warnings_stand_at_their_figures(make_run):
     page = render(make_run(3))
-    assert re.findall(r'<div class="card warned"><h3>([^<]+)', page) == [
+    assert re.findall(r'<div class="card warned"><div class="head"><h3>([^<]+)', page) == [
         "output entropy, nats/token"
     ]
 
@@ -97,7 +97,9 @@ def test_every_warning_of_the_watch_has_its_chart(make_run):
     for name, title in panels.WARNED_AT.items():
         row = {"name": name, "figure": 1.0, "limit": 0.5, "text": "too much"}
         change_summary(folder, lambda s, row=row: s["rounds"][0].update(warnings=[row]))
-        found = re.findall(r'<div class="card warned"><h3>([^<]+)', render(folder))
+        found = re.findall(
+            r'<div class="card warned"><div class="head"><h3>([^<]+)', render(folder)
+        )
         assert [html.unescape(each) for each in found] == [title], name
 
 
@@ -238,9 +240,23 @@ def test_an_unfinished_run_shows_the_rows_that_are_there(make_run):
     (folder / "summary.json").unlink()
     for name in ("pairs", "dropped"):
         (folder / "m3" / f"{name}.jsonl").unlink()
-    found = browsed(render(folder))
+    model = {"eval": {"score": 3.5, "n": 9, "interval": [3.2, 3.8]}, "collapse": {"entropy": 0.5}}
+    answered = {"candidates": 20, "tokens": {"answers": 30, "judgements": 70}, "seconds_here": 5.0}
+    stages = {"m1/train": {}, "m1/measure": model, "m2/prompts": {"prompts": 7}}
+    (folder / "state.json").write_text(
+        json.dumps({"stages": stages | {"m2/answers": answered}, "data": {"--ift": {"rows": 8}}})
+    )
+    page = render(folder)
+    found, text = browsed(page), text_of(page)
     assert {row["outcome"] for row in found["M3"]} == {"not_decided"}
     assert len(found["M2"]) == 5
+    # What the finished stages left stands where the summary's figures would.
+    assert "held-out score of M13.503.20 to 3.80" in text
+    assert "--ift" in text and "No warning." not in text
+    row = re.search(r"<tr><td>M2</td>.*", page[page.index('id="pairs"') :])
+    assert re.findall(r">([\d–]+)<", row[0])[:4] == ["7", "20", "–", "–"]
+    rates = {(p.model, p.name): p.tokens_per_second for p in gather.read_run(folder).phases}
+    assert rates["M2", "answers"] == 20
 
 
 def test_a_stopped_run_says_why(make_run):
