@@ -352,7 +352,8 @@ class Card:
         else:
             base, rank = self.adapter.get("base_model_name_or_path"), self.adapter.get("r")
             yield "PEFT", "python", PEFT.format(path=path, base=base)
-            yield "vLLM", "sh", VLLM_ADAPTER.format(path=path, base=base, rank=rank)
+            most = next((each for each in VLLM_RANKS if each >= rank), rank)
+            yield "vLLM", "sh", VLLM_ADAPTER.format(path=path, base=base, rank=most)
         yield "srlm_fast", "python", OURS.format(path=path)
 
 
@@ -373,6 +374,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{path}")
 base = AutoModelForCausalLM.from_pretrained("{base}", dtype="auto")
 model = PeftModel.from_pretrained(base, "{path}")"""
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank can be
 VLLM_ADAPTER = (
     "vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules adapter={path}"
 )
