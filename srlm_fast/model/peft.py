@@ -117,7 +117,7 @@ def _lora_config(row: dict[str, Any], path: Path) -> LoraConfig:
         raise ModelError(f"{path}: r is {rank!r}; wanted a whole number")
     alpha, dropout = (_number(row, name, path) for name in ("lora_alpha", "lora_dropout"))
     if row.get("use_rslora"):  # alpha / sqrt(r), arXiv 2312.03732
-        alpha *= math.sqrt(rank)
+        alpha *= math.sqrt(max(rank, 0.0))
     try:
         return LoraConfig(int(rank), alpha, dropout, tuple(t for t in TARGETS if t in targets))
     except ValueError as error:
