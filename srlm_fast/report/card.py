@@ -350,7 +350,7 @@ class Card:
             yield "transformers", "python", TRANSFORMERS.format(path=path)
             yield "vLLM", "sh", f"vllm serve {path}"
         else:
-            base, rank = self.adapter.get("base_model_name_or_path"), self.adapter.get("r")
+            base, rank = self.adapter.get("base_model_name_or_path"), self.adapter["r"]
             yield "PEFT", "python", PEFT.format(path=path, base=base)
             most = next((each for each in VLLM_RANKS if each >= rank), rank)
             yield "vLLM", "sh", VLLM_ADAPTER.format(path=path, base=base, rank=most)
