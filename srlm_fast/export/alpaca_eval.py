@@ -15,7 +15,8 @@ from srlm_fast.run import DONE
 
 from .answering import Dialogue
 from .command import MODEL, Command, check_new_file, file_option, out_option
-from .generating import DEVICE, NAME, SAMPLING, finish, generate, settings
+from .generating import DEVICE, NAME, SAMPLING, generate, inputs
+from .made import rows_of
 from .row_file import write_list
 from .source import find_model, label
 
@@ -28,15 +29,10 @@ def run(arguments: argparse.Namespace) -> int:
     source, out = find_model(arguments.what), Path(arguments.out).expanduser()
     check_new_file(out)
     rows = read_instructions(Path(arguments.prompts).expanduser())
-    answered = generate(
-        arguments,
-        source,
-        lambda: settings(arguments, source, COMMAND.options, "--prompts"),
-        lambda: dialogues(rows, arguments),
-    )
+    answered = generate(COMMAND, arguments, lambda: dialogues(rows, arguments))
     name = arguments.name or label(source)
     write_list(out, [output(r, a["answers"][0], name) for r, a in zip(rows, answered, strict=True)])
-    finish(out)
+    rows_of(out).unlink()
     print(f"{len(rows)} outputs of {name}: {out}")
     return DONE
 
@@ -94,5 +90,6 @@ COMMAND = Command(
         *DEVICE,
     ),
     needed=("--prompts", "--out"),
+    inputs=lambda arguments: inputs(arguments, "--prompts"),
     run=run,
 )

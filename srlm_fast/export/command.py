@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from srlm_fast.options import Option, text
 from srlm_fast.records import InputError
@@ -20,13 +21,15 @@ PROGRAM = "python -m srlm_fast.export"
 @dataclass(frozen=True)
 class Command:
     """One subcommand. what: the word behind its name, with its help; flags: options without a
-    value, with their help; needed: options that must be given; run: does it, and says the status.
+    value, with their help; needed: options that must be given; inputs: what is read, a digest by
+    name; run: does it, and says the status.
     """
 
     name: str
     help: str
     what: tuple[str, str]
     options: tuple[Option, ...]
+    inputs: Callable[[argparse.Namespace], dict[str, Any]]
     run: Callable[[argparse.Namespace], int]
     flags: tuple[tuple[str, str], ...] = ()
     needed: tuple[str, ...] = ("--out",)
@@ -70,9 +73,14 @@ def file_option(name: str, help: str) -> Option:
     return Option(name, name.removeprefix("--"), text("the name of a file"), "FILE", help)
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is more than an empty folder."""
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+
+
 def check_new(path: Path) -> None:
     """Raise InputError unless `--out` can be made: what is there is never written over."""
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if is_there(path):
         raise InputError(f"--out {path}: is there already, wanted a new name")
 
 

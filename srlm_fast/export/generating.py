@@ -1,4 +1,4 @@
-"""What the commands that let a model answer share: options, the file of rows, and the doing."""
+"""What the commands that let a model answer share: options, what they read, and the doing."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from srlm_fast.judge_command import refuse_other
 from srlm_fast.options import OPTIONS, Option, real, text, whole
-from srlm_fast.records import read_jsonl, write_json_atomic
 from srlm_fast.run import stop_on_interrupt
-from srlm_fast.run_folder import read_json
-from srlm_fast.run_models import ModelAt
 
 from .answering import Answering, Dialogue
-from .command import in_one_line
+from .command import Command, in_one_line
+from .made import digest, note, rows_of
+from .source import find_model
 
 NAME = Option(
     "--name", "name", text("a name"), "NAME", "of the model in the file (default: its own)"
@@ -28,51 +26,26 @@ SAMPLING = (
 DEVICE = tuple(o for o in OPTIONS if o.name in ("--device", "--dtype", "--kv-gb"))
 
 
-def rows_file(out: Path) -> Path:
-    """Where answers wait until all are there."""
-    return out.with_name(f"{out.name}.rows.jsonl")
+def inputs(arguments: argparse.Namespace, file: str) -> dict[str, Any]:
+    """What is read: the model, and the questions of the option `file`. Raises InputError."""
+    from srlm_fast.config import model_fingerprint
 
+    name, questions = find_model(arguments.what).folder_or_name, getattr(arguments, file[2:])
+    with in_one_line(Path(arguments.out)):
+        from srlm_fast.model import find_folder
 
-def settings_note(out: Path) -> Path:
-    """What made them."""
-    return out.with_name(f"{out.name}.settings.json")
-
-
-def hold(out: Path, wanted: dict[str, Any]) -> None:
-    """Refuse to go on with answers that something else has made; note what makes them."""
-    note, path = settings_note(out), rows_file(out)
-    if read_jsonl(path):
-        where = f"--out {out}: {path.name} holds answers made"
-        refuse_other(where, read_json(note), wanted, "file")
-    write_json_atomic(note, wanted)
-
-
-def settings(
-    arguments: argparse.Namespace, source: ModelAt, options: Sequence[Option], file: str
-) -> dict[str, Any]:
-    """What the answers depend on, by the option that sets it. file: that of the questions."""
-    from srlm_fast.config import fingerprint, model_fingerprint
-    from srlm_fast.model import find_folder
-
-    found = {
-        o.name: getattr(arguments, o.key) for o in options if o.name not in ("--out", "--name")
+        folder = find_folder(name)
+    return {
+        "MODEL": name,
+        "MODEL (its content)": model_fingerprint("MODEL", folder)[:16],
+        f"{file} (the file's content)": digest(file, Path(questions).expanduser()),
     }
-    content = {
-        f"{file} (the file's content)": fingerprint(file, found[file])[:16],
-        "MODEL (its content)": model_fingerprint("MODEL", find_folder(source.folder_or_name))[:16],
-    }
-    return found | content | {"MODEL": source.folder_or_name}
 
 
 def generate(
-    arguments: argparse.Namespace,
-    source: ModelAt,
-    held: Callable[[], dict[str, Any]],
-    dialogues: Callable[[], Sequence[Dialogue]],
+    command: Command, arguments: argparse.Namespace, dialogues: Callable[[], Sequence[Dialogue]]
 ) -> list[dict[str, Any]]:
-    """The rows of the answers, in the order of the dialogues. held: `settings` of the command.
-    Raises InputError.
-    """
+    """The rows of the answers, in the order of the dialogues. Raises InputError."""
     out = Path(arguments.out).expanduser()
     with in_one_line(out):
         from srlm_fast.model import load_model
@@ -80,20 +53,15 @@ def generate(
         from srlm_fast.sampler import Sampler
 
         asked = dialogues()
-        hold(out, held())
+        note(command, arguments)
         display = Display(sys.stdout)
         try:
-            model = load_model(source.folder_or_name, arguments.device, arguments.dtype)
+            name = find_model(arguments.what).folder_or_name
+            model = load_model(name, arguments.device, arguments.dtype)
             kv_bytes = None if arguments.kv_gb is None else int(arguments.kv_gb * 1e9)
-            answering = Answering(Sampler(model, kv_bytes), rows_file(out))
+            answering = Answering(Sampler(model, kv_bytes), rows_of(out))
             with stop_on_interrupt(display) as stop:
                 answering.run(asked, display, stop)
         finally:
             display.close()
     return [answering.rows[each.key] for each in asked]
-
-
-def finish(out: Path) -> None:
-    """Take away the rows behind a file that is whole."""
-    for each in (rows_file(out), settings_note(out)):
-        each.unlink(missing_ok=True)

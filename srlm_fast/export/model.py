@@ -10,8 +10,10 @@ from typing import Any
 from srlm_fast.options import DTYPE_ALIASES, DTYPES, Option, one_of
 from srlm_fast.records import InputError
 from srlm_fast.run import DONE
+from srlm_fast.run_folder import SUMMARY_FILE
 
 from .command import Command, check_new, in_one_line, out_option
+from .made import digest, note
 from .source import find_in_run, label
 
 
@@ -21,18 +23,37 @@ def run(arguments: argparse.Namespace) -> int:
     check_new(out)
     with in_one_line(out):
         from srlm_fast.model import hub_id
+        from srlm_fast.model.save import whole_folder
         from srlm_fast.report.card import write_card
 
         assert source.run is not None and source.number is not None
         base = (source.run_config or {}).get("model", "")
-        export(Path(source.folder_or_name), out, arguments.dtype, arguments.merge)
-        write_card(source.run, source.number, out, hub_id(base), arguments.merge)
+        with whole_folder(out) as folder:
+            export(Path(source.folder_or_name), folder, arguments.dtype, arguments.merge)
+            write_card(source.run, source.number, folder, hub_id(base), arguments.merge)
+            note(COMMAND, arguments)
     print(f"{label(source)}: {out}")
     return DONE
 
 
+def inputs(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The model, that an adapter is added to, and the run's figures, which the card has."""
+    from srlm_fast.config import model_fingerprint
+    from srlm_fast.model.load import base_folder
+
+    source = find_in_run(arguments.what, arguments.best)
+    assert source.run is not None
+    folder, figures = Path(source.folder_or_name), source.run / SUMMARY_FILE
+    found = {"MODEL (its content)": model_fingerprint("MODEL", folder)[:16]}
+    if arguments.merge:
+        found["its base (its content)"] = model_fingerprint("MODEL", base_folder(folder))[:16]
+    if figures.exists():
+        found["RUN's figures"] = digest("RUN", figures)
+    return found
+
+
 def export(folder: Path, out: Path, dtype: str | None, merge: bool) -> None:
-    """Write the model of `folder` to `out`, which appears whole or not at all."""
+    """Write the model of `folder` into `out`."""
     from srlm_fast.model import load_merged
     from srlm_fast.model.load import base_folder, is_adapter, read_hf
 
@@ -52,17 +73,27 @@ def copy(folder: Path, out: Path, dtype: str | None) -> None:
     after the other.
     """
     from srlm_fast.model.portable import make_portable
-    from srlm_fast.model.save import whole_folder
 
-    with whole_folder(out) as temporary:
-        for file in sorted(path for path in folder.iterdir() if path.is_file()):
-            if dtype and file.suffix == ".safetensors":
-                cast(file, temporary / file.name, dtype)
-            else:
-                shutil.copyfile(file, temporary / file.name)
-        if dtype:
-            change_dtype(temporary, dtype)
-        make_portable(temporary)
+    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+        if dtype and file.suffix == ".safetensors":
+            cast(file, out / file.name, dtype)
+        else:
+            shutil.copyfile(file, out / file.name)
+    if dtype:
+        change_dtype(out, dtype)
+    name_base(out)
+    make_portable(out)
+
+
+def name_base(folder: Path) -> None:
+    """Say where an adapter's base lies: "tiny" is a name that only we know."""
+    from srlm_fast.model.load import TINY, find_folder
+    from srlm_fast.model.peft import CONFIG
+    from srlm_fast.model.portable import rewrite
+
+    known = {TINY: str(find_folder(TINY))}
+    field = "base_model_name_or_path"
+    rewrite(folder / CONFIG, lambda row: row | {field: known.get(row[field], row[field])})
 
 
 def cast(source: Path, target: Path, dtype: str) -> None:
@@ -114,5 +145,6 @@ COMMAND = Command(
         ("--merge", "of an adapter: write whole weights, those of its base with it added"),
         ("--best", "the model with the highest held-out score instead of the last one"),
     ),
+    inputs=inputs,
     run=run,
 )

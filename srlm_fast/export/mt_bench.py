@@ -18,7 +18,8 @@ from srlm_fast.run import DONE
 
 from .answering import Dialogue
 from .command import MODEL, Command, check_new_file, file_option, out_option
-from .generating import DEVICE, NAME, SAMPLING, finish, generate, settings
+from .generating import DEVICE, NAME, SAMPLING, generate, inputs
+from .made import rows_of
 from .source import find_model, label
 
 Row = dict[str, Any]
@@ -41,16 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
     source, out = find_model(arguments.what), Path(arguments.out).expanduser()
     check_new_file(out)
     questions = read_questions(arguments.questions)
-    answered = generate(
-        arguments,
-        source,
-        lambda: settings(arguments, source, COMMAND.options, "--questions"),
-        lambda: dialogues(questions, arguments),
-    )
+    answered = generate(COMMAND, arguments, lambda: dialogues(questions, arguments))
     name, num = arguments.name or label(source), arguments.choices or 1
     groups = [answered[i : i + num] for i in range(0, len(answered), num)]
     write_jsonl(out, [answer(q, g, name) for q, g in zip(questions, groups, strict=True)])
-    finish(out)
+    rows_of(out).unlink()
     print(f"{len(questions)} answers of {name}: {out}")
     return DONE
 
@@ -153,5 +149,6 @@ COMMAND = Command(
         *DEVICE,
     ),
     needed=("--questions", "--out"),
+    inputs=lambda arguments: inputs(arguments, "--questions"),
     run=run,
 )

@@ -9,18 +9,17 @@ UltraFeedback-binarized and more, whose text `prompt` TRL's trainer refuses besi
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from srlm_fast.options import Kind, Option, one_of
-from srlm_fast.records import InputError, iter_jsonl
+from srlm_fast.options import Option, one_of
 from srlm_fast.run import DONE
-from srlm_fast.run_folder import is_run_folder
 
-from .command import Command, check_new_file, out_option
-from .row_file import check_suffix, write_rows
+from .command import Command, out_option
+from .made import note
+from .rounds import ROUND, converted, digests, round_files, rows_file
+from .row_file import write_rows
 
 Row = dict[str, Any]
 BINARIZED = (
@@ -82,71 +81,18 @@ FORMATS: dict[str, Callable[[Row], Row]] = {
 
 
 def run(arguments: argparse.Namespace) -> int:
-    out, form = rows_file(arguments.out), FORMATS[arguments.format or "conversations"]
-    files = round_files(arguments.what, arguments.round or "all", "pairs.jsonl", "pairs")
-    rows = list(converted(files, form))
+    out, files = rows_file(arguments.out), pair_files(arguments)
+    rows = list(converted(files, FORMATS[arguments.format or "conversations"]))
+    note(COMMAND, arguments)
     write_rows(out, rows)
     print(f"{len(rows)} pairs of {', '.join(file.parent.name for file in files)}: {out}")
     return DONE
 
 
-def rows_file(given: str) -> Path:
-    """`--out` as a new file of rows. Raises InputError."""
-    out = Path(given).expanduser()
-    check_new_file(out)
-    check_suffix(out)
-    return out
+def pair_files(arguments: argparse.Namespace) -> list[Path]:
+    return round_files(arguments, "pairs.jsonl", "pairs")
 
 
-def converted(
-    files: Sequence[Path],
-    form: Callable[[Row], Row],
-    wanted: Callable[[Row], bool] = lambda row: True,
-    what: str = "pair",
-) -> Iterator[Row]:
-    """The rows of files, those that are wanted, in another form. Raises InputError."""
-    for file in files:
-        for row in iter_jsonl(file):
-            try:
-                if wanted(row):
-                    yield form(row)
-            except (KeyError, IndexError, TypeError, AttributeError) as error:
-                raise InputError(
-                    f"{file}: found a row that is no {what} of a run ({error})"
-                ) from None
-
-
-def round_files(run: str, which: str, name: str, what: str) -> list[Path]:
-    """The files of that name in a run's rounds, or in one of them. Raises InputError."""
-    folder = Path(run).expanduser()
-    if not is_run_folder(folder):
-        found = "a folder that is no run" if folder.is_dir() else "no such folder"
-        raise InputError(f"{run}: {found}, wanted the folder of a run")
-    there = {file.parent.name: file for file in rounds(folder, name)}
-    if not there:
-        raise InputError(f"{run}: has no {what}, wanted a run that made some")
-    if which != "all" and which not in there:
-        raise InputError(
-            f"--round: found {which}, wanted all or one with {what}: {', '.join(there)}"
-        )
-    return list(there.values()) if which == "all" else [there[which]]
-
-
-def rounds(folder: Path, name: str) -> Iterator[Path]:
-    """Files with something in them, in the order of the rounds."""
-    found = [file for file in folder.glob(f"m*/{name}") if file.parent.name[1:].isdigit()]
-    for file in sorted(found, key=lambda file: int(file.parent.name[1:])):
-        if file.stat().st_size:
-            yield file
-
-
-ROUND = Option(
-    "--round",
-    "round",
-    Kind(str.lower, lambda given: bool(re.fullmatch(r"all|m\d+", given)), "all or a model (m2)"),
-    "mN",
-    "the round that made this model, or all (default: all)",
-)
 COMMAND = Command(
     name="pairs",
     help="the preference pairs of a run for other trainers",
@@ -166,5 +112,6 @@ COMMAND = Command(
             "ranking form (default: conversations)",
         ),
     ),
+    inputs=lambda arguments: digests(pair_files(arguments)),
     run=run,
 )

@@ -20,8 +20,9 @@ from srlm_fast.options import OPTIONS
 from srlm_fast.records import write_json_atomic
 from srlm_fast.run import DONE
 
-from .command import MODEL, Command, check_new_file, out_option
+from .command import MODEL, Command, check_new_file, in_one_line, out_option
 from .generating import NAME
+from .made import is_noted, note
 from .source import find_model, label
 
 Row = dict[str, Any]
@@ -30,8 +31,9 @@ FORM = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
 
 def run(arguments: argparse.Namespace) -> int:
     source, out = find_model(arguments.what), Path(arguments.out).expanduser()
-    for path in (out, scores_file(out)):
-        check_new_file(path)
+    check_new_file(out)
+    if not is_noted(COMMAND, arguments):
+        check_new_file(scores_file(out))
     judge_command.check_file("--rows", arguments.rows)
     judge_command.check_distinct(arguments)
     from srlm_fast.report.display import Display
@@ -43,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         config, judged = judge_command.judge(with_model(arguments, source.folder_or_name), display)
     finally:
         display.close()
+    note(COMMAND, arguments)
     rows = pair_rows(judged.rows, judge_command.drawn(ids, arguments.limit, config.seed))
     figures = judge_command.described(config, judged)
     head = {
@@ -55,6 +58,19 @@ def run(arguments: argparse.Namespace) -> int:
     display.note(judge_text(figures))
     print(f"{len(rows)} pairs: {out}, {scores_file(out)}")
     return DONE
+
+
+def inputs(arguments: argparse.Namespace) -> Row:
+    """What the judgements depend on."""
+    from srlm_fast.config import from_options, model_fingerprint
+
+    name = find_model(arguments.what).folder_or_name
+    with in_one_line(Path(arguments.out)):
+        from srlm_fast.model import find_folder
+
+        content = model_fingerprint("MODEL", find_folder(name))[:16]
+        config = from_options(with_model(arguments, name))
+    return judge_command.settings(config, arguments) | {"MODEL (its content)": content}
 
 
 def scores_file(out: Path) -> Path:
@@ -150,5 +166,6 @@ COMMAND = Command(
         *(option for option in OPTIONS if option.name in TAKEN),
     ),
     needed=("--data", "--out"),
+    inputs=inputs,
     run=run,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from srlm_fast.options import Option, one_of
@@ -11,7 +12,9 @@ from srlm_fast.records import InputError
 from srlm_fast.run import DONE
 
 from .command import Command, out_option
-from .pairs import ROUND, converted, round_files, rows_file, spoken
+from .made import note
+from .pairs import spoken
+from .rounds import ROUND, converted, digests, round_files, rows_file
 from .row_file import write_rows
 
 Row = dict[str, Any]
@@ -52,14 +55,19 @@ FORMATS: dict[str, Callable[[Row], Row]] = {
 
 def run(arguments: argparse.Namespace) -> int:
     out, form = rows_file(arguments.out), FORMATS[arguments.format or "messages"]
-    files = round_files(arguments.what, arguments.round or "all", "sft.jsonl", "SFT rows")
+    files = taught_files(arguments)
     wanted = KINDS if arguments.kind in (None, "all") else (arguments.kind,)
     rows = list(converted(files, form, lambda row: kind(row) in wanted, "SFT row"))
     if not rows:
         raise InputError(f"--kind: found {arguments.kind}, of which the run has no rows")
+    note(COMMAND, arguments)
     write_rows(out, rows)
     print(f"{len(rows)} conversations: {out}")
     return DONE
+
+
+def taught_files(arguments: argparse.Namespace) -> list[Path]:
+    return round_files(arguments, "sft.jsonl", "SFT rows")
 
 
 COMMAND = Command(
@@ -85,5 +93,6 @@ COMMAND = Command(
             "messages, sharegpt or alpaca (default: messages)",
         ),
     ),
+    inputs=lambda arguments: digests(taught_files(arguments)),
     run=run,
 )

@@ -7,6 +7,7 @@ base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight [r, K], ...lora_B
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ from .weights import Place, check_not_sharded, put_rows, read_weights, shape_of,
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE = "base.json"  # ours: in which form the base was trained beside; others do not look at it
 BLOCKS = {"qkv": "self_attn", "o": "self_attn", "gate_up": "mlp", "down": "mlp"}
-# Fields that change what an adapter computes, and the values that change nothing.
+# Fields that change what an adapter computes, and the values that change nothing. PiSSA, OLoRA and
+# others of `init_lora_weights` change the base too, each time that PEFT reads the adapter.
 PLAIN: dict[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "use_dora": (False,),
-    "use_rslora": (False,),
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal", "mica"),
     "lora_bias": (False,),
     "fan_in_fan_out": (False,),
     "use_qalora": (False,),
@@ -114,6 +116,8 @@ def _lora_config(row: dict[str, Any], path: Path) -> LoraConfig:
     if rank != int(rank):
         raise ModelError(f"{path}: r is {rank!r}; wanted a whole number")
     alpha, dropout = (_number(row, name, path) for name in ("lora_alpha", "lora_dropout"))
+    if row.get("use_rslora"):  # alpha / sqrt(r), arXiv 2312.03732
+        alpha *= math.sqrt(max(rank, 0.0))
     try:
         return LoraConfig(int(rank), alpha, dropout, tuple(t for t in TARGETS if t in targets))
     except ValueError as error:

@@ -369,9 +369,10 @@ class Card:
             yield "transformers", "python", TRANSFORMERS.format(path=path)
             yield "vLLM", "sh", f"vllm serve {path}"
         else:
-            base, rank = self.adapter.get("base_model_name_or_path"), self.adapter.get("r")
+            base, rank = self.adapter.get("base_model_name_or_path"), self.adapter["r"]
             yield "PEFT", "python", PEFT.format(path=path, base=base)
-            yield "vLLM", "sh", VLLM_ADAPTER.format(path=path, base=base, rank=rank)
+            most = next((each for each in VLLM_RANKS if each >= rank), rank)
+            yield "vLLM", "sh", VLLM_ADAPTER.format(path=path, base=base, rank=most)
         yield "srlm_fast", "python", OURS.format(path=path)
 
 
@@ -392,6 +393,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{path}")
 base = AutoModelForCausalLM.from_pretrained("{base}", dtype="auto")
 model = PeftModel.from_pretrained(base, "{path}")"""
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank can be
 VLLM_ADAPTER = (
     "vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules adapter={path}"
 )

@@ -48,9 +48,10 @@ def answer_of(folder: Path, ids: list[int], params: SamplingParams) -> str:
     return Sampler(load_model(folder)).generate([ids], params)[0].samples[0].text.strip()
 
 
-def test_alpaca_eval(made, prompts, tmp_path, export, capsys):
+def test_alpaca_eval(made, prompts, tmp_path, export, capsys, complaint):
     out = tmp_path / "out.json"
-    export("alpaca-eval", made, "--prompts", prompts, "--out", out, "--max-tokens", 12)
+    command = ("alpaca-eval", made, "--prompts", prompts, "--out", out, "--max-tokens", 12)
+    export(*command)
     rows = json.loads(out.read_text())
     assert rows[0].keys() == {"instruction", "output", "generator", "dataset", "datasplit"}
     assert [row["instruction"] for row in rows] == [row["instruction"] for row in PROMPTS]
@@ -62,7 +63,14 @@ def test_alpaca_eval(made, prompts, tmp_path, export, capsys):
     params = SamplingParams(temperature=0.7, max_tokens=12)
     assert rows[2]["output"] == answer_of(made / "m2", ids, params)
     assert "answers" in capsys.readouterr().out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "prompts.json"]
+    export(*command)
+    assert capsys.readouterr().out == f"{out}: is there already, made by the same command\n"
+    assert json.loads(out.read_text()) == rows
+    assert "is there already, made with --name None, found x" in complaint(*command, "--name", "x")
+    prompts.write_text(json.dumps(PROMPTS[:2]))
+    assert "made with --prompts (the file's content)" in complaint(*command)
+    left = [".out.json.made.json", "out.json", "prompts.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
 
 
 def killed_after(monkeypatch, rows: int) -> None:

@@ -93,7 +93,7 @@ def test_an_adapter_is_what_peft_and_vllm_read(adapted, export, tmp_path):
     assert tensors[f"{stem}.lora_B.weight"].shape == (128, 3)
     assert len(tensors) == 4 * 7 * 2
     card = (out / "README.md").read_text()
-    assert 'library_name: "peft"' in card and "--max-lora-rank 3" in card
+    assert 'library_name: "peft"' in card and "--max-lora-rank 8" in card
 
 
 def test_merged_it_is_the_base_with_the_adapter(adapted, export, tmp_path):

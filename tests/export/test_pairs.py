@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,33 @@ def test_what_was_taught(made, tmp_path, export, complaint):
     assert [message["from"] for message in said] == ["human", "gpt"]
     said = complaint("sft", made, "--out", tmp_path / "d.jsonl", "--kind", "best")
     assert "--kind: found best, of which the run has no rows" in said
+
+
+@pytest.mark.parametrize("what", ["pairs", "sft", "model"])
+def test_the_same_command_again_is_done(what, made, tmp_path, export, complaint, capsys):
+    run, out = tmp_path / "run", tmp_path / "out.jsonl"
+    shutil.copytree(made, run)
+    export(what, run, "--out", out)
+    before = contents(out)
+    capsys.readouterr()
+    export(what, run, "--out", out)
+    assert capsys.readouterr().out == f"{out}: is there already, made by the same command\n"
+    other = {"pairs": "--round=m2", "sft": "--kind=ift", "model": "--dtype=bf16"}[what]
+    assert f"is there already, made with {other.split('=')[0]} None" in complaint(
+        what, run, "--out", out, *other.split("=")
+    )
+    read = {"pairs": "m2/pairs.jsonl", "sft": "m1/sft.jsonl", "model": "m2/model/config.json"}[what]
+    with (run / read).open("a") as file:
+        file.write("\n" if what == "model" else (run / read).read_text())
+    assert "(its content)" in complaint(what, run, "--out", out)
+    assert contents(out) == before
+    (tmp_path / ".out.jsonl.made.json").unlink()
+    assert "is there already, wanted a new name" in complaint(what, run, "--out", out)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    return {file.name: file.read_bytes() for file in files}
 
 
 def test_mistakes_are_one_line(made, adapted, complaint, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 
 from srlm_fast import judge_command
 from srlm_fast.export import reward_bench
+from srlm_fast.export.made import note
 from srlm_fast.judge import DEFAULT_RUBRIC
 from srlm_fast.judge_command import main as judge
 from srlm_fast.loop.alone import Judged, default_rubric
@@ -61,11 +62,20 @@ def by_hand(config, rows, path, display) -> Judged:
     return Judged(judged, RUBRIC, 1, {"ok": 2 * len(rows)}, 0, {})
 
 
-def test_the_files_have_the_figures_of_the_judge(made, data, tmp_path, export, capsys, monkeypatch):
+def test_the_files_have_the_figures_of_the_judge(
+    made, data, tmp_path, export, capsys, monkeypatch, complaint
+):
     out, figures = tmp_path / "out.json", tmp_path / "figures.json"
     monkeypatch.setattr(judge_command, "measure", by_hand)
-    export("reward-bench", made, "--data", data, "--out", out, *LIMITS)
+    (tmp_path / "out-scores.json").write_text("of a command that was killed")
+    command = ("reward-bench", made, "--data", data, "--out", out, *LIMITS)
+    assert "out-scores.json: is there" in complaint(*command)
+    note(reward_bench.COMMAND, reward_bench.COMMAND.read([str(word) for word in command[1:]]))
+    export(*command)
     shown = capsys.readouterr().out
+    export(*command)
+    assert capsys.readouterr().out == f"{out}: is there already, made by the same command\n"
+    assert "made with --judge direct, found sampled" in complaint(*command, "--judge", "sampled")
     assert "length only" in shown and "pairwise accuracy, mine" in shown
     assert (
         judge(["--model", str(made / "m2"), "--data", str(data), "--out", str(figures), *LIMITS])

@@ -414,7 +414,7 @@ def renamed(tensors, name):
 MISTAKES = {
     "other kind": (lambda f: edited(f, peft_type="IA3"), "peft_type is 'IA3'; wanted LORA"),
     "dora": (lambda f: edited(f, use_dora=True), "use_dora is True; it is not supported"),
-    "rslora": (lambda f: edited(f, use_rslora=True), "use_rslora is True"),
+    "pissa": (lambda f: edited(f, init_lora_weights="pissa"), "init_lora_weights is 'pissa'"),
     "bias": (lambda f: edited(f, bias="all"), "bias is 'all'"),
     "ranks": (lambda f: edited(f, rank_pattern={"q_proj": 2}), "rank_pattern is"),
     "layers": (lambda f: edited(f, layers_to_transform=[0]), "layers_to_transform is"),

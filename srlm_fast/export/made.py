@@ -1,0 +1,70 @@
+"""What made an export, noted beside it, so that the same command again finds it done."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from srlm_fast.judge_command import refuse_other
+from srlm_fast.records import InputError, read_jsonl, write_json_atomic
+from srlm_fast.run_folder import read_json
+
+from .command import Command, is_there
+
+
+def note_of(out: Path) -> Path:
+    return out.with_name(f".{out.name}.made.json")
+
+
+def rows_of(out: Path) -> Path:
+    """Where answers wait until all are there."""
+    return out.with_name(f"{out.name}.rows.jsonl")
+
+
+def made_with(command: Command, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options and what was read, by the name that a message has for each. Raises InputError."""
+    given = {o.name: getattr(arguments, o.key) for o in command.options if o.name != "--out"}
+    flags = {name: getattr(arguments, name.removeprefix("--")) for name, _ in command.flags}
+    return given | flags | command.inputs(arguments)
+
+
+def is_made(command: Command, arguments: argparse.Namespace) -> bool:
+    """Whether this very command has made `--out` already, which is said. Raises InputError where
+    something else has.
+    """
+    out = Path(arguments.out).expanduser()
+    found = read_json(note_of(out))
+    if not found or not is_there(out):
+        return False
+    where = f"--out {out}: is there already, made"
+    refuse_other(where, found, made_with(command, arguments), "name")
+    rows_of(out).unlink(missing_ok=True)
+    print(f"{out}: is there already, made by the same command")
+    return True
+
+
+def is_noted(command: Command, arguments: argparse.Namespace) -> bool:
+    """Whether this very command was here before, and may have been killed."""
+    found = read_json(note_of(Path(arguments.out).expanduser()))
+    return bool(found) and found == made_with(command, arguments)
+
+
+def note(command: Command, arguments: argparse.Namespace) -> None:
+    """Write what makes `--out`. Raises InputError where rows wait that something else has made."""
+    out = Path(arguments.out).expanduser()
+    wanted = made_with(command, arguments)
+    if read_jsonl(rows_of(out)):
+        where = f"--out {out}: {rows_of(out).name} holds answers made"
+        refuse_other(where, read_json(note_of(out)), wanted, "file")
+    write_json_atomic(note_of(out), wanted)
+
+
+def digest(option: str, path: Path) -> str:
+    """64 bits of a file's SHA-256. Raises InputError."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise InputError(f"{option} {path}: {error.strerror}, wanted a readable file") from None
