@@ -9,13 +9,12 @@ import datetime
 import errno
 import fcntl
 import itertools
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
-from srlm_fast.records import InputError, write_json_atomic
+from srlm_fast.records import InputError, read_object, write_json_atomic
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
@@ -61,10 +60,9 @@ def is_blank(folder: Path) -> bool:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in `path`, or {} when there is none that can be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path)
+    except (OSError, InputError):
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def is_finished(folder: Path) -> bool:

@@ -14,9 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from srlm_fast.records import InputError, iter_jsonl, write_text_atomic
+from srlm_fast.records import InputError, iter_jsonl, read_object, write_text_atomic
 
-from .gather import read_object
 from .judge_text import FIGURES
 from .judge_text import interval as bounds
 from .table import ABSENT, figure

@@ -5,7 +5,6 @@ Whatever is not there yet is left out, so an unfinished run has a page too.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from srlm_fast.records import InputError
+from srlm_fast.records import InputError, read_object
 
 from .rows import PAIR, Example, read_round, rows_of
 
@@ -240,19 +239,6 @@ def model_folders(folder: Path) -> list[Path]:
     """`m1/`, `m2/`, ... in order."""
     found = (path for path in folder.glob("m*") if path.name[1:].isdigit() and path.is_dir())
     return sorted(found, key=lambda path: int(path.name[1:]))
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a file, {} where there is none. Raises InputError."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: found no JSON ({error}), wanted what a run writes") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: found no JSON object, wanted what a run writes")
-    return value
 
 
 def objects(summary: Mapping[str, Any], key: str, folder: Path) -> list[dict[str, Any]]:
