@@ -191,9 +191,9 @@ def read_object(path: Path, error: type[InputError] = InputError) -> dict[str, A
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as reason:
-        raise error(f"{path}: is not JSON ({reason}), wanted an object") from None
+        raise error(f"{path}: found no JSON ({reason}), wanted an object") from None
     if not isinstance(value, dict):
-        raise error(f"{path}: found {type(value).__name__} in JSON, wanted an object")
+        raise error(f"{path}: found no JSON object, wanted one")
     return value
 
 

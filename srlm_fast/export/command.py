@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from srlm_fast.options import Option, text
 from srlm_fast.records import InputError
-from srlm_fast.run import Parser, resource_message, unknown_message
+from srlm_fast.run import Parser, unknown_message
+from srlm_fast.run import in_one_line as in_one_line
 
 MODEL = "a run, one of its models (runs/x/m2), a folder, a hub id or a preset"
 PROGRAM = "python -m srlm_fast.export"
@@ -87,21 +87,3 @@ def check_new_file(path: Path) -> None:
         tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:
         raise InputError(f"--out {path}: {error.strerror}, wanted a file to write") from None
-
-
-@contextmanager
-def in_one_line(place: Path) -> Iterator[None]:
-    """What the model or the machine lacks, as an InputError. place: where is written."""
-    from srlm_fast.model import ModelError
-
-    try:
-        yield
-    except InputError:
-        raise
-    except ModelError as error:
-        raise InputError(str(error)) from error
-    except Exception as error:
-        message = resource_message(error, place)
-        if message is None:
-            raise
-        raise InputError(message) from error

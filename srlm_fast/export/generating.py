@@ -8,11 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from srlm_fast.judge_command import refuse_other
+from srlm_fast import made_by
 from srlm_fast.options import OPTIONS, Option, real, text, whole
-from srlm_fast.records import read_jsonl, write_json_atomic
 from srlm_fast.run import stop_on_interrupt
-from srlm_fast.run_folder import read_json
 from srlm_fast.run_models import ModelAt
 
 from .answering import Answering, Dialogue
@@ -40,11 +38,8 @@ def settings_note(out: Path) -> Path:
 
 def hold(out: Path, wanted: dict[str, Any]) -> None:
     """Refuse to go on with answers that something else has made; note what makes them."""
-    note, path = settings_note(out), rows_file(out)
-    if read_jsonl(path):
-        where = f"--out {out}: {path.name} holds answers made"
-        refuse_other(where, read_json(note), wanted, "file")
-    write_json_atomic(note, wanted)
+    rows = rows_file(out)
+    made_by.hold(rows, settings_note(out), f"--out {out}: {rows.name} holds answers made", wanted)
 
 
 def settings(

@@ -138,7 +138,6 @@ def extra(rows: Sequence[Row], figures: Row) -> Row:
 
 
 NOT_TAKEN = ("--model", "--skip-bad")  # each row is a result
-TAKEN = tuple(name for name in judge_command.TAKEN if name not in NOT_TAKEN)
 COMMAND = Command(
     name="reward-bench",
     help="a model as judge of RewardBench's pairs, with the length-only control",
@@ -147,7 +146,7 @@ COMMAND = Command(
         *(option for option in judge_command.OWN if option.name != "--out"),
         out_option("a new file for the results; those of each pair go to <name>-scores beside it"),
         NAME,
-        *(option for option in OPTIONS if option.name in TAKEN),
+        *(option for option in judge_command.OF_RUN if option.name not in NOT_TAKEN),
     ),
     needed=("--data", "--out"),
     run=run,
