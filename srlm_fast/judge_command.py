@@ -60,26 +60,10 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.data is None:
         raise InputError("--data: not given, wanted a JSONL file of answers whose order is known")
     for name in ("out", "rows"):
-        check_file(f"--{name}", getattr(arguments, name))
+        if getattr(arguments, name) is not None:
+            check_file(f"--{name}", getattr(arguments, name))
     check_distinct(arguments)
     return arguments
-
-
-def check_file(option: str, path: str | None) -> None:
-    """Raise InputError unless `path` can be a file to write."""
-    if path is None:
-        return
-    place = Path(path).absolute()
-    if place.is_dir():
-        raise InputError(f"{option} {path}: found a folder, wanted a file to write")
-    if place.exists() and not place.is_file():
-        raise InputError(f"{option} {path}: found a device or a pipe, wanted a file to write")
-    if not place.parent.is_dir():
-        raise InputError(f"{option} {path}: its folder is not there, wanted a file to write")
-    try:
-        tempfile.TemporaryFile(dir=place.parent).close()
-    except OSError as error:
-        raise InputError(f"{option} {path}: {error.strerror}, wanted a file to write") from None
 
 
 def check_distinct(arguments: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ import fcntl
 import itertools
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,21 @@ def check_place(folder: Path) -> None:
         raise InputError(f"--out {folder}: found {kind}, wanted a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"--out {folder}: {existing} is not writable, wanted a writable folder")
+
+
+def check_file(option: str, path: str | Path) -> None:
+    """Raise InputError unless `path` can be a file to write."""
+    place = Path(path).absolute()
+    if place.is_dir():
+        raise InputError(f"{option} {path}: found a folder, wanted a file to write")
+    if place.exists() and not place.is_file():
+        raise InputError(f"{option} {path}: found a device or a pipe, wanted a file to write")
+    if not place.parent.is_dir():
+        raise InputError(f"{option} {path}: its folder is not there, wanted a file to write")
+    try:
+        tempfile.TemporaryFile(dir=place.parent).close()
+    except OSError as error:
+        raise InputError(f"{option} {path}: {error.strerror}, wanted a file to write") from None
 
 
 def is_run_folder(folder: Path, key: str = "run") -> bool:

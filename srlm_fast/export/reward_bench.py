@@ -19,6 +19,7 @@ from srlm_fast import judge_command
 from srlm_fast.options import OPTIONS
 from srlm_fast.records import write_json_atomic
 from srlm_fast.run import DONE
+from srlm_fast.run_folder import check_file
 
 from .command import MODEL, Command, check_new_file, out_option
 from .generating import NAME
@@ -32,7 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     source, out = find_model(arguments.what), Path(arguments.out).expanduser()
     for path in (out, scores_file(out)):
         check_new_file(path)
-    judge_command.check_file("--rows", arguments.rows)
+    if arguments.rows is not None:
+        check_file("--rows", arguments.rows)
     judge_command.check_distinct(arguments)
     from srlm_fast.report.display import Display
     from srlm_fast.report.judge_text import judge_text
