@@ -18,6 +18,7 @@ from srlm_fast.judge_options import PLACE, RUBRIC, drawn, judging
 from srlm_fast.options import OPTIONS, Option, text, whole
 from srlm_fast.records import InputError, write_json_atomic
 from srlm_fast.run import DONE, Parser, end_of, in_one_line, parsed, stop_on_interrupt
+from srlm_fast.run_folder import check_file
 
 if TYPE_CHECKING:
     from srlm_fast.config import Config

@@ -26,6 +26,7 @@ from srlm_fast.model import load_model, with_score_head
 from srlm_fast.model.load import find_folder
 from srlm_fast.records import RowWriter, read_jsonl
 from srlm_fast.run_models import resolve_model
+from tests.commands import complaint_of
 from tests.loop.worlds import Silent, small_config
 
 ROOT = Path(run_folder.__file__).parent.parent
@@ -90,14 +91,7 @@ def open_gate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def complaint(capsys) -> Callable[..., str]:
-    def complain(*argv: str) -> str:
-        capsys.readouterr()
-        assert main(argv) == 2
-        written = capsys.readouterr().err
-        assert written.startswith("srlm_fast: ") and written.count("\n") == 1
-        return written
-
-    return complain
+    return complaint_of(main, capsys)
 
 
 def compared(made: Path, out: Path, *options: str) -> dict[str, Any]:
