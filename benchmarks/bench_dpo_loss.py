@@ -228,9 +228,8 @@ def peak_apart(case: Case, options: argparse.Namespace, variant: Variant) -> int
     return command.peak_apart(BENCHMARK, case, options, variant)
 
 
-def variant_for_peak(case: Case, options: argparse.Namespace) -> Variant:
-    found = variants(make_inputs(case, "cpu"), options)
-    return next(variant for variant in found if variant.name == options.peak_of)
+def variants_on_cpu(case: Case, options: argparse.Namespace) -> list[Variant]:
+    return variants(make_inputs(case, "cpu"), options)
 
 
 def cases(options: argparse.Namespace) -> list[Case]:
@@ -239,7 +238,7 @@ def cases(options: argparse.Namespace) -> list[Case]:
     return [Case(pairs, length) for length in (512, 4096) for pairs in (64, 1024)]
 
 
-BENCHMARK = Benchmark(NAME, __doc__, cases, run_case, variant_for_peak, dtype=torch.float32)
+BENCHMARK = Benchmark(NAME, __doc__, cases, run_case, variants_on_cpu, dtype=torch.float32)
 main = partial(command.main, BENCHMARK)
 
 if __name__ == "__main__":

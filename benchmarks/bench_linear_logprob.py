@@ -241,10 +241,10 @@ def peak(case: Case, options: argparse.Namespace, variant: Variant) -> int | Non
     return command.peak_apart(BENCHMARK, case, options, variant)
 
 
-def one_variant(case: Case, options: argparse.Namespace) -> Variant:
+def one_variant(case: Case, options: argparse.Namespace) -> list[Variant]:
     """For its memory alone: no fp64 truth is made, whose own would be in the way."""
     alone = argparse.Namespace(device="cpu", variants=options.peak_of, quick=False)
-    return variants(make_inputs(case, "cpu"), torch.zeros(case.num_rows // case.length), alone)[0]
+    return variants(make_inputs(case, "cpu"), torch.zeros(case.num_rows // case.length), alone)
 
 
 def cases(options: argparse.Namespace) -> list[Case]:
