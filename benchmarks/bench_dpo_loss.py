@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import command, harness
+from benchmarks import columns, command, harness
 from benchmarks.command import Benchmark
 from benchmarks.harness import BASELINE, OURS, Row, Variant
 from srlm_fast import __version__
@@ -186,39 +186,17 @@ def run_case(case: Case, options: argparse.Namespace, top: dict) -> tuple[list[R
 
 
 def show(rows: Sequence[Row], device: dict[str, tuple[int, float]]) -> str:
-    head = [
-        "variant",
-        "us",
-        "p20",
-        "p80",
-        "host us",
-        "first ms",
-        "launches",
-        "device us",
-        "rate",
-        "x least",
-    ]
-    head += ["x ours", "MiB", "value err", "gradient err", ""]
-    lines = []
-    for row in rows:
-        times = [f"{1e3 * v:.1f}" for v in (row.ms.p50, row.ms.p20, row.ms.p80)] if row.ms else []
-        seen = device.get(row.variant)
-        lines.append(
-            [
-                row.variant,
-                *(times or [""] * 3),
-                f"{1e3 * row.ms.host:.0f}" if row.ms and row.ms.host else "",
-                f"{row.ms.first:.1f}" if row.ms else "",
-                *([str(seen[0]), f"{seen[1]:.1f}"] if seen else ["", ""]),
-                harness.percent(row.share_of_rate),
-                harness.ratio(row.times_least),
-                harness.ratio(row.ours_is_faster),
-                "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.1f}",
-                *(f"{row.errors[q]:.1e}" if q in row.errors else "" for q in BOUNDS),
-                row.verdict,
-            ]
-        )
-    return harness.table(head, lines)
+    def on_device(head: str, i: int) -> columns.Column:
+        return head, lambda row: harness.number(device[row.variant][i]) if row.ms and device else ""
+
+    return columns.show(
+        rows,
+        *columns.times("us", "p20", "p80", "host", "first"),
+        on_device("launches", 0),
+        on_device("device us", 1),
+        *columns.COMPARED,
+        *(columns.error(f"{quantity} err", quantity) for quantity in BOUNDS),
+    )
 
 
 def peak_apart(case: Case, options: argparse.Namespace, variant: Variant) -> int | None:

@@ -47,3 +47,12 @@ def show(rows: Sequence[Row], *columns: Column) -> str:
     """The table: variant, the columns, verdict."""
     every = (VARIANT, *columns, VERDICT)
     return table([head for head, _ in every], [[cell(row) for _, cell in every] for row in rows])
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The table of all that a row holds."""
+    on_cpu = any(row.ms and row.ms.cpu is not None for row in rows)
+    timed = times("ms", *(("low", "high", "cpu", "first") if on_cpu else ("p20", "p80", "first")))
+    quantities = dict.fromkeys(quantity for row in rows for quantity in row.errors)
+    errors = [error(f"{quantity} err", quantity) for quantity in quantities]
+    return show(rows, *timed, *COMPARED, *errors, COMPUTES)
