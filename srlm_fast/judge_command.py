@@ -117,9 +117,9 @@ def judge(arguments: argparse.Namespace, display: Display) -> tuple[Config, Judg
         rows = [dict(row) for row in found.rows]
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(arguments.rows or Path(scratch) / "rows.jsonl")
-            note = path.with_name(f"{path.name}.settings.json")
+            beside = path.with_name(f"{path.name}.settings.json")
             made = f"--rows {path}: holds judgements made"
-            made_by.hold(path, note, made, settings(config, arguments))
+            made_by.hold(path, beside, made, settings(config, arguments))
             return config, measure(config, drawn(rows, arguments.limit, config.seed), path, display)
 
 
