@@ -76,7 +76,8 @@ class RevisionStage(RowStage):
         super().__init__(sampler, (candidates, revisions), ranks)
 
     def _load(self) -> None:
-        self.candidates, self.chains = _load(*self._files(), self.ranks)
+        candidates, revisions = self._files()
+        self.candidates, self.chains = _load(candidates, revisions, self.ranks)
 
     def _requests(self, prompts: Sequence[Prompt]) -> Iterable[Request]:
         for prompt in prompts:
