@@ -164,7 +164,6 @@ def run_case(case: Case, options: argparse.Namespace, top: dict) -> tuple[list[R
     del wide
     tokens = x.logps.numel()
     print(f"\n{case.name}, T = {tokens:,}, {8 * tokens / 2**20:.1f} MiB must move", flush=True)
-    peak_of = None if options.device == "cuda" else partial(peak_apart, case, options)
     rows = harness.measure(
         taken,
         partial(errors_of, truth, x.mask),
@@ -174,7 +173,9 @@ def run_case(case: Case, options: argparse.Namespace, top: dict) -> tuple[list[R
         rate=top["copy_bytes_per_s"],
         seconds=0.3,
         rounds=(options.rounds, 20 * options.rounds),
-        peak_of=peak_of,
+        peak_of=command.peaks(
+            BENCHMARK, case, options, lambda v: v.least or (options.quick and v.name != OURS)
+        ),
     )
     device = {}
     if options.device == "cuda":
@@ -197,13 +198,6 @@ def show(rows: Sequence[Row], device: dict[str, tuple[int, float]]) -> str:
         *columns.COMPARED,
         *(columns.error(f"{quantity} err", quantity) for quantity in BOUNDS),
     )
-
-
-def peak_apart(case: Case, options: argparse.Namespace, variant: Variant) -> int | None:
-    """In a process of its own; with --quick of ours only."""
-    if variant.least or (options.quick and variant.name != OURS):
-        return None
-    return command.peak_apart(BENCHMARK, case, options, variant)
 
 
 def variants_on_cpu(case: Case, options: argparse.Namespace) -> list[Variant]:

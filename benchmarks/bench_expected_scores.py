@@ -184,19 +184,12 @@ def run_case(case: Case, options: argparse.Namespace, top: dict) -> tuple[list[R
         rate=top["matmul_flops" if case.mass else "copy_bytes_per_s"],
         seconds=0.3,
         rounds=(options.rounds, 20 * options.rounds),
-        peak_of=None if options.device == "cuda" else partial(peak_apart, case, options),
+        peak_of=command.peaks(BENCHMARK, case, options, lambda v: options.quick or v.least),
     )
     timed = columns.times("ms", "p20", "p80", "host", "first")
     errors = (columns.error("score err", "score"), columns.error("mass err", "mass"))
     print(columns.show(rows, *timed, *columns.COMPARED, *errors), flush=True)
     return rows, {"bytes": None if case.mass else least, "flops": flops if case.mass else None}
-
-
-def peak_apart(case: Case, options: argparse.Namespace, variant: Variant) -> int | None:
-    """In a process of its own; not with --quick."""
-    if variant.least or options.quick:
-        return None
-    return command.peak_apart(BENCHMARK, case, options, variant)
 
 
 def variants_on_cpu(case: Case, options: argparse.Namespace) -> list[Variant]:

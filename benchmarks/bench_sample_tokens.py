@@ -307,19 +307,12 @@ def run_case(case: Case, options: argparse.Namespace, top: dict) -> tuple[list[R
         rate=top["copy_bytes_per_s"],
         seconds=0.1,
         rounds=(options.rounds, 20 * options.rounds),
-        peak_of=None if options.device == "cuda" else partial(peak_apart, case, options),
+        peak_of=command.peaks(BENCHMARK, case, options, lambda v: options.quick or v.name != OURS),
     )
     timed = columns.times("us", "p20", "p80", "first")
     more = (columns.speed("GB/s", moved), *columns.COMPARED, columns.COMPUTES)
     print(columns.show(rows, *timed, *more), flush=True)
     return rows, {"bytes": moved}
-
-
-def peak_apart(case: Case, options: argparse.Namespace, variant: Variant) -> int | None:
-    """In a process of its own, of ours only."""
-    if variant.name != OURS or options.quick:
-        return None
-    return command.peak_apart(BENCHMARK, case, options, variant)
 
 
 def variants_on_cpu(case: Case, options: argparse.Namespace) -> list[Variant]:

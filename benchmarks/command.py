@@ -181,6 +181,20 @@ def peak_apart(
     return None if found is None else found["peak_bytes"]
 
 
+def peaks(
+    benchmark: Benchmark,
+    case: Any,
+    options: argparse.Namespace,
+    left_out: Callable[[Variant], bool],
+) -> Callable[[Variant], int | None] | None:
+    """`peak_of` of `harness.measure`: on a GPU its own, on a CPU `peak_apart`."""
+    if options.device == "cuda":
+        return None
+    return lambda variant: (
+        None if left_out(variant) else peak_apart(benchmark, case, options, variant)
+    )
+
+
 def print_peak(benchmark: Benchmark, options: argparse.Namespace) -> int:
     """In that process: once to warm up, once measured."""
     (case,) = taken(benchmark, options)
