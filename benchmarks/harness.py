@@ -530,7 +530,7 @@ def number(value: float | None) -> str:
 
 
 def mebibytes(size: int | None) -> str:
-    return "" if size is None else f"{size / 2**20:.0f}"
+    return "" if size is None else f"{size / 2**20:.{0 if size >= 10 << 20 else 1}f}"
 
 
 def ratio(value: float | None) -> str:
