@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import command, harness
+from benchmarks import columns, command, harness
 from benchmarks.command import Benchmark
 from benchmarks.harness import BASELINE, OURS, Row, Variant
 from srlm_fast import __version__
@@ -164,7 +164,6 @@ def run_case(case: Case, options: argparse.Namespace, top: dict) -> tuple[list[R
     del wide
     tokens = x.logps.numel()
     print(f"\n{case.name}, T = {tokens:,}, {8 * tokens / 2**20:.1f} MiB must move", flush=True)
-    peak_of = None if options.device == "cuda" else partial(peak_apart, case, options)
     rows = harness.measure(
         taken,
         partial(errors_of, truth, x.mask),
@@ -174,7 +173,9 @@ def run_case(case: Case, options: argparse.Namespace, top: dict) -> tuple[list[R
         rate=top["copy_bytes_per_s"],
         seconds=0.3,
         rounds=(options.rounds, 20 * options.rounds),
-        peak_of=peak_of,
+        peak_of=command.peaks(
+            BENCHMARK, case, options, lambda v: v.least or (options.quick and v.name != OURS)
+        ),
     )
     device = {}
     if options.device == "cuda":
@@ -186,51 +187,21 @@ def run_case(case: Case, options: argparse.Namespace, top: dict) -> tuple[list[R
 
 
 def show(rows: Sequence[Row], device: dict[str, tuple[int, float]]) -> str:
-    head = [
-        "variant",
-        "us",
-        "p20",
-        "p80",
-        "host us",
-        "first ms",
-        "launches",
-        "device us",
-        "rate",
-        "x least",
-    ]
-    head += ["x ours", "MiB", "value err", "gradient err", ""]
-    lines = []
-    for row in rows:
-        times = [f"{1e3 * v:.1f}" for v in (row.ms.p50, row.ms.p20, row.ms.p80)] if row.ms else []
-        seen = device.get(row.variant)
-        lines.append(
-            [
-                row.variant,
-                *(times or [""] * 3),
-                f"{1e3 * row.ms.host:.0f}" if row.ms and row.ms.host else "",
-                f"{row.ms.first:.1f}" if row.ms else "",
-                *([str(seen[0]), f"{seen[1]:.1f}"] if seen else ["", ""]),
-                harness.percent(row.share_of_rate),
-                harness.ratio(row.times_least),
-                harness.ratio(row.ours_is_faster),
-                "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.1f}",
-                *(f"{row.errors[q]:.1e}" if q in row.errors else "" for q in BOUNDS),
-                row.verdict,
-            ]
-        )
-    return harness.table(head, lines)
+    def on_device(head: str, i: int) -> columns.Column:
+        return head, lambda row: harness.number(device[row.variant][i]) if row.ms and device else ""
+
+    return columns.show(
+        rows,
+        *columns.times("us", "p20", "p80", "host", "first"),
+        on_device("launches", 0),
+        on_device("device us", 1),
+        *columns.COMPARED,
+        *(columns.error(f"{quantity} err", quantity) for quantity in BOUNDS),
+    )
 
 
-def peak_apart(case: Case, options: argparse.Namespace, variant: Variant) -> int | None:
-    """In a process of its own; with --quick of ours only."""
-    if variant.least or (options.quick and variant.name != OURS):
-        return None
-    return command.peak_apart(BENCHMARK, case, options, variant)
-
-
-def variant_for_peak(case: Case, options: argparse.Namespace) -> Variant:
-    found = variants(make_inputs(case, "cpu"), options)
-    return next(variant for variant in found if variant.name == options.peak_of)
+def variants_on_cpu(case: Case, options: argparse.Namespace) -> list[Variant]:
+    return variants(make_inputs(case, "cpu"), options)
 
 
 def cases(options: argparse.Namespace) -> list[Case]:
@@ -239,7 +210,7 @@ def cases(options: argparse.Namespace) -> list[Case]:
     return [Case(pairs, length) for length in (512, 4096) for pairs in (64, 1024)]
 
 
-BENCHMARK = Benchmark(NAME, __doc__, cases, run_case, variant_for_peak, dtype=torch.float32)
+BENCHMARK = Benchmark(NAME, __doc__, cases, run_case, variants_on_cpu, dtype=torch.float32)
 main = partial(command.main, BENCHMARK)
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import command, harness
+from benchmarks import columns, command, harness
 from benchmarks.command import Benchmark
 from benchmarks.harness import BASELINE, OURS, Row, Variant
 from srlm_fast import __version__
@@ -185,42 +184,16 @@ def run_case(case: Case, options: argparse.Namespace, top: dict) -> tuple[list[R
         rate=top["matmul_flops" if case.mass else "copy_bytes_per_s"],
         seconds=0.3,
         rounds=(options.rounds, 20 * options.rounds),
-        peak_of=None if options.device == "cuda" else partial(peak_apart, case, options),
+        peak_of=command.peaks(BENCHMARK, case, options, lambda v: options.quick or v.least),
     )
-    print(show(rows), flush=True)
+    timed = columns.times("ms", "p20", "p80", "host", "first")
+    errors = (columns.error("score err", "score"), columns.error("mass err", "mass"))
+    print(columns.show(rows, *timed, *columns.COMPARED, *errors), flush=True)
     return rows, {"bytes": None if case.mass else least, "flops": flops if case.mass else None}
 
 
-def show(rows: Sequence[Row]) -> str:
-    head = ["variant", "ms", "p20", "p80", "host", "first", "rate", "x least", "x ours", "MiB"]
-    lines = []
-    for row in rows:
-        times = [row.ms.p50, row.ms.p20, row.ms.p80, row.ms.host, row.ms.first] if row.ms else []
-        lines.append(
-            [
-                row.variant,
-                *([harness.number(value) for value in times] or [""] * 5),
-                harness.percent(row.share_of_rate),
-                harness.ratio(row.times_least),
-                harness.ratio(row.ours_is_faster),
-                harness.mebibytes(row.peak_bytes),
-                *(f"{row.errors[q]:.1e}" if q in row.errors else "" for q in BOUNDS),
-                row.verdict,
-            ]
-        )
-    return harness.table([*head, "score err", "mass err", ""], lines)
-
-
-def peak_apart(case: Case, options: argparse.Namespace, variant: Variant) -> int | None:
-    """In a process of its own; not with --quick."""
-    if variant.least or options.quick:
-        return None
-    return command.peak_apart(BENCHMARK, case, options, variant)
-
-
-def variant_for_peak(case: Case, options: argparse.Namespace) -> Variant:
-    found = variants(case, make_inputs(case, "cpu"), options)
-    return next(variant for variant in found if variant.name == options.peak_of)
+def variants_on_cpu(case: Case, options: argparse.Namespace) -> list[Variant]:
+    return variants(case, make_inputs(case, "cpu"), options)
 
 
 def cases(options: argparse.Namespace) -> list[Case]:
@@ -229,7 +202,7 @@ def cases(options: argparse.Namespace) -> list[Case]:
     return [Case(model, rows, mass) for mass in (False, True) for model in models]
 
 
-BENCHMARK = Benchmark(NAME, __doc__, cases, run_case, variant_for_peak)
+BENCHMARK = Benchmark(NAME, __doc__, cases, run_case, variants_on_cpu)
 main = partial(command.main, BENCHMARK)
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import random
 import re
 import sys
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks import command, harness
+from benchmarks import columns, command, harness
 from benchmarks.command import Benchmark
 from benchmarks.harness import BASELINE, OURS, Row, Variant
 from srlm_fast import __version__
@@ -232,18 +232,9 @@ def run_case(case: Case, options: argparse.Namespace, top: dict) -> tuple[list[R
         seconds=0.2,
         rounds=(options.rounds, 20 * options.rounds),
     )
-    print(show(rows), flush=True)
+    timed = columns.times("us", "p20", "p80", "first")
+    print(columns.show(rows, *timed, columns.OURS), flush=True)
     return rows, {"bytes": moved, "maps": list(inputs.table.maps.shape), "vocab": VOCAB}
-
-
-def show(rows: Sequence[Row]) -> str:
-    head = ["variant", "us", "p20", "p80", "first", "x ours", ""]
-    lines = []
-    for row in rows:
-        times = [row.ms.p50, row.ms.p20, row.ms.p80, row.ms.first] if row.ms else []
-        cells = [harness.number(1e3 * value) for value in times] or [""] * 4
-        lines.append([row.variant, *cells, harness.ratio(row.ours_is_faster), row.verdict])
-    return harness.table(head, lines)
 
 
 def cases(options: argparse.Namespace) -> list[Case]:

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import command, harness
+from benchmarks import columns, command, harness
 from benchmarks.command import Benchmark, asked_for
 from benchmarks.harness import OURS, Row, Variant
 from benchmarks.head_cases import BETA, Case, Inputs, Truth, make_inputs
@@ -229,7 +229,7 @@ def run_case(case: Case, options: argparse.Namespace, top: dict) -> tuple[list[R
         rounds=(options.rounds, 4 * options.rounds),
         peak_of=None if options.device == "cuda" else partial(peak, case, options),
     )
-    print(harness.show(rows), flush=True)
+    print(columns.summary(rows), flush=True)
     return rows, {"flops": case.flops, "live_tiles": live}
 
 
@@ -241,10 +241,10 @@ def peak(case: Case, options: argparse.Namespace, variant: Variant) -> int | Non
     return command.peak_apart(BENCHMARK, case, options, variant)
 
 
-def one_variant(case: Case, options: argparse.Namespace) -> Variant:
+def one_variant(case: Case, options: argparse.Namespace) -> list[Variant]:
     """For its memory alone: no fp64 truth is made, whose own would be in the way."""
     alone = argparse.Namespace(device="cpu", variants=options.peak_of, quick=False)
-    return variants(make_inputs(case, "cpu"), torch.zeros(case.num_rows // case.length), alone)[0]
+    return variants(make_inputs(case, "cpu"), torch.zeros(case.num_rows // case.length), alone)
 
 
 def cases(options: argparse.Namespace) -> list[Case]:

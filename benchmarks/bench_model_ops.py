@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import command, harness
+from benchmarks import columns, command, harness
 from benchmarks.command import Benchmark
 from benchmarks.harness import BASELINE, OURS, Row, Variant
 from benchmarks.rivals import allow_recompiling
@@ -265,55 +265,16 @@ def run_case(case: Case, options: argparse.Namespace, top: dict) -> tuple[list[R
         rate=top["copy_bytes_per_s"],
         seconds=0.1,
         rounds=(options.rounds, 20 * options.rounds),
-        peak_of=None if options.device == "cuda" else partial(peak_apart, case, options),
+        peak_of=command.peaks(BENCHMARK, case, options, lambda v: options.quick or v.name != OURS),
     )
-    print(show(rows, moved), flush=True)
+    timed = columns.times("ms", "p20", "p80", "host", "first")
+    more = (columns.speed("GB/s", moved), *columns.COMPARED, columns.error("error", "error"))
+    print(columns.show(rows, *timed, *more), flush=True)
     return rows, {"bytes": moved}
 
 
-def show(rows: Sequence[Row], moved: int) -> str:
-    head = [
-        "variant",
-        "ms",
-        "p20",
-        "p80",
-        "host",
-        "first",
-        "GB/s",
-        "rate",
-        "x least",
-        "x ours",
-        "MiB",
-    ]
-    lines = []
-    for row in rows:
-        times = [row.ms.p50, row.ms.p20, row.ms.p80, row.ms.host, row.ms.first] if row.ms else []
-        lines.append(
-            [
-                row.variant,
-                *([harness.number(value) for value in times] or [""] * 5),
-                f"{moved / row.ms.p50 / 1e6:.0f}" if row.ms else "",
-                harness.percent(row.share_of_rate),
-                harness.ratio(row.times_least),
-                harness.ratio(row.ours_is_faster),
-                harness.mebibytes(row.peak_bytes),
-                f"{row.errors['error']:.1e}" if row.errors else "",
-                row.verdict,
-            ]
-        )
-    return harness.table([*head, "error", ""], lines)
-
-
-def peak_apart(case: Case, options: argparse.Namespace, variant: Variant) -> int | None:
-    """In a process of its own, of ours only: what a CPU runs is eager PyTorch."""
-    if variant.name != OURS or options.quick:
-        return None
-    return command.peak_apart(BENCHMARK, case, options, variant)
-
-
-def variant_for_peak(case: Case, options: argparse.Namespace) -> Variant:
-    found = variants(case, make_inputs(case, "cpu"), options)
-    return next(variant for variant in found if variant.name == options.peak_of)
+def variants_on_cpu(case: Case, options: argparse.Namespace) -> list[Variant]:
+    return variants(case, make_inputs(case, "cpu"), options)
 
 
 def cases(options: argparse.Namespace) -> list[Case]:
@@ -322,7 +283,7 @@ def cases(options: argparse.Namespace) -> list[Case]:
     return [Case(model, op, part, tokens) for model in models for op in OPS for part in PARTS]
 
 
-BENCHMARK = Benchmark(NAME, __doc__, cases, run_case, variant_for_peak, packages=("liger-kernel",))
+BENCHMARK = Benchmark(NAME, __doc__, cases, run_case, variants_on_cpu, packages=("liger-kernel",))
 main = partial(command.main, BENCHMARK)
 
 if __name__ == "__main__":

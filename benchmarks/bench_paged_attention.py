@@ -41,7 +41,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import command, harness
+from benchmarks import columns, command, harness
 from benchmarks.command import Benchmark
 from benchmarks.harness import BASELINE, OURS, Row, Variant
 from srlm_fast import __version__
@@ -299,7 +299,9 @@ def run_case(case: Case, options: argparse.Namespace, top: dict) -> tuple[list[R
         rounds=(options.rounds, 20 * options.rounds),
         peak_of=None if options.device == "cuda" else lambda variant: None,
     )
-    print(show(rows, amount, decode), flush=True)
+    speed = columns.speed("GB/s", amount) if decode else columns.speed("TFLOP/s", amount, 1e12)
+    more = (speed, columns.RATE, columns.OURS, columns.PEAK, columns.error("error", "error"))
+    print(columns.show(rows, *columns.times("ms", "p20", "p80"), *more), flush=True)
     share = next((row.share_of_rate for row in rows if row.variant == OURS), None)
     if decode and options.device == "cuda" and case.batch >= 64 and share is not None:
         met = "met" if share >= TARGET else "MISSED"
@@ -307,31 +309,8 @@ def run_case(case: Case, options: argparse.Namespace, top: dict) -> tuple[list[R
     return rows, {"bytes" if decode else "flops": amount, "read_bytes_per_s": rate}
 
 
-def show(rows: Sequence[Row], amount: int, decode: bool) -> str:
-    speed = "GB/s" if decode else "TFLOP/s"
-    head = ["variant", "ms", "p20", "p80", speed, "rate", "x ours", "MiB", "error", ""]
-    lines = []
-    for row in rows:
-        times = [row.ms.p50, row.ms.p20, row.ms.p80] if row.ms else []
-        per_second = amount / (1e-3 * row.ms.p50) / (1e9 if decode else 1e12) if row.ms else 0
-        lines.append(
-            [
-                row.variant,
-                *([harness.number(value) for value in times] or [""] * 3),
-                f"{per_second:.0f}" if row.ms else "",
-                harness.percent(row.share_of_rate),
-                harness.ratio(row.ours_is_faster),
-                harness.mebibytes(row.peak_bytes),
-                f"{row.errors['error']:.1e}" if row.errors else "",
-                row.verdict,
-            ]
-        )
-    return harness.table(head, lines)
-
-
-def variant_for_peak(case: Case, options: argparse.Namespace) -> Variant:
-    found = variants(case, make_inputs(case, "cpu"), options)
-    return next(variant for variant in found if variant.name == options.peak_of)
+def variants_on_cpu(case: Case, options: argparse.Namespace) -> list[Variant]:
+    return variants(case, make_inputs(case, "cpu"), options)
 
 
 def cases(options: argparse.Namespace) -> list[Case]:
@@ -407,7 +386,7 @@ def median_seconds(call: Callable[[], Any], turns: int = 15) -> float:
     return 1e-3 * statistics.median(begin.elapsed_time(end) for begin, end in events)
 
 
-BENCHMARK = Benchmark(NAME, __doc__, cases, run_case, variant_for_peak, packages=("flash-attn",))
+BENCHMARK = Benchmark(NAME, __doc__, cases, run_case, variants_on_cpu, packages=("flash-attn",))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import command, harness
+from benchmarks import columns, command, harness
 from benchmarks.command import Benchmark
 from benchmarks.harness import BASELINE, OURS, Row, Variant
 from srlm_fast import __version__
@@ -255,45 +255,14 @@ def run_case(case: Case, options: argparse.Namespace, top: dict) -> tuple[list[R
         rounds=(options.rounds, 20 * options.rounds),
         peak_of=None if options.device == "cuda" else lambda variant: None,
     )
-    print(show(rows, case.flops), flush=True)
+    timed = columns.times("ms", "p20", "p80", "cpu")
+    more = (columns.speed("GFLOP/s", case.flops), columns.RATE, columns.OURS, columns.PEAK)
+    print(columns.show(rows, *timed, *more, columns.error("error", "error")), flush=True)
     return rows, {"flops": case.flops}
 
 
-def show(rows: Sequence[Row], flops: int) -> str:
-    head = [
-        "variant",
-        "ms",
-        "p20",
-        "p80",
-        "cpu ms",
-        "GFLOP/s",
-        "rate",
-        "x ours",
-        "MiB",
-        "error",
-        "",
-    ]
-    lines = []
-    for row in rows:
-        times = [row.ms.p50, row.ms.p20, row.ms.p80, row.ms.cpu] if row.ms else []
-        lines.append(
-            [
-                row.variant,
-                *([harness.number(t) if t is not None else "" for t in times] or [""] * 4),
-                f"{flops / row.ms.p50 / 1e6:.0f}" if row.ms else "",
-                harness.percent(row.share_of_rate),
-                harness.ratio(row.ours_is_faster),
-                harness.mebibytes(row.peak_bytes),
-                f"{row.errors['error']:.1e}" if row.errors else "",
-                row.verdict,
-            ]
-        )
-    return harness.table(head, lines)
-
-
-def variant_for_peak(case: Case, options: argparse.Namespace) -> Variant:
-    found = variants(make_inputs(case, "cpu"), options)
-    return next(variant for variant in found if variant.name == options.peak_of)
+def variants_on_cpu(case: Case, options: argparse.Namespace) -> list[Variant]:
+    return variants(make_inputs(case, "cpu"), options)
 
 
 def cases(options: argparse.Namespace) -> list[Case]:
@@ -306,7 +275,7 @@ def cases(options: argparse.Namespace) -> list[Case]:
     return [Case(model, *shape, part) for shape in shapes for part in parts]
 
 
-BENCHMARK = Benchmark(NAME, __doc__, cases, run_case, variant_for_peak)
+BENCHMARK = Benchmark(NAME, __doc__, cases, run_case, variants_on_cpu)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

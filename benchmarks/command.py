@@ -30,16 +30,16 @@ from benchmarks.harness import OURS, Row, RowFile, Variant
 @dataclass(frozen=True)
 class Benchmark:
     """cases(options): dataclasses with a name. run_case(case, options, ceilings): the rows, already
-    printed, and what else they should keep. variant(case, options): the one that options.peak_of
-    names, ready to be called. packages: rivals whose versions are kept. add_options(parser) and
-    wrong(options), a mistake in one line: of options that this benchmark alone has.
+    printed, and what else they should keep. variants(case, options): on a CPU, options.peak_of
+    among them. packages: rivals whose versions are kept. add_options(parser) and wrong(options), a
+    mistake in one line: of options that this benchmark alone has.
     """
 
     name: str
     doc: str
     cases: Callable[[argparse.Namespace], Sequence[Any]]
     run_case: Callable[[Any, argparse.Namespace, dict], tuple[list[Row], dict]]
-    variant: Callable[[Any, argparse.Namespace], Variant] | None = None
+    variants: Callable[[Any, argparse.Namespace], Sequence[Variant]] | None = None
     packages: Sequence[str] = ()
     dtype: torch.dtype = torch.bfloat16
     add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
@@ -181,10 +181,25 @@ def peak_apart(
     return None if found is None else found["peak_bytes"]
 
 
+def peaks(
+    benchmark: Benchmark,
+    case: Any,
+    options: argparse.Namespace,
+    left_out: Callable[[Variant], bool],
+) -> Callable[[Variant], int | None] | None:
+    """`peak_of` of `harness.measure`: on a GPU its own, on a CPU `peak_apart`."""
+    if options.device == "cuda":
+        return None
+    return lambda variant: (
+        None if left_out(variant) else peak_apart(benchmark, case, options, variant)
+    )
+
+
 def print_peak(benchmark: Benchmark, options: argparse.Namespace) -> int:
     """In that process: once to warm up, once measured."""
     (case,) = taken(benchmark, options)
-    variant = benchmark.variant(case, options)
+    found = benchmark.variants(case, options)
+    variant = next(each for each in found if each.name == options.peak_of)
     if variant.prepare:
         variant.prepare()
     variant.call()

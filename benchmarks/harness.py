@@ -522,30 +522,6 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def show(rows: Sequence[Row]) -> str:
-    """The table of one case: times, ratios, memory, errors, verdict."""
-    quantities = list(dict.fromkeys(q for row in rows for q in row.errors))
-    on_cpu = any(row.ms and row.ms.cpu is not None for row in rows)
-    times = ["p50", "low", "high", "cpu", "first"] if on_cpu else ["p50", "p20", "p80", "first"]
-    head = ["variant", "ms", *times[1:], "rate", "x least", "x ours", "MiB"]
-    head += [*[f"{q} err" for q in quantities], "", ""]
-    return table(head, [_cells(row, times, quantities) for row in rows])
-
-
-def _cells(row: Row, times: Sequence[str], quantities: Sequence[str]) -> list[str]:
-    return [
-        row.variant,
-        *[number(getattr(row.ms, name)) if row.ms else "" for name in times],
-        percent(row.share_of_rate),
-        ratio(row.times_least),
-        ratio(row.ours_is_faster),
-        mebibytes(row.peak_bytes),
-        *[f"{row.errors[q]:.1e}" if q in row.errors else "" for q in quantities],
-        row.verdict,
-        row.computes,
-    ]
-
-
 def number(value: float | None) -> str:
     """Four digits or so, never an exponent."""
     if value is None:
@@ -554,7 +530,7 @@ def number(value: float | None) -> str:
 
 
 def mebibytes(size: int | None) -> str:
-    return "" if size is None else f"{size / 2**20:.0f}"
+    return "" if size is None else f"{size / 2**20:.{0 if size >= 10 << 20 else 1}f}"
 
 
 def ratio(value: float | None) -> str:

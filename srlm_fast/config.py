@@ -20,16 +20,17 @@ from typing import Any
 from srlm_fast import __version__
 from srlm_fast.data import PromptConfig
 from srlm_fast.judge import PairConfig
-from srlm_fast.model import Adapter, LoraConfig, inner_folder
+from srlm_fast.model import Adapter, LoraConfig
 from srlm_fast.model.peft import CONFIG as ADAPTER_FILE
 from srlm_fast.options import GROUPS, MADE_PROMPTS, OPTIONS, PROMPT_MODELS, Option
 from srlm_fast.records import InputError
 from srlm_fast.run_folder import CONFIG_FILE, read_json
+from srlm_fast.run_models import TINY as TINY
+from srlm_fast.run_models import resolve_model
 from srlm_fast.sampler import SamplingParams
 from srlm_fast.tiny.settings import SETTINGS
 from srlm_fast.train import DpoConfig, RewardConfig, SftConfig
 
-TINY = "tiny"
 FILES = (
     "prompts_file",
     "ift_file",
@@ -281,7 +282,7 @@ def from_options(arguments: Namespace) -> Config:
     for name in FILES:
         config = put(config, name, absolute(getattr(config, name)))
     for name, folder in model_folders(config).items():
-        config = put(config, name, absolute(str(inner_folder(folder))))
+        config = put(config, name, resolve_model(str(folder)).folder_or_name)
     check_prompt_options(config, arguments)
     config = dataclasses.replace(config, inputs=fingerprints(config))
     check(config)

@@ -7,35 +7,25 @@ Its judgements of answers whose order is known, and the figures that come of the
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from srlm_fast import judge_options, made_by
+from srlm_fast.judge_options import PLACE, RUBRIC, drawn, judging
 from srlm_fast.options import OPTIONS, Option, text, whole
-from srlm_fast.records import InputError, read_jsonl, write_json_atomic
-from srlm_fast.run import (
-    DONE,
-    Parser,
-    end_of,
-    parsed,
-    resource_message,
-    stop_on_interrupt,
-)
-from srlm_fast.run_folder import read_json
+from srlm_fast.records import InputError, write_json_atomic
+from srlm_fast.run import DONE, Parser, end_of, in_one_line, parsed, stop_on_interrupt
+from srlm_fast.run_folder import check_file
 
 if TYPE_CHECKING:
     from srlm_fast.config import Config
     from srlm_fast.loop.alone import Judged
     from srlm_fast.report.display import Display
 
-Row = TypeVar("Row")
-TAKEN = (
-    *("--model", "--judge", "--judge-samples", "--judge-temperature", "--judge-max-tokens"),
-    *("--judge-stop", "--rubric", "--seed", "--device", "--dtype", "--skip-bad"),
-)
+OF_RUN = judge_options.of_run(("--model", "--judge", *RUBRIC, *PLACE, "--skip-bad"))
 OWN = (
     Option(
         "--data",
@@ -59,15 +49,9 @@ DESCRIPTION = "Measures how well a model judges answers whose order is known."
 
 
 def make_parser() -> Parser:
-    parser = Parser(
-        prog="python -m srlm_fast.judge",
-        description=DESCRIPTION,
-        allow_abbrev=False,
-        usage="%(prog)s --model NAME_OR_FOLDER --data FILE [options]",
-    )
+    words = "--model NAME_OR_FOLDER --data FILE"
+    parser = judge_options.make_parser("judge", DESCRIPTION, words, (*OF_RUN, *OWN))
     parser.set_defaults(**{option.key: None for option in OPTIONS})
-    for option in (*(o for o in OPTIONS if o.name in TAKEN), *OWN):
-        parser.add_argument(option.name, **option.for_parser)
     return parser
 
 
@@ -77,26 +61,10 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.data is None:
         raise InputError("--data: not given, wanted a JSONL file of answers whose order is known")
     for name in ("out", "rows"):
-        check_file(f"--{name}", getattr(arguments, name))
+        if getattr(arguments, name) is not None:
+            check_file(f"--{name}", getattr(arguments, name))
     check_distinct(arguments)
     return arguments
-
-
-def check_file(option: str, path: str | None) -> None:
-    """Raise InputError unless `path` can be a file to write."""
-    if path is None:
-        return
-    place = Path(path).absolute()
-    if place.is_dir():
-        raise InputError(f"{option} {path}: found a folder, wanted a file to write")
-    if place.exists() and not place.is_file():
-        raise InputError(f"{option} {path}: found a device or a pipe, wanted a file to write")
-    if not place.parent.is_dir():
-        raise InputError(f"{option} {path}: its folder is not there, wanted a file to write")
-    try:
-        tempfile.TemporaryFile(dir=place.parent).close()
-    except OSError as error:
-        raise InputError(f"{option} {path}: {error.strerror}, wanted a file to write") from None
 
 
 def check_distinct(arguments: argparse.Namespace) -> None:
@@ -138,10 +106,9 @@ def judge(arguments: argparse.Namespace, display: Display) -> tuple[Config, Judg
     from srlm_fast.config import from_options
     from srlm_fast.data.fields import Skipped
     from srlm_fast.data.ranked import recognised_ranked
-    from srlm_fast.model import ModelError
     from srlm_fast.plan import check_lengths, model_config
 
-    try:
+    with in_one_line(Path(arguments.rows or ".")):
         config = from_options(arguments)
         check_lengths(config, model_config(config.model), ("--judge-max-tokens",))
         found = recognised_ranked(arguments.data, Skipped() if config.skip_bad else None)
@@ -150,24 +117,10 @@ def judge(arguments: argparse.Namespace, display: Display) -> tuple[Config, Judg
         rows = [dict(row) for row in found.rows]
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(arguments.rows or Path(scratch) / "rows.jsonl")
-            hold_rows(path, settings(config, arguments))
+            beside = path.with_name(f"{path.name}.settings.json")
+            made = f"--rows {path}: holds judgements made"
+            made_by.hold(path, beside, made, settings(config, arguments))
             return config, measure(config, drawn(rows, arguments.limit, config.seed), path, display)
-    except ModelError as error:
-        raise InputError(str(error)) from error
-    except InputError:
-        raise
-    except Exception as error:
-        message = resource_message(error, Path(arguments.rows or "."))
-        if message is None:
-            raise
-        raise InputError(message) from error
-
-
-def drawn(rows: list[Row], limit: int | None, seed: int) -> list[Row]:
-    """At most `limit` rows, drawn by the seed, in the order of the file."""
-    if limit is None or limit >= len(rows):
-        return rows
-    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), limit))]
 
 
 def settings(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -175,16 +128,12 @@ def settings(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     from srlm_fast.config import fingerprint, named
 
     inputs = {named(f"inputs.{name}"): digest[:16] for name, digest in config.inputs.items()}
-    sampling = config.judge.sampling
     return {
         "--model": config.model,
         "--data (the file's content)": fingerprint("--data", arguments.data)[:16],
         "--limit": arguments.limit,
         "--judge": config.judge.mode,
-        "--judge-stop": config.judge.stop,
-        "--judge-samples": sampling.n,
-        "--judge-temperature": sampling.temperature,
-        "--judge-max-tokens": sampling.max_tokens,
+        **judging(config),
         "--seed": config.seed,
         "--device": config.device,
         "--dtype": config.dtype,
@@ -192,27 +141,6 @@ def settings(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
         **({"--skip-bad": "yes"} if config.skip_bad else {}),
         **inputs,
     }
-
-
-def hold_rows(path: Path, wanted: dict[str, Any]) -> None:
-    """Note beside a file of rows what made them; refuse one that something else has made."""
-    note = path.with_name(f"{path.name}.settings.json")
-    found = read_json(note)
-    if read_jsonl(path):
-        refuse_other(f"--rows {path}: holds judgements made", found, wanted, "file")
-    write_json_atomic(note, wanted)
-
-
-def refuse_other(
-    where: str, found: Mapping[str, Any], wanted: Mapping[str, Any], place: str
-) -> None:
-    """Raise InputError naming the first option in which what is there differs from `wanted`."""
-    for name in (*wanted, *sorted(found.keys() - wanted.keys())):
-        if found.get(name) != wanted.get(name):
-            raise InputError(
-                f"{where} with {name} {found.get(name)}, found {wanted.get(name)}; wanted the same "
-                f"options, or another {place}"
-            )
 
 
 def measure(config: Config, rows: list[dict[str, Any]], path: Path, display: Display) -> Judged:

@@ -184,6 +184,19 @@ def _load_row(line: bytes, path: Path, number: int) -> dict[str, Any]:
     return row
 
 
+def read_object(path: Path, error: type[InputError] = InputError) -> dict[str, Any]:
+    """The JSON object in a file, {} where there is no file. Raises `error` naming the file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as reason:
+        raise error(f"{path}: found no JSON ({reason}), wanted an object") from None
+    if not isinstance(value, dict):
+        raise error(f"{path}: found no JSON object, wanted one")
+    return value
+
+
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write a whole file at once, atomically."""
     write_text_atomic(path, "".join(dump_row(row) + "\n" for row in rows))

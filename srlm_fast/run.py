@@ -219,18 +219,14 @@ def end_by(error: Exception, ranks: ManyRanks) -> int:
 def run_as(ranks: ManyRanks | None, arguments: argparse.Namespace) -> int:
     """The run, alone or as one of its ranks; or its plan."""
     from srlm_fast.config import from_options
-    from srlm_fast.model import ModelError
 
-    try:
-        config = from_options(arguments)
-        if arguments.plan:
-            from srlm_fast.plan import print_plan
+    config = from_options(arguments)
+    if arguments.plan:
+        from srlm_fast.plan import print_plan
 
-            print_plan(config, arguments.devices)
-            return DONE
-        return train(config, None if arguments.out is None else Path(arguments.out), ranks)
-    except ModelError as error:
-        raise InputError(str(error)) from error
+        print_plan(config, arguments.devices)
+        return DONE
+    return train(config, None if arguments.out is None else Path(arguments.out), ranks)
 
 
 def train(config: Config, out: Path | None, ranks: Ranks | None) -> int:
@@ -407,6 +403,20 @@ def resource_message(error: BaseException, folder: Path) -> str | None:
     if "OutOfMemoryError" in words or "can't allocate memory" in words or "MemoryError" in words:
         return f"out of memory ({first_line(error)}); --plan tells what fits: {again}"
     return None
+
+
+@contextlib.contextmanager
+def in_one_line(place: Path) -> Iterator[None]:
+    """What the machine runs out of, as an InputError. place: where is written."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        message = resource_message(error, place)
+        if message is None:
+            raise
+        raise InputError(message) from error
 
 
 def is_disk_full(error: BaseException | None) -> bool:

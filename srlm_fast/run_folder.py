@@ -9,13 +9,13 @@ import datetime
 import errno
 import fcntl
 import itertools
-import json
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from srlm_fast.records import InputError, write_json_atomic
+from srlm_fast.records import InputError, read_object, write_json_atomic
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
@@ -44,6 +44,21 @@ def check_place(folder: Path) -> None:
         raise InputError(f"--out {folder}: {existing} is not writable, wanted a writable folder")
 
 
+def check_file(option: str, path: str | Path) -> None:
+    """Raise InputError unless `path` can be a file to write."""
+    place = Path(path).absolute()
+    if place.is_dir():
+        raise InputError(f"{option} {path}: found a folder, wanted a file to write")
+    if place.exists() and not place.is_file():
+        raise InputError(f"{option} {path}: found a device or a pipe, wanted a file to write")
+    if not place.parent.is_dir():
+        raise InputError(f"{option} {path}: its folder is not there, wanted a file to write")
+    try:
+        tempfile.TemporaryFile(dir=place.parent).close()
+    except OSError as error:
+        raise InputError(f"{option} {path}: {error.strerror}, wanted a file to write") from None
+
+
 def is_run_folder(folder: Path, key: str = "run") -> bool:
     return (folder / CONFIG_FILE).is_file() and key in read_json(folder / CONFIG_FILE)
 
@@ -61,10 +76,9 @@ def is_blank(folder: Path) -> bool:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in `path`, or {} when there is none that can be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path)
+    except (OSError, InputError):
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def is_finished(folder: Path) -> bool:

@@ -1,4 +1,10 @@
-"""A model as a user names it: one of a run, a folder, a preset or a hub id.
+"""What a word that names a model means: one of a run, a folder, a preset or a hub id.
+
+    runs/x/m2, runs/x/m2/model    M2 of the run x
+    runs/x                        its last model where a command says so, else refused
+    a folder                      the model in it, or in its `model/`
+    tiny                          the package's own
+    anything else                 a preset or a hub id, looked for when it is loaded
 
 Standard library only, so that a wrong name is told before anything heavy is imported.
 """
@@ -11,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from srlm_fast.records import InputError
-from srlm_fast.run_folder import CONFIG_FILE, is_run_folder, read_json
+from srlm_fast.run_folder import CONFIG_FILE, is_run_folder, read_json, slug
 
 TINY = "tiny"  # the package's own
 MODEL = "model"  # the folder of the weights inside `m1/`, `m2/`, ...
+HOLDS_MODEL = (CONFIG_FILE, "adapter_config.json")  # one of them is in the folder of a model
 _NUMBERED = re.compile(r"m([1-9]\d*)")
 
 
@@ -36,30 +43,74 @@ class ModelAt:
         """The folder of the round that made it."""
         return None if self.run is None else self.run / f"m{self.number}"
 
+    @property
+    def is_tiny(self) -> bool:
+        """Whether it is the package's own, or what a run made of that."""
+        return TINY in (self.name, (self.run_config or {}).get("model"))
+
+
+def find_model(text: str) -> ModelAt:
+    """As `resolve_model`; a whole run stands for its last model."""
+    path = Path(text).expanduser()
+    if text == TINY or not is_run_folder(path):
+        return resolve_model(text)
+    models = models_of(path)
+    if not models:
+        raise InputError(f"{path}: a run without a finished model, wanted one that has made some")
+    return resolve_model(str(models[-1]))
+
 
 def resolve_model(text: str) -> ModelAt:
-    """`runs/x/m2` and `runs/x/m2/model` are the model M2 of a run; any other name is left alone.
-
-    Raises InputError for the folder of a run itself, for a model that a run does not have, and for
-    a path that leads nowhere.
+    """Raises InputError for the folder of a whole run, for a model that a run does not have, for a
+    file, and for a path that leads nowhere.
     """
     path = Path(text).expanduser()
+    if text == TINY:
+        return ModelAt(TINY, None, TINY)
     if is_run_folder(path):
         raise InputError(f"{text}: found a whole run, wanted one of its models: {listed(path)}")
     place = path.absolute()
     place = place.parent if place.name == MODEL and place.is_dir() else place
     numbered = _NUMBERED.fullmatch(place.name)
-    if numbered is None or not is_run_folder(place.parent):
-        is_folder = text != TINY and path.is_dir()
-        if not is_folder and (path.is_absolute() or len(path.parts) > 2):  # no hub id is so
-            raise InputError(f"{text}: no such folder, wanted a model's, such as runs/x/m2")
-        return ModelAt(str(path.absolute()) if is_folder else text, None, text)
+    if numbered is not None and is_run_folder(place.parent):
+        return _of_run(text, place, int(numbered[1]))
+    return _of_no_run(text, path)
+
+
+def _of_run(text: str, place: Path, number: int) -> ModelAt:
+    run = place.parent
     if not (place / MODEL).is_dir():
         found = "found no model in it yet" if place.is_dir() else "found no such model"
-        raise InputError(f"{text}: {found}, wanted one that the run has: {listed(path.parent)}")
-    run, number = place.parent, int(numbered[1])
+        raise InputError(f"{text}: {found}, wanted one that the run has: {listed(run)}")
     config = read_json(run / CONFIG_FILE)["run"]
     return ModelAt(str(place / MODEL), config, f"M{number}", run, number)
+
+
+def _of_no_run(text: str, path: Path) -> ModelAt:
+    if path.is_dir():
+        return ModelAt(str(_inner(path.absolute())), None, text)
+    if path.exists():
+        raise InputError(f"{text}: is a file; wanted a model folder with {CONFIG_FILE}")
+    if path.is_absolute() or len(path.parts) > 2:  # no hub id is so
+        raise InputError(f"{text}: no such folder, wanted a model's, such as runs/x/m2")
+    return ModelAt(text, None, text)
+
+
+def _inner(folder: Path) -> Path:
+    """The folder itself, or its `model/` where only that holds a model."""
+    inside = folder / MODEL
+    return inside if _holds_model(inside) and not _holds_model(folder) else folder
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in HOLDS_MODEL)
+
+
+def label(model: ModelAt) -> str:
+    """A name for what the model makes: that of the run and the model, or of the folder."""
+    if model.run is None:
+        return slug(model.folder_or_name)
+    return f"{slug(str(model.run))}-m{model.number}"
 
 
 def models_of(run: Path) -> list[Path]:

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from srlm_fast import compare, run_folder
-from srlm_fast.compare import main
+from srlm_fast import run_folder
+from srlm_fast.compare import main, make_parser, read_options
+from srlm_fast.compare.terms import terms_of
 from srlm_fast.config import from_json
 from srlm_fast.judge import pairwise
 from srlm_fast.loop import contest, run
@@ -24,9 +25,11 @@ from srlm_fast.loop.state import weights_hash
 from srlm_fast.model import load_model, with_score_head
 from srlm_fast.model.load import find_folder
 from srlm_fast.records import RowWriter, read_jsonl
+from srlm_fast.run_models import resolve_model
+from tests.commands import complaint_of
 from tests.loop.worlds import Silent, small_config
 
-ROOT = Path(compare.__file__).parent.parent
+ROOT = Path(run_folder.__file__).parent.parent
 FEW = ["--limit", "4", "--samples", "2"]
 SHORT = ["--judge-samples", "1", "--judge-max-tokens", "30"]
 SMALLER = {
@@ -88,14 +91,7 @@ def open_gate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def complaint(capsys) -> Callable[..., str]:
-    def complain(*argv: str) -> str:
-        capsys.readouterr()
-        assert main(argv) == 2
-        written = capsys.readouterr().err
-        assert written.startswith("srlm_fast: ") and written.count("\n") == 1
-        return written
-
-    return complain
+    return complaint_of(main, capsys)
 
 
 def compared(made: Path, out: Path, *options: str) -> dict[str, Any]:
@@ -143,14 +139,12 @@ def test_what_the_run_sampled_is_what_would_be_sampled(made, tmp_path, monkeypat
     "options", [["--seed", "3"], ["--temperature", "0.5"], ["--samples", "4"]], ids=" ".join
 )
 def test_other_settings_borrow_nothing(made, options):
-    arguments = compare.read_options(["A", "B", "--out", "none", *options])
-    models = {
-        side: compare.resolve_model(str(made / name)) for side, name in (("a", "m2"), ("b", "m1"))
-    }
-    terms = compare.terms_of(arguments, models)
+    arguments = read_options(["A", "B", "--out", "none", *options])
+    models = {side: resolve_model(str(made / name)) for side, name in (("a", "m2"), ("b", "m1"))}
+    terms = terms_of(arguments, models)
     assert contest.borrowed(terms, "b") == {} and len(terms.prompts) == 8
-    arguments = compare.read_options(["A", "B", "--out", "none", "--samples", "2"])
-    assert len(contest.borrowed(compare.terms_of(arguments, models), "b")) == 8
+    arguments = read_options(["A", "B", "--out", "none", "--samples", "2"])
+    assert len(contest.borrowed(terms_of(arguments, models), "b")) == 8
 
 
 def test_both_orders(made, tmp_path, loads, open_gate, capsys):
@@ -372,4 +366,4 @@ def test_help_and_parser_need_no_torch():
     code = "import sys, srlm_fast.compare as c; c.make_parser(); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "python -m srlm_fast.compare" in compare.make_parser().format_help()
+    assert "python -m srlm_fast.compare" in make_parser().format_help()

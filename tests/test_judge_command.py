@@ -18,6 +18,7 @@ from srlm_fast.judge_command import main
 from srlm_fast.loop import alone, run
 from srlm_fast.records import InputError, RowWriter, read_jsonl
 from srlm_fast.tiny import seeds
+from tests.commands import complaint_of
 from tests.loop.worlds import Silent, small_config
 
 ROOT = Path(judge_command.__file__).parent.parent
@@ -52,14 +53,7 @@ def ranked(tmp_path) -> str:
 
 @pytest.fixture
 def complaint(capsys) -> Callable[..., str]:
-    def complain(*argv: str) -> str:
-        capsys.readouterr()
-        assert main(argv) == 2
-        written = capsys.readouterr().err
-        assert written.startswith("srlm_fast: ") and written.count("\n") == 1
-        return written
-
-    return complain
+    return complaint_of(main, capsys)
 
 
 def test_the_figures_are_those_of_the_run_itself(made, ranked, tmp_path, capsys):

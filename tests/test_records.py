@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from srlm_fast.records import (
     RowWriter,
     dump_row,
     read_jsonl,
+    read_object,
     write_json_atomic,
     write_jsonl,
 )
@@ -63,3 +65,14 @@ def test_atomic_replace_keeps_the_old_file_when_writing_fails(tmp_path):
     assert json.loads(path.read_text()) == {"a": 1}
     write_json_atomic(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 2}
+
+
+def test_an_object_or_one_line_with_the_file(tmp_path: Path):
+    path = tmp_path / "object.json"
+    assert read_object(path) == {}
+    write_json_atomic(path, {"a": 1})
+    assert read_object(path) == {"a": 1}
+    for written, said in ((b"{", "found no JSON"), (b"[]", "no JSON object"), (b"\xff", "no JSON")):
+        path.write_bytes(written)
+        with pytest.raises(InputError, match=f"object.json: .*{said}"):
+            read_object(path)

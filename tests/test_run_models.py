@@ -8,7 +8,7 @@ import pytest
 
 from srlm_fast import run_folder
 from srlm_fast.records import InputError
-from srlm_fast.run_models import models_of, resolve_model
+from srlm_fast.run_models import find_model, models_of, resolve_model
 
 
 @pytest.fixture
@@ -50,11 +50,25 @@ def test_a_folder_of_no_run(tmp_path: Path):
     folder = tmp_path / "m1" / "model"
     folder.mkdir(parents=True)
     assert resolve_model(str(folder)).run_config is None
+    (folder / "config.json").write_text("{}")
+    assert resolve_model(str(folder.parent)).folder_or_name == str(folder)
+    (folder.parent / "config.json").write_text("{}")
+    assert resolve_model(str(folder.parent)).folder_or_name == str(folder.parent)
+
+
+def test_a_whole_run_stands_for_its_last_model(made: Path, monkeypatch: pytest.MonkeyPatch):
+    assert find_model(str(made)) == resolve_model(str(made / "m10"))
+    assert find_model(str(made / "m2")).number == 2
+    monkeypatch.chdir(made.parent)
+    made.rename("tiny")  # the package's own is meant all the same
+    assert find_model("tiny").run is None and find_model("tiny").is_tiny
+    assert resolve_model("tiny/m1").is_tiny and not resolve_model("owner/name").is_tiny
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
+        ("/config.json", "config.json: is a file; wanted a model folder"),
         ("", "found a whole run, wanted one of its models: {0}/m1, {0}/m2, {0}/m10"),
         ("/m3", "m3: found no such model, wanted one that the run has: {0}/m1, {0}/m2"),
         ("/m11", "m11: found no model in it yet, wanted one that the run has: {0}/m1"),

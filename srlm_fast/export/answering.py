@@ -61,8 +61,6 @@ class Answering:
 
     def __init__(self, sampler: Sampler, path: Path) -> None:
         self.sampler, self.path = sampler, path
-        pool = sampler.num_pages * sampler.page_tokens
-        self.longest = min(sampler.model.config.max_position_embeddings, pool)
         self.rows = {row["key"]: row for row in read_jsonl(path)}
         self.too_long = 0
 
@@ -100,7 +98,7 @@ class Answering:
             self._keep(asked)
             return []
         ids = chat.encode(self.sampler.model.tokenizer, asked.question, asked.turns)
-        room = min(asked.dialogue.params.max_tokens, self.longest - len(ids))
+        room = min(asked.dialogue.params.max_tokens, self.sampler.longest - len(ids))
         if room < 1:
             self.too_long += 1
             return self._ask(replace(asked, answers=(*asked.answers, "")))

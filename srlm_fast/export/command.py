@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from srlm_fast.options import Option, text
 from srlm_fast.records import InputError
-from srlm_fast.run import Parser, resource_message, unknown_message
+from srlm_fast.run import Parser, unknown_message
+from srlm_fast.run import in_one_line as in_one_line
+from srlm_fast.run_folder import check_file
 
 MODEL = "a run, one of its models (runs/x/m2), a folder, a hub id or a preset"
 PROGRAM = "python -m srlm_fast.export"
@@ -88,28 +88,4 @@ def check_new_file(path: Path) -> None:
     """Raise InputError unless `--out` can be a new file."""
     if path.exists():
         raise InputError(f"--out {path}: is there already, wanted a new name")
-    parent = path.absolute().parent
-    if not parent.is_dir():
-        raise InputError(f"--out {path}: its folder is not there, wanted a file to write")
-    try:
-        tempfile.TemporaryFile(dir=parent).close()
-    except OSError as error:
-        raise InputError(f"--out {path}: {error.strerror}, wanted a file to write") from None
-
-
-@contextmanager
-def in_one_line(place: Path) -> Iterator[None]:
-    """What the model or the machine lacks, as an InputError. place: where is written."""
-    from srlm_fast.model import ModelError
-
-    try:
-        yield
-    except InputError:
-        raise
-    except ModelError as error:
-        raise InputError(str(error)) from error
-    except Exception as error:
-        message = resource_message(error, place)
-        if message is None:
-            raise
-        raise InputError(message) from error
+    check_file("--out", path)

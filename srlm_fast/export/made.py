@@ -7,8 +7,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from srlm_fast.judge_command import refuse_other
-from srlm_fast.records import InputError, read_jsonl, write_json_atomic
+from srlm_fast.made_by import hold, refuse_other
+from srlm_fast.records import InputError
 from srlm_fast.run_folder import read_json
 
 from .command import Command, is_there
@@ -54,11 +54,9 @@ def is_noted(command: Command, arguments: argparse.Namespace) -> bool:
 def note(command: Command, arguments: argparse.Namespace) -> None:
     """Write what makes `--out`. Raises InputError where rows wait that something else has made."""
     out = Path(arguments.out).expanduser()
-    wanted = made_with(command, arguments)
-    if read_jsonl(rows_of(out)):
-        where = f"--out {out}: {rows_of(out).name} holds answers made"
-        refuse_other(where, read_json(note_of(out)), wanted, "file")
-    write_json_atomic(note_of(out), wanted)
+    rows = rows_of(out)
+    made = f"--out {out}: {rows.name} holds answers made"
+    hold(rows, note_of(out), made, made_with(command, arguments))
 
 
 def digest(option: str, path: Path) -> str:

@@ -19,6 +19,7 @@ from srlm_fast import judge_command
 from srlm_fast.options import OPTIONS
 from srlm_fast.records import write_json_atomic
 from srlm_fast.run import DONE
+from srlm_fast.run_folder import check_file
 
 from .command import MODEL, Command, check_new_file, in_one_line, out_option
 from .generating import NAME
@@ -34,7 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_new_file(out)
     if not is_noted(COMMAND, arguments):
         check_new_file(scores_file(out))
-    judge_command.check_file("--rows", arguments.rows)
+    if arguments.rows is not None:
+        check_file("--rows", arguments.rows)
     judge_command.check_distinct(arguments)
     from srlm_fast.report.display import Display
     from srlm_fast.report.judge_text import judge_text
@@ -154,7 +156,6 @@ def extra(rows: Sequence[Row], figures: Row) -> Row:
 
 
 NOT_TAKEN = ("--model", "--skip-bad")  # each row is a result
-TAKEN = tuple(name for name in judge_command.TAKEN if name not in NOT_TAKEN)
 COMMAND = Command(
     name="reward-bench",
     help="a model as judge of RewardBench's pairs, with the length-only control",
@@ -163,7 +164,7 @@ COMMAND = Command(
         *(option for option in judge_command.OWN if option.name != "--out"),
         out_option("a new file for the results; those of each pair go to <name>-scores beside it"),
         NAME,
-        *(option for option in OPTIONS if option.name in TAKEN),
+        *(option for option in judge_command.OF_RUN if option.name not in NOT_TAKEN),
     ),
     needed=("--data", "--out"),
     inputs=inputs,

@@ -1,18 +1,14 @@
-"""The model that a word on the command line means: a whole run stands for its last one."""
+"""The model of a run that is taken out of it: its last one, its best, or one by name."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from srlm_fast.records import InputError
-from srlm_fast.run_folder import SUMMARY_FILE, is_run_folder, read_json, slug
+from srlm_fast.run_folder import SUMMARY_FILE, is_run_folder, read_json
 from srlm_fast.run_models import ModelAt, listed, models_of, resolve_model
-
-
-def find_model(word: str) -> ModelAt:
-    """Raises InputError for a run's model that is not there."""
-    path = Path(word).expanduser()
-    return resolve_model(str(last_of(path)) if is_run_folder(path) else word)
+from srlm_fast.run_models import find_model as find_model
+from srlm_fast.run_models import label as label
 
 
 def find_in_run(word: str, best: bool = False) -> ModelAt:
@@ -29,20 +25,6 @@ def find_in_run(word: str, best: bool = False) -> ModelAt:
             f"{word}: {what}, wanted that of a run (runs/x) or of a model of it (runs/x/m2)"
         )
     return found
-
-
-def label(model: ModelAt) -> str:
-    """A name for what the model makes: that of the run and the model, or of the folder."""
-    if model.run is None:
-        return slug(model.folder_or_name)
-    return f"{slug(str(model.run))}-m{model.number}"
-
-
-def last_of(run: Path) -> Path:
-    models = models_of(run)
-    if not models:
-        raise InputError(f"{run}: a run without a finished model, wanted one that has made some")
-    return models[-1]
 
 
 def best_of(run: Path) -> Path:

@@ -116,7 +116,7 @@ def sample_tokens_reference(
             token = z.argmax()
         else:
             weights = ((z - z.max()) / temperature[n]).exp()
-            kept = weights * _kept(weights, int(top_k[n]), float(top_p[n]), float(min_p[n]))
+            kept = weights * kept_tokens(weights, int(top_k[n]), float(top_p[n]), float(min_p[n]))
             cumulative = kept.cumsum(0)
             uniform = noise_uniform_reference(int(noise_keys[n]), int(positions[n]))
             beyond = cumulative > uniform * cumulative[-1]
@@ -126,8 +126,8 @@ def sample_tokens_reference(
     return tokens, logprobs
 
 
-def _kept(weights: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
-    """weights [V], largest 1 -> bool [V]."""
+def kept_tokens(weights: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
+    """weights [V], largest 1 -> bool [V]: what top-k, top-p and min-p leave."""
     ranked, order = weights.sort(descending=True, stable=True)
     if 0 < top_k < len(weights):
         ranked[top_k:] = 0

@@ -13,7 +13,7 @@ from srlm_fast.config import TINY, Config, fingerprint
 from srlm_fast.judge import DEFAULT_RUBRIC, Rubric, read_rubric
 from srlm_fast.model import load_model
 from srlm_fast.records import InputError, Prompt
-from srlm_fast.run_folder import CONFIG_FILE, read_json
+from srlm_fast.run_models import resolve_model
 from srlm_fast.sampler import Progress, Sampler
 
 from .answers import AnswerStage
@@ -78,7 +78,7 @@ def default_rubric(model: str, expected: bool = False) -> Rubric:
     """
     from srlm_fast.tiny.rubric import RUBRIC
 
-    run = run_of(Path(model))
+    run = resolve_model(model).run_config or {}
     if file := run.get(RUBRIC_FILE):
         if not Path(file).is_file() or fingerprint("--rubric", file) != run["inputs"][RUBRIC_FILE]:
             raise InputError(
@@ -87,12 +87,6 @@ def default_rubric(model: str, expected: bool = False) -> Rubric:
             )
         return read_rubric(file, expected)
     return RUBRIC if TINY in (model, run.get("model")) else DEFAULT_RUBRIC
-
-
-def run_of(folder: Path) -> dict[str, Any]:
-    """The options of the run that a model's folder lies in; {} where it lies in none."""
-    found = read_json(folder.parent.parent / CONFIG_FILE).get("run") if folder.is_dir() else None
-    return found if isinstance(found, dict) else {}
 
 
 def show_judging(

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +22,19 @@ from srlm_fast.records import (
     Prompt,
     read_jsonl,
 )
-from srlm_fast.sampler import Generation, Progress, Request, Sample, Sampler, SamplingParams
+from srlm_fast.sampler import Generation, Request, Sample, Sampler, SamplingParams
 
 from .ranks import ALONE, Ranks
 from .readers import Answer, Reader, Reading, unread
-
-OnProgress = Callable[[Progress], None]
-
-
-@dataclass
-class Tokens:
-    """Tokens a stage generated in this process, by what they were for. A score that is read from a
-    hidden row counts as one.
-    """
-
-    answers: int = 0
-    judgements: int = 0
+from .row_stage import OnProgress, RowStage
 
 
-class AnswerStage:
-    """Candidates of prompts, and judgements of candidates, into two files; goes on from whatever
-    they hold.
+class AnswerStage(RowStage):
+    """Candidates of prompts, and judgements of candidates, into two files.
 
     `reader` None samples answers without judging them; no `candidates` file: the attribute of that
     name is given, and they are only judged. Rows of one prompt (or of one candidate) count only
-    when all of them are there. Of many ranks each takes its share of the prompts, and has what all
-    have found in the end.
+    when all of them are there.
     """
 
     def __init__(
@@ -62,48 +47,26 @@ class AnswerStage:
         judgements: Path,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.sampler, self.params, self.rubric, self.reader = sampler, params, rubric, reader
-        self.ranks = ranks
-        self.tokenizer = sampler.model.tokenizer
-        pool = sampler.num_pages * sampler.page_tokens
-        self.longest = min(sampler.model.config.max_position_embeddings, pool)
+        self.params, self.rubric, self.reader = params, rubric, reader
         self.candidates: dict[str, list[Candidate]] = {}
         self.judgements: dict[Any, list[Any]] = {}
-        self._paths = (candidates, judgements)
-        self.too_long: list[str] = []
-        self.tokens = Tokens()
-        ranks.collect(*self._files())
-        self._load()
+        super().__init__(sampler, (candidates, judgements), ranks)
         if candidates:
             keep_rows(candidates, self.candidates, ranks)
         if reader:
             keep_rows(judgements, self.judgements, ranks)
 
-    def _files(self) -> list[Path]:
-        return [path for path in self._paths if path is not None]
-
     def _load(self) -> None:
-        """What is whole in the two files."""
-        candidates, judgements = self._paths
+        candidates, judgements = self.paths
         if candidates:
             self.candidates = load_candidates(candidates, self.params.n)
-        if self.reader:
+        if self.reader and judgements:
             self.judgements = load_judgements(judgements, self.reader.n)
 
     def run(self, prompts: Sequence[Prompt], progress: OnProgress | None = None) -> None:
         """Answer `prompts` that have no candidates and judge candidates that have no judgements."""
         self._texts = {prompt.prompt_id: prompt.conversation for prompt in prompts}
-        (candidates, judgements), ranks = self._paths, self.ranks
-        with ExitStack() as files:
-            if candidates is not None:
-                self._write_candidates = files.enter_context(ranks.appending(candidates)).write
-            self._write_judgements = files.enter_context(ranks.appending(judgements)).write
-            requests = self._requests(ranks.share(prompts))
-            self.sampler.run(requests, ranks.in_step(self._finished), progress)
-        if ranks.join(self._files(), list(self._texts)):
-            self._load()
-            self.too_long = [key for part in ranks.gather(self.too_long) for key in part]
-            self.tokens = sum_tokens(ranks.gather(self.tokens))
+        super().run(prompts, progress)
 
     def _requests(self, prompts: Sequence[Prompt]) -> Iterable[Request]:
         # What an earlier process sampled but did not judge goes first, then new prompts.
@@ -122,7 +85,7 @@ class AnswerStage:
             return self._read(generation)
         self.tokens.answers += generated
         found = [make_candidate(generation.tag, k, s) for k, s in enumerate(generation.samples)]
-        self._write_candidates(*found)
+        self.write[0](*found)
         self.candidates[generation.tag.prompt_id] = found
         return self._judge(found)
 
@@ -167,7 +130,7 @@ class AnswerStage:
             for prompt_id, index in answer.owners
             for k, (text, score, status, audit) in enumerate(readings)
         ]
-        self._write_judgements(*rows)
+        self.write[1](*rows)
         for row in rows:
             self.judgements.setdefault((row.prompt_id, row.candidate), []).append(row)
 
@@ -221,7 +184,3 @@ def keep_rows(path: Path, groups: Mapping[Any, Sequence[Any]], ranks: Ranks) -> 
     rows = [row for group in groups.values() for row in group]
     if len(rows) != len(read_jsonl(path)):
         ranks.write(path, rows)
-
-
-def sum_tokens(parts: Sequence[Tokens]) -> Tokens:
-    return Tokens(sum(part.answers for part in parts), sum(part.judgements for part in parts))

@@ -70,7 +70,7 @@ class CompareStage(AnswerStage):
 
     def _load(self) -> None:
         super()._load()
-        rows = read_records(self._paths[1], Comparison)
+        rows = read_records(self._files()[-1], Comparison)
         self.judgements = {(c.prompt_id, c.first, c.second): [c] for c in rows}
 
     def _pairs(self, candidates: Sequence[Candidate]) -> dict[tuple[str, str], list[PairKey]]:
@@ -116,5 +116,5 @@ class CompareStage(AnswerStage):
         return probability, mass
 
     def _compared(self, rows: list[Comparison]) -> None:
-        self._write_judgements(*rows)
+        self.write[1](*rows)
         self.judgements |= {(c.prompt_id, c.first, c.second): [c] for c in rows}

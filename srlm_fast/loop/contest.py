@@ -9,7 +9,6 @@ that also judges answers last, and what is already there needs none.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +25,9 @@ from .alone import show_judging
 from .answers import AnswerStage, load_candidates
 from .contest_judges import JUDGES, SIDES, Judge
 from .judging import audit_counts, status_counts
-from .measuring import PURPOSE
+from .measuring import answer_sampling
 from .reward_model import free_memory
 from .screen import Screen
-from .state import derive_seed
 
 
 @dataclass(frozen=True)
@@ -57,11 +55,6 @@ class Terms:
     @property
     def judge_name(self) -> str:
         return "" if self.judge is None else self.judge.folder_or_name
-
-
-def answer_sampling(config: Config, samples: int) -> SamplingParams:
-    seed = derive_seed(config.seed, PURPOSE, "answers")
-    return dataclasses.replace(config.candidates, n=samples, seed=seed)
 
 
 def borrowed(terms: Terms, side: str) -> dict[str, list[Candidate]]:

@@ -10,7 +10,7 @@ from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from srlm_fast.config import JUDGED
+from srlm_fast.config import JUDGED, Config
 from srlm_fast.eval import collapse_figures, mean_interval
 from srlm_fast.judge import collect_scores, mean_score
 from srlm_fast.records import Candidate, Judgement, Prompt
@@ -21,7 +21,7 @@ from .human_text import human_text_figures, spread
 from .judging import judge_figures, judge_given, top_score
 from .material import Material
 from .round_answers import reader, show_answers
-from .state import ModelFolder
+from .state import ModelFolder, derive_seed
 from .stopping import reasons
 from .weights import WeightsOf
 
@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 
 PURPOSE = "measure"  # of the seeds: all models are measured with the same ones
 OWN_ANSWERS = 128  # at most so many are judged by the model that gave them
+
+
+def answer_sampling(config: Config, samples: int) -> SamplingParams:
+    """Of held-out answers, the same for every model."""
+    seed = derive_seed(config.seed, PURPOSE, "answers")
+    return dataclasses.replace(config.candidates, n=samples, seed=seed)
 
 
 class Measuring:
@@ -82,11 +88,7 @@ class Measuring:
     def answer(self, title: str, folder: ModelFolder, judged: bool) -> AnswerStage:
         """The live model's answers to the held-out prompts, those on disk included."""
         run = self.run
-        params = dataclasses.replace(
-            run.config.candidates,
-            n=run.config.evaluation.samples,
-            seed=run.seed(PURPOSE, "answers"),
-        )
+        params = answer_sampling(run.config, run.config.evaluation.samples)
         judge = reader(run, PURPOSE) if judged else None
         files = (folder.evaluation, folder.evaluation_judged)
         stage = AnswerStage(run.sampler, params, run.material.rubric, judge, *files, run.ranks)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from srlm_fast.data import make_prompts
 from srlm_fast.data.selfmade import MadePrompts, Progress
-from srlm_fast.records import Prompt, read_jsonl, write_json_atomic
+from srlm_fast.records import Prompt, read_jsonl, read_object, write_json_atomic
 
 from .material import round_prompts
 from .prompt_model import check_prompt_model, prompt_author
 from .reward_model import free_memory
-from .state import ModelFolder, derive_seed, read_object
+from .state import ModelFolder, derive_seed
 from .stopping import StoppedError, reasons
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from srlm_fast.model import chat
 from srlm_fast.records import Candidate, InputError, Prompt, read_jsonl
 from srlm_fast.sampler import Generation, Request, Sampler, SamplingParams
 
-from .answers import OnProgress, Tokens, make_candidate, read_records, sum_tokens
+from .answers import make_candidate, read_records
 from .ranks import ALONE, Ranks
+from .row_stage import RowStage
 from .state import derive_seed
 
 
@@ -51,8 +52,8 @@ class _Open:
     critique: bool = False
 
 
-class RevisionStage:
-    """Chains of prompts into two files; goes on from whatever they hold.
+class RevisionStage(RowStage):
+    """Chains of prompts into two files. What does not fit is the reason of its chain.
 
     params: of the answers and revisions; critique_params: of the critiques; n is 1 in both. The
     principle of a step is drawn by (seed, prompt, step).
@@ -69,28 +70,14 @@ class RevisionStage:
         revisions: Path,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.ranks = ranks
-        self.sampler, self.principles, self.steps = sampler, principles, steps
+        self.principles, self.steps = principles, steps
         self.params = replace(params, n=1)
         self.critique_params = replace(critique_params, n=1)
-        self.tokenizer = sampler.model.tokenizer
-        pool = sampler.num_pages * sampler.page_tokens
-        self.longest = min(sampler.model.config.max_position_embeddings, pool)
-        self._paths = (candidates, revisions)
-        ranks.collect(candidates, revisions)
-        self.candidates, self.chains = _load(candidates, revisions, ranks)
-        self.tokens = Tokens()  # those of critiques count as judgements
+        super().__init__(sampler, (candidates, revisions), ranks)
 
-    def run(self, prompts: Sequence[Prompt], progress: OnProgress | None = None) -> None:
-        """Take every prompt that has no chain to the end of its chain."""
-        ranks, (candidates, revisions) = self.ranks, self._paths
-        with ranks.appending(candidates) as answers, ranks.appending(revisions) as chains:
-            self._write_candidates, self._write_chain = answers.write, chains.write
-            requests = self._requests(ranks.share(prompts))
-            self.sampler.run(requests, ranks.in_step(self._finished), progress)
-        if ranks.join(self._paths, [prompt.prompt_id for prompt in prompts]):
-            self.candidates, self.chains = _load(candidates, revisions, ranks)
-            self.tokens = sum_tokens(ranks.gather(self.tokens))
+    def _load(self) -> None:
+        candidates, revisions = self._files()
+        self.candidates, self.chains = _load(candidates, revisions, self.ranks)
 
     def _requests(self, prompts: Sequence[Prompt]) -> Iterable[Request]:
         for prompt in prompts:
@@ -135,7 +122,7 @@ class RevisionStage:
     def _finished(self, generation: Generation) -> Iterable[Request]:
         chain, sample = generation.tag, generation.samples[0]
         if chain.critique:
-            self.tokens.judgements += len(sample.token_ids)
+            self.tokens.judgements += len(sample.token_ids)  # of a critique
             said = {"critique": sample.text, "finish_reason": sample.finish_reason}
             step = {"principle": self._drawn(chain, len(chain.critiques))} | said
             more = (*chain.critiques, step)
@@ -163,8 +150,8 @@ class RevisionStage:
     def _end(self, chain: _Open, reason: str | None) -> list[Request]:
         ended = Chain(chain.prompt.prompt_id, len(chain.answers), chain.critiques, reason)
         # The chain's own row last: without it the answers do not count.
-        self._write_candidates(*chain.answers)
-        self._write_chain(ended)
+        self.write[0](*chain.answers)
+        self.write[1](ended)
         self.candidates[ended.prompt_id] = list(chain.answers)
         self.chains[ended.prompt_id] = ended
         return []

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from srlm_fast.records import Prompt
 from srlm_fast.sampler import Progress, SamplingParams
 
-from .answers import AnswerStage, Tokens
+from .answers import AnswerStage
 from .judging import audit_counts, status_counts
 from .readers import Reader, make_reader
+from .row_stage import Tokens
 from .state import ModelFolder
 
 if TYPE_CHECKING:

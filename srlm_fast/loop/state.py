@@ -5,14 +5,20 @@ lies.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srlm_fast.records import InputError, Prompt, RowWriter, read_jsonl, write_json_atomic
+from srlm_fast.records import (
+    InputError,
+    Prompt,
+    RowWriter,
+    read_jsonl,
+    read_object,
+    write_json_atomic,
+)
 
 if TYPE_CHECKING:
     from .tracking import Tracker
@@ -46,7 +52,7 @@ class RunState:
         self.trackers: list[Tracker] = []
 
     def _read(self) -> dict[str, Any]:
-        return read_object(self.folder / STATE_FILE) or {}
+        return read_object(self.folder / STATE_FILE)
 
     def finished(self, stage: str) -> bool:
         return stage in self.figures
@@ -97,19 +103,6 @@ class RunState:
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["stage"], row.get("step"), row.get("phase")
-
-
-def read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object that this run wrote to `path`, None when there is none. Raises InputError."""
-    if not path.exists():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: found no JSON ({error}), wanted what the run wrote") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: found no JSON object, wanted what the run wrote")
-    return value
 
 
 class ModelFolder:

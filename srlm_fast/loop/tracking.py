@@ -14,9 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from srlm_fast.records import InputError, write_json_atomic
-
-from .state import read_object
+from srlm_fast.records import InputError, read_object, write_json_atomic
 
 PROJECT = "srlm_fast"  # of Weights & Biases, unless WANDB_PROJECT names one
 ID_FILE = "wandb.json"
@@ -116,7 +114,7 @@ def numbers(row: Row, prefix: str = "") -> Iterator[tuple[str, float]]:
 def run_id(path: Path) -> str:
     """The id under which a run goes on; made at its first start."""
     found = read_object(path)
-    if found is None:
+    if not found:
         found = {"id": uuid.uuid4().hex[:16]}
         write_json_atomic(path, found)
     return str(found["id"])

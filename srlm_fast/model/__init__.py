@@ -8,7 +8,6 @@ from .fp8 import Fp8Linear, quantise_linears, random_fp8_model
 from .int8 import Int8Linear
 from .load import (
     find_folder,
-    inner_folder,
     load_merged,
     load_model,
     read_config,
@@ -47,7 +46,6 @@ __all__ = [
     "find_folder",
     "has_lora",
     "hub_id",
-    "inner_folder",
     "load_merged",
     "load_model",
     "load_reward_model",

@@ -8,6 +8,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from srlm_fast.records import InputError
+
 FAMILIES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
@@ -16,7 +18,7 @@ FAMILIES = {
 }
 
 
-class ModelError(ValueError):
+class ModelError(InputError):
     """Weights, configuration or tokenizer cannot be used. One line: where, what was found, what was
     wanted.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from srlm_fast.records import InputError, read_object
+from srlm_fast.run_models import TINY, resolve_model
 
 from . import chat
 from .config import ModelConfig, ModelError, token_ids
@@ -24,7 +26,6 @@ from .quantised import QuantisedLinear, empty_linears, prepare_linears
 from .rope import rope_frequencies
 from .weights import read_weights, weight_files
 
-TINY = "tiny"
 BASE_DTYPES: dict[str, type[QuantisedLinear]] = {"fp8": Fp8Linear, "int8": Int8Linear}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -165,36 +166,16 @@ def find_folder(folder_or_name: str | Path) -> Path:
     name = str(folder_or_name)
     if name == TINY:
         return Path(__file__).parent.parent / "tiny" / "m0"
-    path = Path(name).expanduser()
+    try:
+        path = Path(resolve_model(name).folder_or_name)
+    except InputError as error:
+        raise ModelError(str(error)) from None
     if path.is_dir():
-        return inner_folder(path)
-    if path.exists():
-        raise ModelError(f"{name}: is a file; wanted a model folder with config.json")
+        return path
     preset = PRESETS.get(name.lower())
     if preset is None and (name.count("/") != 1 or name[0] in "./~"):
         raise ModelError(f"{name}: no such folder{_nearest(name)}")
     return _hub_folder(preset.hub_id if preset and preset.hub_id else name)
-
-
-def inner_folder(path: Path) -> Path:
-    """The model folder that a round's folder of a run holds (`runs/x/m2`), else the folder itself.
-    Raises ModelError for a whole run, of which it names the last model.
-    """
-    if holds_model(path / "model") and not holds_model(path):
-        return path / "model"
-    rounds = [m.parent for m in path.glob("m*/model") if m.parent.name[1:].isdigit()]
-    if rounds and not _has_weights(path):
-        last = max(rounds, key=lambda folder: int(folder.name[1:]))
-        raise ModelError(f"{path}: the folder of a run, wanted one of its models, such as {last}")
-    return path
-
-
-def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors"))
-
-
-def holds_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or is_adapter(folder)
 
 
 def _nearest(name: str) -> str:
@@ -238,10 +219,7 @@ def read_hf(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder}: wanted a model folder; it has no config.json")
-    hf = _read_json(path, None)
-    if not isinstance(hf, dict):
-        raise ModelError(f"{path}: wanted a JSON object")
-    return hf
+    return read_object(path, ModelError)
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -282,9 +260,7 @@ def check_tokenizer(tokenizer: Any, config: ModelConfig, folder: Path) -> None:
 def read_generation_config(folder: Path) -> dict[str, Any]:
     """The folder's generation_config.json, {} where there is none. Raises ModelError."""
     path = folder / "generation_config.json"
-    found = _read_json(path, {})
-    if not isinstance(found, dict):
-        raise ModelError(f"{path}: wanted a JSON object")
+    found = read_object(path, ModelError)
     token_ids(found.get("eos_token_id"), str(path))
     return found
 
@@ -314,12 +290,3 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
     if found is None:
         raise ModelError(f"dtype {str(dtype)!r} is unknown; wanted {', '.join(DTYPES)}")
     return found
-
-
-def _read_json(path: Path, default: Any) -> Any:
-    if not path.is_file():
-        return default
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path}: is not JSON ({error})") from None

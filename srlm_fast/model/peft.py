@@ -6,7 +6,6 @@ base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight [r, K], ...lora_B
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
+
+from srlm_fast.records import read_object
 
 from .config import ModelConfig, ModelError
 from .decoder import Model
@@ -78,21 +79,17 @@ def trained_beside(folder: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["base_dtype"]
-    except (ValueError, KeyError, TypeError):
+        return read_object(path, ModelError)["base_dtype"]
+    except KeyError:
         raise ModelError(f"{path}: wanted an object with base_dtype") from None
 
 
 def read_adapter_config(folder: Path) -> SavedAdapter:
     """Raises ModelError for what is no LoRA adapter of ours, in one line."""
     path = folder / CONFIG
-    try:
-        row = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path}: is not JSON ({error})") from None
-    if not isinstance(row, dict) or row.get("peft_type") != "LORA":
-        found = row.get("peft_type") if isinstance(row, dict) else row
-        raise ModelError(f"{path}: peft_type is {found!r}; wanted LORA")
+    row = read_object(path, ModelError)
+    if row.get("peft_type") != "LORA":
+        raise ModelError(f"{path}: peft_type is {row.get('peft_type')!r}; wanted LORA")
     for name, values in PLAIN.items():
         if row.get(name) is not None and row[name] not in values:
             raise ModelError(f"{path}: {name} is {row[name]!r}; it is not supported")

@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from srlm_fast.records import read_object
+
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 GENERATION = "generation_config.json"
 OLD_CLASS = {"TokenizersBackend": "PreTrainedTokenizerFast"}
@@ -61,14 +63,13 @@ def make_portable(folder: Path) -> None:
     rewrite(folder / TOKENIZER, portable_tokenizer)
     path = folder / GENERATION
     if (folder / CONFIG).is_file() and not path.is_file():
-        hf = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        write_json(path, generation_config(hf))
+        write_json(path, generation_config(read_object(folder / CONFIG)))
 
 
 def rewrite(path: Path, change: Any) -> None:
     """Put `change` of a file's object in its place; nothing where there is no such file."""
     if path.is_file():
-        write_json(path, change(json.loads(path.read_text(encoding="utf-8"))))
+        write_json(path, change(read_object(path)))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -8,7 +8,6 @@ it holds.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from srlm_fast.records import read_object
 
 from .config import ModelConfig, ModelError
 from .decoder import Model
@@ -215,7 +216,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _indexed(index: Path) -> list[Path]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_object(index, ModelError)["weight_map"]
         return [index.parent / name for name in sorted(set(weight_map.values()))]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"{index}: is no safetensors index ({error})") from None

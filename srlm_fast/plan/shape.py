@@ -5,13 +5,12 @@ D width, H heads, G key/value heads, K head width, F feed-forward width, V vocab
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from srlm_fast.config import TINY
 from srlm_fast.model import PRESETS, ModelConfig, ModelError, find_folder, read_config
 from srlm_fast.model.weights import weight_files
-from srlm_fast.records import InputError
+from srlm_fast.records import InputError, read_object
 
 
 def model_config(name: str) -> ModelConfig:
@@ -47,7 +46,7 @@ def adapter_rank(name: str) -> int:
     if not path.is_file():
         return 0
     try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["r"])
+        return int(read_object(path)["r"])
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: found no rank, wanted the field 'r'") from None
 

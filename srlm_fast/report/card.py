@@ -14,12 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from srlm_fast.records import InputError, iter_jsonl, write_text_atomic
+from srlm_fast.records import InputError, iter_jsonl, read_object, write_text_atomic
 
 from .judge_text import FIGURES
 from .judge_text import interval as bounds
 from .settings import name_of
-from .summary import read_object, read_summary
+from .summary import read_summary
 from .table import ABSENT, figure
 
 CARD_FILE, TEMPLATE = "README.md", "card.md.jinja"

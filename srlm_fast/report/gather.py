@@ -14,8 +14,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from srlm_fast.records import read_object
+
 from .rows import PAIR, Example, read_round, rows_of
-from .summary import read_object, read_summary
+from .summary import read_summary
 
 SCORE_BINS = 20
 CURVES = (

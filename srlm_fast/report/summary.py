@@ -6,12 +6,11 @@ each finished stage has left.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from srlm_fast.records import InputError
+from srlm_fast.records import InputError, read_object
 
 Row = dict[str, Any]
 MODEL = ("train", "measure")
@@ -64,19 +63,6 @@ def round_row(number: int, stages: Mapping[str, Row]) -> Row:
     if isinstance(tokens, dict) and seconds:
         row["tokens_per_second"] = {"answers": sum(tokens.values()) / seconds}
     return row
-
-
-def read_object(path: Path) -> Row:
-    """The object in a file, {} where there is none. Raises InputError."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: found no JSON ({error}), wanted what a run writes") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: found no JSON object, wanted what a run writes")
-    return value
 
 
 def objects(summary: Mapping[str, Any], key: str, folder: Path) -> list[Row]:

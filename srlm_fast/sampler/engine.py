@@ -277,6 +277,12 @@ class Sampler:
         kv_bytes = sum(pool.nbytes for pool in pools)
         return Held(kv_bytes, 0 if packed is None else packed.nbytes)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of prompt and sample that fit: the model's context, or the pool if it is less."""
+        pool = self.num_pages * self.page_tokens
+        return min(self.model.config.max_position_embeddings, pool)
+
     def release(self) -> None:
         """Give the pool's memory, captured graphs and packed weights back. Cached prefixes are
         lost.

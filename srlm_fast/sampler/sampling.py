@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.native import available, native
+from ..kernels.sample_tokens import kept_tokens
 from .noise import noise_uniform
 
 
@@ -117,20 +118,10 @@ def _draw(row: Tensor, plan: Any, n: int) -> int:
     if temperature == 0:
         return int(row.argmax())
     weights = ((row - row.max()) / temperature).exp()
-    kept = weights * _keep(weights, int(plan.top_k[n]), float(plan.top_p[n]), float(plan.min_p[n]))
+    kept = weights * kept_tokens(
+        weights, int(plan.top_k[n]), float(plan.top_p[n]), float(plan.min_p[n])
+    )
     cumulative = kept.cumsum(0)
     uniform = noise_uniform(int(plan.noise_keys[n]), int(plan.sample_positions[n]))
     beyond = (cumulative > uniform * cumulative[-1]).nonzero()
     return int(beyond[0]) if len(beyond) else int(kept.nonzero()[-1])
-
-
-def _keep(weights: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
-    """weights [V], largest 1 -> bool [V]."""
-    ranked, order = weights.sort(descending=True, stable=True)
-    if 0 < top_k < len(weights):
-        ranked[top_k:] = 0
-    before = ranked.cumsum(0) - ranked
-    keep = (ranked > 0) & (ranked >= min_p)
-    if top_p < 1:
-        keep &= before < top_p * ranked.sum()
-    return torch.zeros_like(keep).scatter(0, order, keep)

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import bench_linear_logprob, harness
+from benchmarks import bench_linear_logprob, columns, harness
 from benchmarks.harness import Row, Variant
 
 BOUNDS = {"value": (1e-3, 0.1)}
@@ -41,7 +41,7 @@ def test_a_rival_that_returns_garbage_is_called_wrong_and_gets_no_speed_up(value
     row = rows["rival"]
     assert row.correct is False and row.ms is not None
     assert row.ours_is_faster is None and row.share_of_rate is None and row.times_least is None
-    (line,) = [x for x in harness.show(list(rows.values())).splitlines() if "rival" in x]
+    (line,) = [x for x in columns.summary(list(rows.values())).splitlines() if "rival" in x]
     assert "WRONG" in line
 
 

@@ -13,6 +13,7 @@ from srlm_fast.config import versions
 from srlm_fast.export.__main__ import main
 from srlm_fast.loop import run
 from srlm_fast.model import LoraConfig, Model, PackedContext, add_lora, load_model, lora_parameters
+from tests.commands import complaint_of
 from tests.loop.worlds import Silent, small_config
 
 SIZES = {
@@ -62,14 +63,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def complaint(capsys) -> Callable[..., str]:
-    def complain(*argv: str) -> str:
-        capsys.readouterr()
-        assert main([str(word) for word in argv]) == 2
-        written = capsys.readouterr().err
-        assert written.startswith("srlm_fast: ") and written.count("\n") == 1, written
-        return written
-
-    return complain
+    return complaint_of(main, capsys)
 
 
 @pytest.fixture

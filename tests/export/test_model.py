@@ -140,7 +140,7 @@ def test_what_a_word_means(made):
 
 def test_load_model_of_a_run(made):
     assert load_model(made / "m2").source == str(made / "m2" / "model")
-    with pytest.raises(ModelError, match=r"the folder of a run, wanted .*, such as .*/m2$"):
+    with pytest.raises(ModelError, match=r"a whole run, wanted one of its models: .*/m1, .*/m2$"):
         load_model(made)
 
 

@@ -378,7 +378,7 @@ def test_chains_that_are_not_whole_are_made_again(first, tmp_path):
 class Script:
     """A sampler that says what it is told to, one text after the other, and keeps the requests."""
 
-    num_pages, page_tokens = 100, 16
+    longest = 1600
 
     def __init__(self, *said):
         self.model, self.said, self.requests = load_model("tiny"), iter(said), []

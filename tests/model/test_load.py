@@ -147,7 +147,7 @@ def test_foreign_configurations(folder):
     edit_config(folder, hidden_size=32, rope_parameters={"rope_type": "dynamic", "factor": 2.0})
     check_refused(folder, "rope scaling 'dynamic'")
     (folder / "config.json").write_text("{")
-    check_refused(folder, "config.json", "not JSON")
+    check_refused(folder, "config.json", "found no JSON")
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_a_shard_that_is_not_there(folder):
     index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     check_refused(folder, "model-00001-of-00002.safetensors", "missing")
-    (folder / "model.safetensors.index.json").write_text("[]")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": []}')
     check_refused(folder, "no safetensors index")
 
 

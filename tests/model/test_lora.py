@@ -432,8 +432,8 @@ MISTAKES = {
         lambda f: edited(f, base_model_name_or_path=str(f)),
         "is an adapter itself",
     ),
-    "no json": (lambda f: (f / "adapter_config.json").write_text("{"), "is not JSON"),
-    "list": (lambda f: (f / "adapter_config.json").write_text("[]"), "peft_type is []"),
+    "no json": (lambda f: (f / "adapter_config.json").write_text("{"), "found no JSON"),
+    "list": (lambda f: (f / "adapter_config.json").write_text("[]"), "found no JSON object"),
     "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "without its weights"),
     "shape": (lambda f: first_tensor(f, shorter), "q_proj.lora_A.weight has shape [3, 31]"),
     "name": (lambda f: first_tensor(f, renamed), "x_proj.lora_A.weight has no place"),
@@ -466,7 +466,7 @@ def test_what_does_not_go_together_is_refused(folders):
         add_lora(other)
     with pytest.raises(ValueError, match="has an adapter, wanted its weights themselves"):
         with_score_head(other, seed=0)
-    (folders / "adapter" / "base.json").write_text("[]")
+    (folders / "adapter" / "base.json").write_text("{}")
     with pytest.raises(ModelError, match=r"base.json: wanted an object with base_dtype"):
         load_model(folders / "adapter")
     with pytest.raises(ModelError, match="base dtype 'int4' is unknown; wanted fp8, int8"):
