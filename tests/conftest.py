@@ -6,7 +6,11 @@ the mark `gpu`; on others the public functions are made to launch their kernels 
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +32,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("gpu")
         if not HAS_GPU and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """made_once(name, make) -> the folder that make(folder) filled, once for all test processes.
+
+    Others read it too: a test that writes makes a copy.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = base / "made_once" / name, base / f"{name}.done"
+        with open(base / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what failed in another process
+                folder.mkdir(parents=True)
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def two_rounds(made_once: Callable[..., Path]) -> Path:
+    """A run that made M1, M2 and M3, at the size of tests.loop.worlds.SMALL."""
+    from tests.loop.worlds import configured_run
+
+    return made_once("two_rounds", configured_run)
 
 
 @pytest.fixture

@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 
-from srlm_fast import judge_command, run_folder
+from srlm_fast import judge_command
 from srlm_fast.judge_command import main
-from srlm_fast.loop import alone, run
+from srlm_fast.loop import alone
 from srlm_fast.records import InputError, RowWriter, read_jsonl
 from srlm_fast.tiny import seeds
 from tests.commands import complaint_of
-from tests.loop.worlds import Silent, small_config
 
 ROOT = Path(judge_command.__file__).parent.parent
 LIMITS = ["--judge-samples", "2", "--judge-max-tokens", "40"]
@@ -31,14 +30,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """The folder of a tiny run that made M1 alone."""
-    out = tmp_path_factory.mktemp("made") / "run"
-    out.mkdir()
-    config = small_config(out, iterations=0)
-    run_folder.write_config(out, config.to_json(), {})
-    run(config, Silent())
-    return out
+def made(two_rounds) -> Path:
+    """The folder of a tiny run that made M1."""
+    return two_rounds
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:

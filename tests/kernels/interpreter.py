@@ -5,14 +5,19 @@ a cast from fp32 cuts off instead of rounding to nearest even. Here bf16 operand
 fp32, the operation is the interpreter's own, and a bf16 result is rounded once, as the hardware
 does. Its conversions to and from fp8 (e4m3), some of which are a power of two off, are PyTorch's
 here. `range` over a run-time argument, which triton 3.6.0 cannot do with numpy 2.4, is repaired.
-Functions called from a kernel find triton's language prepared once a launch, not at every call,
-which would take most of the time.
+
+It prepares triton's language at every launch and at every call of a function, and describes the
+shape of every tensor anew, which takes most of the time. Here the language stays prepared and what
+follows from a shape is kept.
 
 These are private names of triton (3.6 and 3.7); test_interpreter.py holds them to account.
 """
 
 from __future__ import annotations
 
+import math
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -111,23 +116,71 @@ def quietly(launch: Any) -> Any:
     """A GPU overflows without a word."""
 
     def corrected(self: Any, *arguments: Any, **options: Any) -> None:
-        prepared.clear()
         with np.errstate(all="ignore"):
             launch(self, *arguments, **options)
 
     return corrected
 
 
-prepared: set[int] = set()  # modules of the functions called in this launch
+class Kept:
+    """Where the language's originals would be kept to be put back."""
+
+    def set_attr(self, owner: Any, name: str, value: Any) -> None:
+        setattr(owner, name, value)
+
+    def restore(self) -> None:
+        pass
 
 
-def call(self: Any, *arguments: Any, **options: Any) -> Any:
-    """A function called from a kernel."""
-    module = id(self.fn.__globals__)
-    if module not in prepared:
-        interpreter._patch_lang(self.fn)
-        prepared.add(module)
-    return self.rewrite()(*arguments, **options)
+def once(patch_lang: Any) -> Any:
+    """For every module of kernels."""
+    prepared: dict[int, Any] = {}  # the module's globals, which must live on to keep their id
+
+    def patch(function: Any) -> Kept:
+        if id(function.__globals__) not in prepared:
+            prepared[id(function.__globals__)] = function.__globals__
+            patch_lang(function)
+        return Kept()
+
+    return patch
+
+
+@cache
+def described(shape: tuple[int, ...]) -> tuple[tl.constexpr, tl.tuple]:
+    return tl.constexpr(math.prod(shape)), tl.tuple([tl.constexpr(size) for size in shape])
+
+
+def by_name(np_dtype: Any) -> Any:
+    """The dtype in numpy of a type's elements."""
+    kept: dict[str, np.dtype] = {}
+
+    def corrected(type: Any) -> np.dtype:
+        name = type.scalar.name
+        if name not in kept:
+            kept[name] = np_dtype(type.scalar)
+        return kept[name]
+
+    return corrected
+
+
+def new_tensor(self: tl.tensor, handle: Any, type: Any) -> None:
+    self.handle, self.type, self.dtype = handle, type, type.scalar
+    self.numel, self.shape = described(tuple(type.shape) if type.is_block() else ())
+
+
+@cache
+def described_block(shape: tuple[int, ...]) -> SimpleNamespace:
+    """By way of triton's own, which refuses some shapes."""
+    block = SimpleNamespace()
+    stock_block(block, tl.int32, list(shape))
+    block.text = str(block.shape)
+    return block
+
+
+def new_block(self: tl.block_type, element_ty: Any, shape: Any) -> None:
+    block = described_block(tuple([getattr(size, "value", size) for size in shape]))
+    self.element_ty, self.shape, self.numel = element_ty, block.shape, block.numel
+    self.name = f"<{block.text}, {element_ty}>"
 
 
 def bf16_constant(self: InterpreterBuilder, value: float) -> TensorHandle:
@@ -144,5 +197,9 @@ for name, correct in {
     setattr(InterpreterBuilder, name, correct(getattr(InterpreterBuilder, name)))
 InterpreterBuilder.get_bf16 = bf16_constant
 interpreter._patch_lang_tensor = with_index(interpreter._patch_lang_tensor)
-interpreter.InterpretedFunction.__call__ = call
+interpreter._LangPatchScope = Kept
+interpreter._get_np_dtype = by_name(interpreter._get_np_dtype)
+interpreter._patch_lang = once(interpreter._patch_lang)
+stock_block, tl.block_type.__init__ = tl.block_type.__init__, new_block
+tl.tensor.__init__ = new_tensor
 interpreter.GridExecutor.__call__ = quietly(interpreter.GridExecutor.__call__)

@@ -40,10 +40,10 @@ def matmul(request, monkeypatch):
     several.
     """
     monkeypatch.setattr(logprob_route, "FUSED_DEPTH", 10**9 if request.param == "fused" else -1)
-    monkeypatch.setattr(logit_rows, "ONE_BLOCK", 256)
-    monkeypatch.setattr(logit_rows, "STEP", 256)
+    monkeypatch.setattr(logit_rows, "ONE_BLOCK", 128)
+    monkeypatch.setattr(logit_rows, "STEP", 128)
     monkeypatch.setattr(logprob_route, "CPU_BLOCK_BYTES", 1)  # several blocks, kept ones too
-    tiles = {80: Tiles(32, 256, 32, 4, 2)}
+    tiles = {80: Tiles(16, 128, 16, 4, 2)}
     for table in ("TILES", "HEAVY_TILES", "FEW_TILES"):
         monkeypatch.setattr(head_softmax, table, tiles)
     return request.param
@@ -51,15 +51,15 @@ def matmul(request, monkeypatch):
 
 CASES = [
     # kind, T, D, V, bytes: several blocks of columns or of rows, one block, one row, one class
-    (random, 37, 16, 61, 1 << 20),
-    (random, 37, 24, 700, 1),
-    (random, 37, 24, 700, 37 * 512 * 2),
-    (random, 1, 8, 300, 1),
+    (random, 19, 16, 61, 1 << 20),
+    (random, 19, 24, 350, 1),
+    (random, 19, 24, 350, 19 * 256 * 2),
+    (random, 1, 8, 150, 1),
     (random, 5, 8, 1, 1 << 20),
-    (peaked, 20, 16, 600, 1 << 20),
-    (hundreds, 20, 16, 530, 1 << 20),
-    (zipf, 25, 16, 700, 1 << 20),
-    (equal, 9, 8, 513, 1),
+    (peaked, 12, 16, 300, 1 << 20),
+    (hundreds, 12, 16, 265, 1 << 20),
+    (zipf, 16, 16, 350, 1 << 20),
+    (equal, 7, 8, 257, 1),
 ]
 
 
@@ -85,11 +85,11 @@ def test_three_way_with_everything(kind, frozen, kernel_device):
 def test_scoring(name, matmul, kernel_device):
     """No gradient: never a logit in memory when fused."""
     options = EVERYTHING if name == "everything" else {}
-    hidden, head, bias, targets, _ = make(random, 70, 40, 900, torch.bfloat16)
+    hidden, head, bias, targets, _ = make(random, 35, 40, 450, torch.bfloat16)
     inputs = [x.to(kernel_device) for x in (hidden, head, targets, bias)]
     with torch.no_grad():
-        route = linear_logprob_route(inputs[0], inputs[1], 70)
-        assert route.fused and route.workspace_bytes == 70 * 12 * 8
+        route = linear_logprob_route(inputs[0], inputs[1], 35)
+        assert route.fused and route.workspace_bytes == 35 * 12 * 4
         found = linear_logprob(*inputs, **options)
         pieces = linear_logprob(*inputs, **options, workspace_bytes=1)
         whole, cut = ((x,) if isinstance(x, torch.Tensor) else x for x in (found, pieces))
@@ -118,12 +118,12 @@ def test_certain_and_hopeless_targets_keep_their_digits(matmul, kernel_device):
 @pytest.mark.parametrize("with_moment", [False, True])
 def test_head_softmax_repairs_a_bad_guess(with_moment, matmul, kernel_device):
     """Guesses far from the sum, infinite or NaN: the true maximum is taken, other rows stay."""
-    hidden, head, bias, targets, _ = make(random, 40, 16, 700, torch.bfloat16)
+    hidden, head, bias, targets, _ = make(random, 20, 16, 350, torch.bfloat16)
     hidden, head, bias, targets = (x.to(kernel_device) for x in (hidden, head, bias, targets))
-    guess = torch.zeros(40, device=kernel_device)
-    bad = torch.tensor([1, 2, 3, 35], device=kernel_device)
+    guess = torch.zeros(20, device=kernel_device)
+    bad = torch.tensor([1, 2, 3, 18], device=kernel_device)
     guess[bad] = torch.tensor([200.0, -200.0, -math.inf, math.nan], device=kernel_device)
-    out = torch.full((40, 700), math.nan, dtype=torch.bfloat16, device=kernel_device)
+    out = torch.full((20, 350), math.nan, dtype=torch.bfloat16, device=kernel_device)
     transform = Transform()
     state = head_softmax.head_softmax(
         hidden, head, bias, targets, transform, with_moment, offset=guess, out=out
@@ -139,7 +139,7 @@ def test_head_softmax_repairs_a_bad_guess(with_moment, matmul, kernel_device):
 
 
 def test_rows_do_not_depend_on_their_company(matmul, kernel_device):
-    hidden, head, bias, targets, grad = make(random, 70, 16, 600, torch.bfloat16)
+    hidden, head, bias, targets, grad = make(random, 35, 16, 300, torch.bfloat16)
     inputs = [x.to(kernel_device) for x in (hidden, head, targets, bias, grad)]
 
     def rows(part, frozen):
@@ -148,9 +148,9 @@ def test_rows_do_not_depend_on_their_company(matmul, kernel_device):
         return run(linear_logprob, h[part], w, y[part], b, g[part], frozen, **options)
 
     for frozen in (False, True):
-        whole, alone = rows(slice(None), frozen), rows(slice(33, 35), frozen)
+        whole, alone = rows(slice(None), frozen), rows(slice(17, 19), frozen)
         for name in ("logp", "hidden"):
-            assert torch.equal(whole[name][33:35], alone[name])
+            assert torch.equal(whole[name][17:19], alone[name])
 
 
 @pytest.mark.parametrize("transform", [Transform(4.0, 0.8), Transform(None, 1.3)], ids=str)

@@ -26,10 +26,8 @@ SAMPLING = SamplingParams(n=4)
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory):
-    out = tmp_path_factory.mktemp("comparing") / "run"
-    small_run(out, iterations=0)
-    return out
+def first(two_rounds):
+    return two_rounds
 
 
 @pytest.fixture(scope="module")

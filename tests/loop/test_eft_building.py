@@ -18,7 +18,7 @@ from srlm_fast.records import read_jsonl
 from srlm_fast.tiny import seeds
 from srlm_fast.tiny.rubric import RUBRIC
 from tests.loop.test_resume import Killed, break_at
-from tests.loop.worlds import Silent, results, same, small_config, small_run
+from tests.loop.worlds import Silent, results, same, small_config
 
 NUM_RANKED, NUM_HELD_OUT = 40, 4
 
@@ -37,12 +37,11 @@ def tiny_rubric():
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory) -> dict[str, str]:
+def given(two_rounds, tmp_path_factory) -> dict[str, str]:
     """A model that can judge, IFT rows, and ranked answers, as a user would bring them."""
     folder = tmp_path_factory.mktemp("given")
-    small_run(folder / "run", iterations=0)
     return {
-        "model": str(folder / "run" / "m1" / "model"),
+        "model": str(two_rounds / "m1" / "model"),
         "ift_file": write(folder / "ift.jsonl", seeds.ift(5, 24)),
         "eft_file": write(folder / "ranked.jsonl", seeds.eft_eval()[:NUM_RANKED]),
     }

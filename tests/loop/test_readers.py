@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from srlm_fast.model import ModelError, PackedContext, chat, load_model
 from srlm_fast.records import Candidate, Prompt, read_jsonl
 from srlm_fast.sampler import Generation, Request, Sample, Sampler, SamplingParams
 from srlm_fast.tiny.rubric import RUBRIC
-from tests.loop.worlds import small_run
+from tests.loop.worlds import share_first_model, small_run
 
 SAMPLING = SamplingParams(n=3, temperature=0.7, top_p=0.9, max_tokens=60, seed=5)
 PROMPT = Prompt("p", "Copy the third word: rice, brush, gray.", "file")
@@ -24,11 +25,9 @@ ANSWERS = ["gray", "The answer is gray.", "new. I like this one.", "gray"]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """M0 knows no score line; it is taught with the seeds."""
-    out = tmp_path_factory.mktemp("readers") / "run"
-    small_run(out, iterations=0)
-    return load_model(out / "m1" / "model")
+def model(two_rounds):
+    """M0 knows no score line; M1 was taught with the seeds."""
+    return load_model(two_rounds / "m1" / "model")
 
 
 @pytest.fixture(scope="module")
@@ -186,12 +185,13 @@ def test_a_judge_is_stopped_at_its_first_score_line_and_now_and_then_is_not(mode
     assert reader.ask(other, Answer("", "", ())).params.stop_score_line is not None
 
 
-def test_a_run_tells_how_often_the_two_readings_differ(tmp_path):
+def test_a_run_tells_how_often_the_two_readings_differ(two_rounds, tmp_path):
+    share_first_model(two_rounds, tmp_path / "run")
     summary = small_run(tmp_path / "run", iterations=1, **{"judge.stop": "line"})
     rows = read_jsonl(tmp_path / "run" / "m2" / "judgements.jsonl")
     audits = [row["audit"] for row in rows if row["audit"]]
     made = summary["rounds"][0]
     assert 0 < made["audited"] == len(audits) < len(rows)
     assert made["differ"] == audits.count("differs")
-    plain = small_run(tmp_path / "plain", iterations=1)
+    plain = json.loads((two_rounds / "summary.json").read_text())
     assert "audited" not in plain["rounds"][0]

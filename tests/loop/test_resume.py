@@ -20,7 +20,7 @@ from srlm_fast.loop import run, state
 from srlm_fast.model import Model
 from srlm_fast.records import InputError, read_jsonl
 from srlm_fast.run import main
-from tests.loop.worlds import Silent, results, same, small_config, small_run
+from tests.loop.worlds import Silent, results, same, share_first_model, small_config, small_run
 
 
 class Killed(BaseException):
@@ -28,10 +28,8 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    out = tmp_path_factory.mktemp("resume") / "run"
-    small_run(out)
-    return results(out)
+def unbroken(two_rounds):
+    return results(two_rounds)
 
 
 def break_at(monkeypatch, owner, name, count):
@@ -95,11 +93,12 @@ def test_broken_before_a_stage_is_marked(unbroken, tmp_path, monkeypatch):
     same(unbroken, results(out))
 
 
-def test_torn_rows_are_made_again(unbroken, tmp_path, monkeypatch):
+def test_torn_rows_are_made_again(two_rounds, unbroken, tmp_path, monkeypatch):
     """Half a line at the end of every file of the second round."""
     out = tmp_path / "run"
+    share_first_model(two_rounds, out)
     with monkeypatch.context() as patch:
-        break_at(patch, state.RunState, "finish", 3)  # m1/train, m1/measure, m2/prompts
+        break_at(patch, state.RunState, "finish", 1)  # m2/prompts
         with pytest.raises(Killed):
             run(small_config(out), Silent())
     with monkeypatch.context() as patch:
@@ -157,9 +156,9 @@ small_run(Path(sys.argv[1]))
 
 
 def test_sigkill_for_real(unbroken, tmp_path):
-    """SIGKILL at three moments that depend on the machine; then the run is finished."""
+    """SIGKILL at two moments that depend on the machine; then the run is finished."""
     out = tmp_path / "run"
-    for wanted in ("m1/sft.jsonl", "m2/candidates.jsonl", "m3/prompts.jsonl"):
+    for wanted in ("m1/sft.jsonl", "m2/candidates.jsonl"):
         process = subprocess.Popen([sys.executable, "-c", COMMAND, str(out)], env=os.environ)
         until = time.monotonic() + 120
         while not (out / wanted).exists() and process.poll() is None:
@@ -191,17 +190,8 @@ def test_sigint_for_real(tmp_path):
     does.
     """
     out = tmp_path / "run"
-    limits = [
-        "--num-prompts",
-        "12",
-        "--eval-count",
-        "8",
-        "--judge-samples",
-        "1",
-        "--iterations",
-        "1",
-    ]
-    command = [sys.executable, "-m", "srlm_fast.run", "--out", str(out), *limits]
+    limits = "--iterations 0 --sft-epochs 1 --eval-count 4 --eval-samples 1 --eval-judged 1"
+    command = [sys.executable, "-m", "srlm_fast.run", "--out", str(out), *limits.split()]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -240,11 +230,12 @@ def test_rows_lost_after_their_stage_are_named(finished_answers, tmp_path, name,
 
 
 @pytest.fixture(scope="module")
-def finished_answers(tmp_path_factory):
+def finished_answers(two_rounds, tmp_path_factory):
     """A run that died when the pairs of M2 were there."""
     out = tmp_path_factory.mktemp("answers") / "run"
+    share_first_model(two_rounds, out)
     with pytest.MonkeyPatch.context() as patch:
-        break_at(patch, state.RunState, "finish", 5)
+        break_at(patch, state.RunState, "finish", 3)  # m2/prompts, m2/answers, m2/pairs
         with pytest.raises(Killed):
             run(small_config(out), Silent())
     return out

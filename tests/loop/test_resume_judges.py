@@ -25,10 +25,8 @@ MODES = {
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory):
-    out = tmp_path_factory.mktemp("first") / "run"
-    small_run(out, iterations=0)
-    return out
+def first(two_rounds):
+    return two_rounds
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -33,11 +33,9 @@ SMALL = {"iterations": 1, "candidates.n": 3, "candidates.max_tokens": 24}
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory):
-    """A run of M1 alone, whose M1 the others start from."""
-    out = tmp_path_factory.mktemp("rewards") / "first"
-    small_run(out, iterations=0)
-    return out
+def first(two_rounds):
+    """A run whose M1 the others start from."""
+    return two_rounds
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,10 @@ STOPPING = COLLAPSING | {"stop_on_collapse": True}
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory):
+def sound(two_rounds, tmp_path_factory):
     """A sound run of one round, whose M1 the others start from."""
     out = tmp_path_factory.mktemp("watching") / "sound"
+    share_first_model(two_rounds, out)
     screen = Silent()
     return out, run(small_config(out, iterations=1), screen), screen
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from srlm_fast import config as configs
+from srlm_fast import run_folder
 from srlm_fast.loop import run
 
 SMALL = {
@@ -58,6 +59,12 @@ def small_config(out: Path, **changes: Any) -> configs.Config:
 
 def small_run(out: Path, **changes: Any) -> dict[str, Any]:
     return run(small_config(out, **changes), Silent())
+
+
+def configured_run(out: Path, **changes: Any) -> None:
+    """A run whose folder has its config.json, as the command writes it."""
+    run_folder.write_config(out, small_config(out, **changes).to_json(), configs.versions())
+    small_run(out, **changes)
 
 
 def share_first_model(source: Path, out: Path) -> None:

@@ -13,8 +13,8 @@ To add an op, write launches_<op>.py with
 
 A call is the public function (or its launcher) with the sizes, dtypes and strides that select what
 shall be compiled, backward included; what comes out is never computed, so nothing may depend on
-it. `matmul` names the kernels that must run on tensor cores. Compiling takes 1-3 s a kernel: all
-configurations on 90, the default ones on 80 and 100. The worker also runs by hand:
+it. `matmul` names the kernels that must run on tensor cores. Compiling takes 0.3-3 s a kernel: all
+configurations on 90, the default and the heaviest ones on 80 and 100. The worker also runs by hand:
 
     python -m tests.kernels.aot.worker 90 tests.kernels.aot.launches_my_op
 """

@@ -16,6 +16,8 @@ def step(dtype: torch.dtype, width: int) -> None:
 
 
 def launches(arch: int) -> Iterator[Launch]:
+    if arch < 89:
+        return
     yield Launch("bf16, 8192", partial(step, torch.bfloat16, 8192))
     yield Launch("bf16, 28672", partial(step, torch.bfloat16, 28672))
     if arch != 90:

@@ -1,6 +1,9 @@
-"""python -m tests.kernels.aot.worker ARCH MODULE...: compile what the modules launch.
+"""python -m tests.kernels.aot.worker ARCH[,ARCH...] MODULE...: compile what the modules launch.
 
 One JSON line per kernel compiled, after one per launch that says what it launched or how it failed.
+Registers, stack and spills are what ptxas says of the kernel; its matrix instructions are told by
+their names in PTX, each of which becomes the one of its kind in SASS. To disassemble every kernel
+would take longer than to compile it.
 """
 
 from __future__ import annotations
@@ -8,25 +11,31 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
 import traceback
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from functools import cache
 from importlib import import_module
-from pathlib import Path
+from io import StringIO
 from typing import Any
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime.jit import JITFunction
 
 from srlm_fast.kernels import jit
 
-BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-TENSOR_CORE = {"HGMMA": r"HGMMA", "UTCMMA": r"UTC[A-Z]*MMA", "HMMA": r"\bHMMA"}
+# The instruction's name in PTX.
+TENSOR_CORE = {"HGMMA": r"\bwgmma\.mma", "UTCMMA": r"\btcgen05\.mma", "HMMA": r"\bmma\.sync"}
+USED = {  # in the log of ptxas
+    "registers": r"Used (\d+) registers",
+    "stack": r"(\d+) bytes stack frame",
+    "spills": r"(\d+) bytes spill stores",
+    "reloads": r"(\d+) bytes spill loads",
+}
 
 
 class Driver:
@@ -39,7 +48,8 @@ class Driver:
         return self.target
 
     def get_current_device(self) -> int:
-        return 0
+        """A device for each architecture: triton keeps what it compiled by device."""
+        return self.target.arch
 
     def set_current_device(self, device: int) -> None:
         pass
@@ -54,33 +64,27 @@ class Driver:
         return torch.device("cpu")
 
 
-def compile_only(arch: int) -> list[tuple[str, Any]]:
+def compile_only() -> list[tuple[str, Any]]:
     """From here on a launch compiles; returns the list to which it adds (name, kernel)."""
     launched = []
-    run = JITFunction.run
+    run, make_cubin = JITFunction.run, CUDABackend.make_cubin
 
     def warmup(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         kernel = run(self, *args, grid=grid, warmup=True, **options)
         launched.append((self.fn.__name__, kernel))
         return kernel
 
-    JITFunction.run = warmup
-    triton.runtime.driver.set_active(Driver(arch))
+    def logged(self: CUDABackend, src: str, metadata: dict[str, Any], *rest: Any) -> bytes:
+        """Its log becomes part of the kernel, and so of triton's cache."""
+        with redirect_stdout(StringIO()) as log:
+            cubin = make_cubin(self, src, metadata, *rest)
+        metadata["ptxas"] = log.getvalue()
+        return cubin
+
+    JITFunction.run, CUDABackend.make_cubin = warmup, logged
+    triton.knobs.nvidia.dump_ptxas_log = True
     jit.runs_triton = lambda x: True
     return launched
-
-
-def disassemble(cubin: bytes, option: str) -> str:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        return subprocess.run(
-            [BIN / "cuobjdump", option, file.name],
-            env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
 
 
 def arguments(kernel: Any) -> dict[str, Any]:
@@ -94,23 +98,19 @@ def arguments(kernel: Any) -> dict[str, Any]:
 @cache
 def measure(kernel: Any) -> dict[str, Any]:
     """Resources in bytes and registers per thread; instruction counts; rows of the largest dot."""
-    usage = disassemble(kernel.asm["cubin"], "--dump-resource-usage")
-    used = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
-    sass = disassemble(kernel.asm["cubin"], "-sass")
+    used = {
+        name: max(map(int, re.findall(words, kernel.metadata.ptxas)))
+        for name, words in USED.items()
+    }
     dots = re.findall(r"tt\.dot\b.*-> tensor<(?:\d+x)*?(\d+)x\d+x[a-z]", kernel.asm["ttir"])
-    return {
+    found = {name: len(re.findall(words, kernel.asm["ptx"])) for name, words in TENSOR_CORE.items()}
+    return used | {
         "arguments": arguments(kernel),
         "num_warps": kernel.metadata.num_warps,
         "num_stages": kernel.metadata.num_stages,
-        "registers": used["REG"],
-        "stack": used["STACK"],
-        "local": used["LOCAL"],
-        "spills": len(re.findall(r"\b(?:STL|LDL)\b", sass)),
         "shared": kernel.metadata.shared,
         "dot_rows": max(map(int, dots), default=0),
-        "tensor_core": {
-            name: count for name, p in TENSOR_CORE.items() if (count := len(re.findall(p, sass)))
-        },
+        "tensor_core": {name: count for name, count in found.items() if count},
     }
 
 
@@ -139,11 +139,13 @@ def records(arch: int, module: str, launched: list[tuple[str, Any]]) -> Iterator
 def main() -> None:
     if "TRITON_INTERPRET" in os.environ:
         sys.exit("TRITON_INTERPRET is set: nothing would be compiled")
-    arch, *modules = sys.argv[1:]
-    launched = compile_only(int(arch))
-    for module in modules:
-        for record in records(int(arch), module, launched):
-            print(json.dumps(record), flush=True)
+    archs, *modules = sys.argv[1:]
+    launched = compile_only()
+    for arch in map(int, archs.split(",")):
+        triton.runtime.driver.set_active(Driver(arch))
+        for module in modules:
+            for record in records(arch, module, launched):
+                print(json.dumps(record), flush=True)
 
 
 if __name__ == "__main__":
