@@ -37,7 +37,11 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"records", "options", "run_folder", *STAGES},
     "loop": {"records", "run_folder", "run_models", "config", *STAGES},
     "plan": {"records", "options", "config", "data", "model", "train"},
-    "run": {"records", "options", "run_folder", "config", "plan", "loop", "report", "model"},
+    "unused": {"records", "options", "config"},
+    "run": {
+        *("records", "options", "run_folder", "config", "unused", "plan", "loop", "report"),
+        "model",
+    },
     "report_command": {"records", "run", "report"},
     "judge_command": {
         "plan",
