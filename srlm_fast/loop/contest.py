@@ -26,7 +26,7 @@ from .alone import show_judging
 from .answers import AnswerStage, load_candidates
 from .contest_judges import JUDGES, SIDES, Judge
 from .judging import audit_counts, status_counts
-from .measuring import PURPOSE
+from .own_score import PURPOSE
 from .reward_model import free_memory
 from .screen import Screen
 from .state import derive_seed

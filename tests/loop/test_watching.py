@@ -10,7 +10,7 @@ import pytest
 from srlm_fast import run as command
 from srlm_fast.config import differences
 from srlm_fast.loop import StoppedError, run
-from srlm_fast.loop.measuring import Measuring
+from srlm_fast.loop.own_score import own_score
 from srlm_fast.loop.summary import round_rows
 from srlm_fast.loop.teaching import last_logratios
 from srlm_fast.records import Candidate, Judgement, Prompt, read_jsonl
@@ -106,7 +106,7 @@ def test_a_bounded_sample_of_own_answers_is_judged_again_where_rows_are_lost(
     file = out / "m1" / "own_judged.jsonl"
     whole = file.read_text("utf-8").splitlines()
     file.write_text("\n".join(whole[:5]) + "\n", "utf-8")
-    monkeypatch.setattr("srlm_fast.loop.measuring.OWN_ANSWERS", 12)
+    monkeypatch.setattr("srlm_fast.loop.own_score.OWN_ANSWERS", 12)
     (model,) = small_run(out, iterations=0)["models"]
     found = file.read_text("utf-8").splitlines()
     assert found[:4] == whole[:4] and set(found) < set(whole)
@@ -220,7 +220,7 @@ def test_a_model_that_has_judged_its_answers_is_not_asked_again():
         },
     )
     material = SimpleNamespace(held_out=prompts)
-    for reward, n in (("self", 2), ("best-of-n", 2), ("random", 0), ("pairwise", 0)):
+    for reward, n in (("self", 2), ("constitution", 2), ("random", 0), ("gold", 0)):
         asked = SimpleNamespace(config=SimpleNamespace(reward=reward), material=material)
-        found = Measuring(asked).own_score(None, answered)
+        found = own_score(asked, None, answered)
         assert (found and (found["score"], found["n"])) == ((3.0, n) if n else None)
