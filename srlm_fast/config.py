@@ -45,6 +45,7 @@ FOLDERS = ("model", "reward_model", "prompt_model")
 # model of billions, so a small piece decides whether such a model fits; its rows still fill a GPU.
 MICRO_BATCH = 2048
 ENDS_BYTES = 1 << 20  # read of each end of a file of weights
+OWN_ANSWERS = 128  # at most, to held-out prompts, that a model's own score is of
 JUDGED = ("self", "frozen", "best-of-n")  # rewards whose scores a judge writes
 # Where a run is written and shown, on how many devices with which memory, and whether a warning
 # ends it, is not what it is.

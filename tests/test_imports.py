@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "run_models": {"records", "run_folder"},
     "config": {"records", "options", "run_folder", *STAGES},
     "loop": {"records", "run_folder", "run_models", "config", *STAGES},
-    "plan": {"records", "options", "config", "data", "model", "train"},
+    "plan": {"records", "options", "config", "data", "model", "tiny", "train"},
     "unused": {"records", "options", "config"},
     "run": {
         *("records", "options", "run_folder", "config", "unused", "plan", "loop", "report"),

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from srlm_fast.config import OWN_ANSWERS
 from srlm_fast.eval import mean_interval
 from srlm_fast.judge import collect_scores, matched, mean_score
 from srlm_fast.judge.duels import Match
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from .loop import Run
 
 PURPOSE = "measure"  # of the seeds: all models are measured with the same ones
-OWN_ANSWERS = 128
 EVEN = 0.5  # preference between answers that are equally good
 
 Figures = dict[str, Any]
