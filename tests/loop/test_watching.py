@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -182,6 +183,26 @@ def test_the_same_command_says_the_same_at_once(stopped, monkeypatch):
     assert str(found.value) == said and not screen.stages
     assert (out / "metrics.jsonl").read_bytes() == before
     assert summary_of(out)["stopped"]["reason"] == said
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["before", "behind"])
+def test_killed_around_the_warning_it_is_neither_lost_nor_doubled(stopped, tmp_path, written):
+    """written: whether the line of metrics.jsonl was there; the stage was not marked yet."""
+    out, said, _ = stopped
+    shutil.copytree(out, tmp_path / "run")
+    state = json.loads((tmp_path / "run" / "state.json").read_text("utf-8"))
+    del state["stages"]["m2/watch"]
+    (tmp_path / "run" / "state.json").write_text(json.dumps(state), "utf-8")
+    (tmp_path / "run" / "summary.json").unlink()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if written or '"warnings"' not in line]
+    assert len(lines) - len(kept) == (0 if written else 1)
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(kept), "utf-8")
+    with pytest.raises(StoppedError) as found:
+        run(small_config(tmp_path / "run", **STOPPING), Silent())
+    assert str(found.value) == said
+    assert summary_of(tmp_path / "run")["rounds"] == summary_of(out)["rounds"]
+    assert watch_row(tmp_path / "run")["warnings"] == watch_row(out)["warnings"] != []
 
 
 def test_the_command_ends_with_3_and_goes_on_without_the_option(stopped, capsys):
