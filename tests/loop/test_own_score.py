@@ -1,5 +1,5 @@
-"""What the loop thinks of a model's own held-out answers, by the kind of reward; what comes of it in
-whole runs is tested with these (`test_comparing`, `test_rewards`).
+"""What the loop thinks of a model's own held-out answers, by the kind of reward. What comes of it
+in whole runs is tested with these (`test_comparing`, `test_rewards`).
 """
 
 from __future__ import annotations
