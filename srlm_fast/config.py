@@ -22,7 +22,7 @@ from srlm_fast.data import PromptConfig
 from srlm_fast.judge import PairConfig
 from srlm_fast.model import Adapter, LoraConfig
 from srlm_fast.model.peft import CONFIG as ADAPTER_FILE
-from srlm_fast.options import GROUPS, MADE_PROMPTS, OPTIONS, PROMPT_MODELS, Option
+from srlm_fast.options import OPTIONS, PROMPT_MODELS, Option
 from srlm_fast.records import InputError
 from srlm_fast.run_folder import CONFIG_FILE, read_json
 from srlm_fast.run_models import TINY as TINY
@@ -31,7 +31,7 @@ from srlm_fast.sampler import SamplingParams
 from srlm_fast.tiny.settings import SETTINGS
 from srlm_fast.train import DpoConfig, RewardConfig, SftConfig
 
-FILES = (
+ROW_FILES = (  # whose lines `--skip-bad` can pass over
     "prompts_file",
     "ift_file",
     "eft_file",
@@ -39,15 +39,14 @@ FILES = (
     "eval_prompts_file",
     "human_text_file",
     "reward_pairs_file",
-    "constitution_file",
-    "rubric_file",
-    "chat_template_file",
 )
+FILES = (*ROW_FILES, "constitution_file", "rubric_file", "chat_template_file")
 FOLDERS = ("model", "reward_model", "prompt_model")
 # Tokens run at once in training. Activations are kept for backward, some megabytes a token for a
 # model of billions, so a small piece decides whether such a model fits; its rows still fill a GPU.
 MICRO_BATCH = 2048
 ENDS_BYTES = 1 << 20  # read of each end of a file of weights
+OWN_ANSWERS = 128  # at most, to held-out prompts, that a model's own score is of
 JUDGED = ("self", "frozen", "best-of-n")  # rewards whose scores a judge writes
 # Where a run is written and shown, on how many devices with which memory, and whether a warning
 # ends it, is not what it is.
@@ -283,7 +282,6 @@ def from_options(arguments: Namespace) -> Config:
         config = put(config, name, absolute(getattr(config, name)))
     for name, folder in model_folders(config).items():
         config = put(config, name, resolve_model(str(folder)).folder_or_name)
-    check_prompt_options(config, arguments)
     config = dataclasses.replace(config, inputs=fingerprints(config))
     check(config)
     return config
@@ -408,11 +406,6 @@ def check_mixing_options(config: Config) -> None:
         )
     if weight != DpoConfig.real_weight and not share:
         raise InputError(f"--real-weight: found {weight:g} alone, wanted --mix-real too")
-    if weight != DpoConfig.real_weight and config.reward == "best-of-n":
-        raise InputError(
-            f"--real-weight: found {weight:g} with --reward best-of-n, wanted another reward: "
-            "there real rows count like the others"
-        )
 
 
 def check_log(config: Config) -> None:
@@ -437,13 +430,6 @@ def check_evaluation_options(config: Config) -> None:
         raise InputError(f"--evaluate-every: found {every} alone, wanted --held-out-pairs too")
     if patience and not every:
         raise InputError(f"--patience: found {patience} alone, wanted --evaluate-every too")
-    if config.reward == "best-of-n":
-        given = {"--held-out-pairs": share > 0, "--reference": config.reference != "round"}
-        for option in (name for name, is_given in given.items() if is_given):
-            raise InputError(
-                f"{option}: found with --reward best-of-n, wanted another reward: it is taught by "
-                "SFT, without pairs"
-            )
     if config.reference == "sft" and config.dpo.loss == "simpo":
         raise InputError("--reference: found 'sft' with --loss simpo, which has no reference")
 
@@ -509,16 +495,6 @@ def check_reward_options(config: Config) -> None:
         raise InputError(
             f"--reward model: found {'both' if given else 'none'} of --reward-model and "
             "--reward-pairs, wanted exactly one"
-        )
-
-
-def check_prompt_options(config: Config, arguments: Namespace) -> None:
-    """Refuse options of prompts that a model makes beside a file of prompts."""
-    given = [o for o in GROUPS[MADE_PROMPTS] if getattr(arguments, o.key, None) is not None]
-    if config.prompts_file is not None and given:
-        raise InputError(
-            f"{given[0].name}: found with --prompts, wanted one of the two: the prompts of a file "
-            "are taken as they are"
         )
 
 

@@ -219,8 +219,10 @@ def end_by(error: Exception, ranks: ManyRanks) -> int:
 def run_as(ranks: ManyRanks | None, arguments: argparse.Namespace) -> int:
     """The run, alone or as one of its ranks; or its plan."""
     from srlm_fast.config import from_options
+    from srlm_fast.unused import check_used
 
     config = from_options(arguments)
+    check_used(config, arguments)
     if arguments.plan:
         from srlm_fast.plan import print_plan
 
@@ -271,11 +273,29 @@ def checked_shards(config: Config) -> bool:
 
 def hold_and_run(config: Config, folder: Path, display: Display, ranks: Ranks) -> int:
     """Run the loop in a folder that no other run holds and that belongs to these options."""
-    with run_folder.Lock(folder) if ranks.first else contextlib.nullcontext():
-        if ranks.first:
-            take_folder(config, folder, display)
+    if not ranks.first:
         ranks.wait()
         return run_loop(config, folder, display, ranks)
+    start = run_folder.FirstStart(folder)
+    with run_folder.Lock(folder):
+        try:
+            take_folder(config, folder, display)
+            ranks.wait()
+            return run_loop(config, folder, display, ranks)
+        except Exception as error:
+            if is_refused(error, ranks):
+                start.undo()
+            raise
+
+
+def is_refused(error: Exception, ranks: Ranks) -> bool:
+    """Whether what the user gave ends the run, as this rank or the one that has ended says."""
+    from srlm_fast.loop.boundary import RankEndedError
+    from srlm_fast.model import ModelError
+
+    if isinstance(error, RankEndedError):
+        return ranks.told() == UNUSABLE
+    return isinstance(error, InputError | ModelError)
 
 
 def take_folder(config: Config, folder: Path, display: Display) -> None:

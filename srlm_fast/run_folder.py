@@ -5,12 +5,14 @@ Standard library only, so that a wrong `--out` is told before anything heavy is 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import fcntl
 import itertools
 import os
 import re
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 from srlm_fast.records import InputError, read_object, write_json_atomic
 
 CONFIG_FILE = "config.json"
+STATE_FILE = "state.json"
 SUMMARY_FILE = "summary.json"
 LOCK_FILE = ".lock"
 
@@ -102,6 +105,38 @@ def slug(model: str) -> str:
     """The last part of a folder or hub id, safe as a file name."""
     name = re.sub(r"[^\w.-]+", "-", Path(os.path.abspath(model)).name).strip("-.")
     return name[:60] or "model"
+
+
+class FirstStart:
+    """The first start of a run in a folder, which leaves nothing there when it is refused.
+
+    To be made before anything is written, the folder's lock included.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.is_first = folder, not (folder.is_dir() and is_started(folder))
+        self.kept = set(folder.iterdir()) if folder.is_dir() else set()
+        self.made = [path for path in (folder, *folder.parents) if not path.exists()]
+
+    def undo(self) -> None:
+        """Take back what this start has written, unless a stage is finished, and the folders that
+        it made. The lock goes last: until then no other run is here.
+        """
+        if not self.is_first or read_json(self.folder / STATE_FILE).get("stages"):
+            return
+        left = [path for path in self.folder.iterdir() if path not in self.kept]
+        for path in sorted(left, key=lambda path: path.name == LOCK_FILE):
+            remove(path)
+        for path in self.made:
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                path.rmdir()
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class Lock:

@@ -177,7 +177,8 @@ def test_mistakes_in_the_prompts_file(complaint, content: bytes | None, said: st
         path.mkdir()
     else:
         path.write_bytes(content)
-    assert said in complaint("--prompts", str(path), "--out", "out")
+    assert said in complaint("--prompts", str(path), "--out", "out/of/runs")
+    assert not Path("out").exists()
 
 
 def test_mistakes_in_files_of_other_forms(complaint, tmp_path: Path):
@@ -189,6 +190,32 @@ def test_mistakes_in_files_of_other_forms(complaint, tmp_path: Path):
     pairs.write_text('{"message_tree_id": "t", "prompt": {}}\n')
     said = complaint("--ift", str(pairs))
     assert f"--ift {pairs} line 1: found Open Assistant trees, wanted the seeds that" in said
+    assert not Path("runs").exists()
+
+
+def test_a_refused_first_start_leaves_what_was_there(complaint, fake):
+    """With its first rows, too: they are of files that another command will have changed."""
+    Path("out").mkdir()
+    fake(failing(InputError("--ift: found 3 rows, all too long")))
+    complaint("--out", "out")
+    assert not list(Path("out").iterdir())
+    fake(failing(OSError(errno.ENOSPC, "No space left on device")))
+    complaint("--out", "out")  # nobody's mistake: the same command goes on
+    assert Path("out/m1/sft.jsonl").is_file()
+    before = Path("out/config.json").read_bytes()
+    fake(failing(InputError("lost")))
+    complaint("--out", "out")
+    assert Path("out/m1/sft.jsonl").is_file() and Path("out/config.json").read_bytes() == before
+
+
+def test_a_finished_stage_outlives_a_refusal(complaint, fake):
+    def refuse(out: Path, stop: Callable[[], bool]) -> dict[str, Any]:
+        (out / "state.json").write_text('{"stages": {"m1/train": {}}}')
+        raise InputError("--reward-pairs: found 3 pairs, all too long")
+
+    fake(refuse)
+    complaint("--out", "out")
+    assert Path("out/config.json").is_file() and Path("out/m1/sft.jsonl").is_file()
 
 
 def test_a_corrected_file_may_go_into_the_same_folder(complaint, fake):

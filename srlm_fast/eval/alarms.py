@@ -111,15 +111,18 @@ def _below(made: Row, side: str, limit: float) -> Alarm | None:
 
 
 def self_praise(before: Row, after: Row) -> Alarm | None:
-    """The score that a model gives its own held-out answers, up from that of the model before,
+    """The score that the loop gives a model's held-out answers, up from that of the model before,
     while a probe that does not come from the loop is down; both by more than noise.
 
-    The probe is the held-out score where a program gave it, else how well the model's judgements
-    agree with people's order. Noise: the root of the summed squares of both 95 % half widths over
-    prompts, as for two independent samples; the models' are on the same prompts, where it errs on
-    the side of silence.
+    What the own score is differs between kinds of reward (`loop/own_score.py`): the model's own
+    grades, its preference for its answers over those of the model before (above even), or the
+    reward model's scores. The probe is the held-out score where a program gave it, else how well
+    the model's judgements agree with people's order. Noise: the 95 % half width of a change that
+    was taken prompt by prompt, else the root of the summed squares of both models' half widths, as
+    for two independent samples; theirs are on the same prompts, where it errs on the side of
+    silence.
     """
-    own = _change(*(_own(model) for model in (before, after)))
+    own = _moved(after) or _change(*(_own(model) for model in (before, after)))
     probe = _change(*(_probe(model) for model in (before, after)))
     if own is None or probe is None or own[0] <= own[1] or probe[0] >= -probe[1]:
         return None
@@ -131,6 +134,15 @@ def self_praise(before: Row, after: Row) -> Alarm | None:
 
 
 Measured = tuple[float, Sequence[float]]  # a mean and its interval
+
+
+def _moved(model: Row) -> tuple[float, float] | None:
+    """(change, noise of it) of an own score that was held against the model before."""
+    figures = model.get("own_score") or {}
+    if "change" not in figures:
+        return None
+    low, high = figures["change_interval"]
+    return figures["change"], (high - low) / 2
 
 
 def _own(model: Row) -> Measured | None:

@@ -18,8 +18,10 @@ from srlm_fast.judge import (
     PairPrompt,
     ScorePlace,
     compare,
+    cross_pairs,
     text_pairs,
 )
+from srlm_fast.judge.duels import Match
 from srlm_fast.model import ModelError, chat
 from srlm_fast.records import Candidate
 from srlm_fast.sampler import Generation, Request, Sampler, SamplingParams
@@ -118,3 +120,19 @@ class CompareStage(AnswerStage):
     def _compared(self, rows: list[Comparison]) -> None:
         self.write[1](*rows)
         self.judgements |= {(c.prompt_id, c.first, c.second): [c] for c in rows}
+
+
+class DuelStage(CompareStage):
+    """Every answer of A with those of B that it meets, in both orders; `matches` has them."""
+
+    def __init__(
+        self, sampler: Sampler, rows: Path, matches: Iterable[Match], ranks: Ranks = ALONE
+    ) -> None:
+        self._matches: dict[str, list[Match]] = {}
+        for match in matches:
+            self._matches.setdefault(match[0].prompt_id, []).append(match)
+        super().__init__(sampler, SamplingParams(), None, rows, ranks=ranks)
+        self.candidates = {key: [met[0][0]] for key, met in self._matches.items()}
+
+    def _pairs(self, candidates: Sequence[Candidate]) -> dict[tuple[str, str], list[PairKey]]:
+        return cross_pairs(self._matches[candidates[0].prompt_id])

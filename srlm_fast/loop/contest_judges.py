@@ -12,7 +12,6 @@ from srlm_fast.judge import (
     DEFAULT_PAIR_PROMPT,
     Comparison,
     Duel,
-    PairKey,
     by_comparison,
     by_score,
     collect_scores,
@@ -20,14 +19,14 @@ from srlm_fast.judge import (
 )
 from srlm_fast.judge.duels import Groups, Match
 from srlm_fast.model import load_reward_model, resolve_device
-from srlm_fast.records import Candidate, InputError, Judgement, Prompt, write_jsonl
+from srlm_fast.records import InputError, Judgement, Prompt, write_jsonl
 from srlm_fast.sampler import Sampler, SamplingParams
 
 from .alone import default_rubric
 from .answers import AnswerStage, load_judgements, read_records
-from .comparing import CompareStage
+from .comparing import DuelStage
 from .material import rubric_of
-from .measuring import PURPOSE
+from .own_score import PURPOSE
 from .readers import make_reader
 from .reward_model import free_memory, score_answers
 from .state import derive_seed
@@ -73,20 +72,8 @@ class Judge(ABC):
         return self.contest.model.sampler(self.terms.judge_name)
 
 
-class DuelStage(CompareStage):
-    """Every answer of A with those of B that it meets, in both orders."""
-
+class ContestStage(DuelStage):
     asked_by = "--judge-kind pairwise"
-
-    def __init__(self, sampler: Sampler, rows: Path, matches: Iterable[Match]) -> None:
-        self._matches: dict[str, list[Match]] = {}
-        for match in matches:
-            self._matches.setdefault(match[0].prompt_id, []).append(match)
-        super().__init__(sampler, SamplingParams(), None, rows)
-        self.candidates = {key: [met[0][0]] for key, met in self._matches.items()}
-
-    def _pairs(self, candidates: Sequence[Candidate]) -> dict[tuple[str, str], list[PairKey]]:
-        return cross_pairs(self._matches[candidates[0].prompt_id])
 
 
 class PairwiseJudge(Judge):
@@ -100,7 +87,7 @@ class PairwiseJudge(Judge):
         return all(key in rows for keys in wanted for key in keys)
 
     def judge(self) -> None:
-        stage = DuelStage(self.sampler(), self.paths[0], self.contest.matches())
+        stage = ContestStage(self.sampler(), self.paths[0], self.contest.matches())
         self.contest.show("comparing", stage, self.contest.both)
         self.contest.too_long["judge"] = len(set(stage.too_long))
 

@@ -88,7 +88,7 @@ class Run:
 
     def go(self) -> dict[str, Any]:
         try:
-            for note in self.material.notes:
+            for note in self.material.notes + self.watching.notes:
                 self.display.note(note)
             if not self.material.held_out:
                 self.display.note("no prompt is left to hold out: the models get no score")

@@ -10,16 +10,17 @@ from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from srlm_fast.config import JUDGED, Config
+from srlm_fast.config import Config
 from srlm_fast.eval import collapse_figures, mean_interval
 from srlm_fast.judge import collect_scores, mean_score
 from srlm_fast.records import Candidate, Judgement, Prompt
 from srlm_fast.sampler import SamplingParams
 
 from .answers import AnswerStage
-from .human_text import human_text_figures, spread
+from .human_text import human_text_figures
 from .judging import judge_figures, judge_given, top_score
 from .material import Material
+from .own_score import PURPOSE, own_score
 from .round_answers import reader, show_answers
 from .state import ModelFolder, derive_seed
 from .stopping import reasons
@@ -27,9 +28,6 @@ from .weights import WeightsOf
 
 if TYPE_CHECKING:
     from .loop import Run
-
-PURPOSE = "measure"  # of the seeds: all models are measured with the same ones
-OWN_ANSWERS = 128  # at most so many are judged by the model that gave them
 
 
 def answer_sampling(config: Config, samples: int) -> SamplingParams:
@@ -53,7 +51,7 @@ class Measuring:
         own = folder.number == 1 and not by_program
         stage = self.answer(f"{folder.name} held-out", folder, judged=own)
         judge = self.judge(folder)
-        own_score = self.own_score(folder, stage)
+        praise = own_score(self.run, folder, stage)
         if not own and not by_program:
             with WeightsOf(self.run, self.run.folders[0]):
                 stage = self.answer(f"{folder.name} by M1", folder, judged=True)
@@ -63,7 +61,7 @@ class Measuring:
                 self.scored(folder, stage), "program" if by_program else "M1", self.scale
             ),
             "judge": judge,
-            "own_score": own_score,
+            "own_score": praise,
             "collapse": collapse_figures(answers),
             "human_text": human_text,
         }
@@ -106,30 +104,6 @@ class Measuring:
                 f"{folder.name}: no score, none of M1's judgements held one ({reasons(found)})"
             )
         return scored
-
-    def own_score(self, folder: ModelFolder, answered: AnswerStage) -> dict[str, Any] | None:
-        """The live model's mean score of its own first answers to some held-out prompts, where it
-        is a reward that a judge writes: it may rise while the answers get worse.
-        """
-        run = self.run
-        if run.config.reward not in JUDGED:
-            return None
-        there = [p for p in run.material.held_out if p.prompt_id in answered.candidates]
-        prompts, stage = spread(there, OWN_ANSWERS), answered
-        first = {p.prompt_id: answered.candidates[p.prompt_id][:1] for p in prompts}
-        if answered.reader is None:  # else it was the model itself that judged all of them
-            stage = self.judged_by_itself(folder, first, prompts)
-        return own_figures(score_by_judge(prompts, first, stage.judgements))
-
-    def judged_by_itself(
-        self, folder: ModelFolder, answers: dict[str, list[Candidate]], prompts: list[Prompt]
-    ) -> AnswerStage:
-        run = self.run
-        judge, rubric, file = reader(run, PURPOSE), run.material.rubric, folder.own_judged
-        stage = AnswerStage(run.sampler, SamplingParams(), rubric, judge, None, file, run.ranks)
-        stage.candidates = answers
-        show_answers(run, f"{folder.name} of itself", stage, prompts)
-        return stage
 
     def judge(self, folder: ModelFolder) -> dict[str, Any] | None:
         """Judge answers whose order is known."""
@@ -185,14 +159,6 @@ def score_by_judge(
         for c in candidates.get(p.prompt_id, [])
         if (score := means.get((p.prompt_id, c.index))) is not None
     ]
-
-
-def own_figures(scored: Sequence[Scored]) -> dict[str, Any] | None:
-    """Mean over one answer of each prompt, with its 95 % interval; None where none has a score."""
-    if not scored:
-        return None
-    mean, low, high = mean_interval(row.score for row in scored)
-    return {"score": mean, "interval": [low, high], "n": len(scored)}
 
 
 def evaluation_figures(

@@ -88,6 +88,10 @@ class Ranks:
         """Whether it is this rank that says why the run ends, with an exit status."""
         return True
 
+    def told(self) -> int | None:
+        """The exit status of the rank that ended first, None where none has."""
+        return None
+
     # ------------------------------------------------------------------------------- prompts
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
@@ -234,7 +238,6 @@ class ManyRanks(Ranks):
         return self.boundary.tell(status)
 
     def told(self) -> int | None:
-        """The exit status of the rank that ended first, None where none has."""
         return self.boundary.told()
 
     def leave(self, seconds: float) -> None:

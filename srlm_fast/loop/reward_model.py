@@ -7,13 +7,13 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from srlm_fast.data import PreferenceRow, same_text
 from srlm_fast.judge.fence import defused
-from srlm_fast.model import Model, RewardModel, chat
+from srlm_fast.model import Model, RewardModel, chat, load_reward_model
 from srlm_fast.model.reward_model import Messages, conversation_ids
 from srlm_fast.records import Candidate, InputError, Judgement, Message, Prompt
 from srlm_fast.train import RewardPair
@@ -21,10 +21,33 @@ from srlm_fast.train import RewardPair
 from .answers import load_judgements
 from .ranks import ALONE, Ranks
 
+if TYPE_CHECKING:
+    from .loop import Run
+
 FOLDER = "reward_model"  # in the run folder: the one that the run has trained
 HELD_OUT_SHARE = 0.1
 PROMPTS_AT_ONCE = 16  # whose answers are scored together and written together
 TOO_LONG, NOT_FINITE = "TOO_LONG", "NOT_FINITE"
+
+
+def scored_in_run(
+    run: Run,
+    title: str,
+    prompts: Sequence[Prompt],
+    groups: Mapping[str, Sequence[Candidate]],
+    path: Path,
+) -> list[Judgement]:
+    """`score_answers` by the reward model of a run, which is in memory for it alone."""
+    run.sampler.release()
+    config = run.config
+    source = run.out / FOLDER if config.reward_pairs_file else str(config.reward_model)
+    model = load_reward_model(source, config.device, config.dtype)
+    counting = run.counting(title, sum(map(len, groups.values())), "answers")
+    with counting as progress, run.memory.phase("scoring"):
+        rows = score_answers(model, prompts, groups, path, progress, run.ranks)
+    del model
+    free_memory(run.model.device)
+    return rows
 
 
 def score_answers(

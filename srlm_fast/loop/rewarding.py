@@ -24,7 +24,6 @@ from srlm_fast.judge import (
     best_rows,
     with_labels,
 )
-from srlm_fast.model import load_reward_model
 from srlm_fast.model.load import find_folder
 from srlm_fast.model.reward_model import check_reward_folder
 from srlm_fast.records import Candidate, InputError, Judgement, Prompt
@@ -34,7 +33,7 @@ from .answers import AnswerStage, load_candidates, read_records
 from .comparing import CompareStage
 from .judging import status_counts
 from .revisions import RevisionStage, load_chains
-from .reward_model import FOLDER, free_memory, score_answers, split_preferences
+from .reward_model import scored_in_run, split_preferences
 from .round_answers import RoundAnswers, answer_params, note_too_long, round_prompts
 from .state import ModelFolder
 from .weights import WeightsOf
@@ -225,19 +224,10 @@ class ModelRewarding(JudgedRewarding):
         return self.run.teaching.reward_model(folder, self.preferences)
 
     def score(self, folder: ModelFolder) -> Figures:
-        """The score of each candidate. The reward model is in memory for this stage alone."""
-        run = self.run
+        """The score of each candidate."""
         prompts, groups = folder.read_prompts(), self.sampled(folder)
-        run.sampler.release()
-        trained = run.out / FOLDER if run.config.reward_pairs_file else None
-        source = trained or str(run.config.reward_model)
-        model = load_reward_model(source, run.config.device, run.config.dtype)
-        total = sum(len(group) for group in groups.values())
-        counting = run.counting(f"{folder.name} reward", total, "answers")
-        with counting as progress, run.memory.phase("scoring"):
-            rows = score_answers(model, prompts, groups, folder.judgements, progress, run.ranks)
-        del model
-        free_memory(run.model.device)
+        title = f"{folder.name} reward"
+        rows = scored_in_run(self.run, title, prompts, groups, folder.judgements)
         return {
             "judgements": len(rows),
             "unparsed": sum(row.score is None for row in rows),

@@ -127,6 +127,7 @@ class ModelFolder:
         self.evaluation = self.path / "evaluation.jsonl"
         self.evaluation_judged = self.path / "evaluation_judged.jsonl"
         self.own_judged = self.path / "own_judged.jsonl"
+        self.own_compared = self.path / "own_compared.jsonl"
         self.judge_evaluation = self.path / "judge_evaluation.jsonl"
 
     def stage(self, name: str) -> str:

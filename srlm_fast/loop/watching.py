@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from srlm_fast.eval import alarms
 
+from .own_score import OWN_SCORES
 from .state import ModelFolder
 from .stopping import StoppedError
 from .summary import model_rows, round_rows
@@ -22,6 +23,18 @@ class Watching:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+
+    @property
+    def notes(self) -> list[str]:
+        """Of warnings that cannot come up in this run, and why."""
+        run = self.run
+        has_probe = run.material.score_bits is not None or run.material.eft_eval
+        why = {
+            f"--reward {run.config.reward} has no own score": run.config.reward not in OWN_SCORES,
+            "there are no answers of known order (--eft, --eft-eval) to probe it on": not has_probe,
+        }
+        found = next((reason for reason, holds in why.items() if holds), None)
+        return [f"no warning self_praise: {found}"] if found and run.config.iterations else []
 
     def watch(self, folder: ModelFolder) -> dict[str, Any]:
         """The warnings of the round that made a model, told as they come up."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from srlm_fast.config import Config
-from srlm_fast.model import PRESETS, ModelConfig
+from srlm_fast.model import ModelConfig
 
 from .activations import kept_bytes, layer_bytes
 from .lengths import context_tokens, is_summed, response_share, tokens_at_once
@@ -17,9 +17,8 @@ from .shape import (
     adapter_parameters,
     file_bytes,
     linears,
-    local_folder,
     matrix_parameters,
-    model_config,
+    prompt_model_config,
     rank_parameters,
     table_parameters,
     widest_matrix,
@@ -191,14 +190,11 @@ def default_pool(available: float, on_cpu: bool) -> float:
 
 
 def prompt_model_bytes(config: Config, width: int, tensor: int) -> float:
-    """Of the weights of another model that makes prompts, on one of `tensor` ranks. One that has to
-    be downloaded first and is no preset counts as none.
+    """Of the weights of another model that makes prompts, on one of `tensor` ranks, where it is
+    known.
     """
-    name = config.other_prompt_model
-    if name is None:
-        return 0.0
-    known = name.lower() in PRESETS or local_folder(name) is not None
-    return rank_parameters(model_config(name), tensor) * width if known else 0.0
+    other = prompt_model_config(config)
+    return 0.0 if other is None else rank_parameters(other, tensor) * width
 
 
 def reward_bytes(model: ModelConfig, config: Config, width: int) -> float:

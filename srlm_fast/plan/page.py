@@ -20,10 +20,10 @@ from .lengths import (
 )
 from .refusal import check_tensor, what_fits
 from .settings import settings_of
-from .shape import model_config
+from .shape import model_config, prompt_model_config
 from .times import DECODE_COPY, DECODE_MATH, MATH, MATH_OF_MANY, Rates, StageTime
 from .units import clock, count, size
-from .work import PAIR_SHARE, first_work, round_work
+from .work import PAIR_SHARE, Work, first_work, round_work
 
 COLUMNS = 100
 
@@ -138,14 +138,30 @@ def round_lines(model: ModelConfig, config: Config, choice: Choice, devices: Dev
     """Times of the stages before the first round, and of one round."""
     rates = Rates(model, choice, devices, tokens_at_once(config, choice.mesh.data))
     first = [rates.time(work) for work in first_work(config)]
-    times = [rates.time(work) for work in round_work(config)]
+    times = [rates_of(work, rates, config).time(work) for work in round_work(config)]
     before = [*time_lines("before the first round", first), ""] if first else []
     return [
         *before,
         *time_lines(f"one round of {config.iterations}, --reward {config.reward}", times),
         *wrapped(dominating(times)),
         *wrapped(assumptions(devices)),
+        *wrapped(unknown_prompt_model(config)),
     ]
+
+
+def rates_of(work: Work, rates: Rates, config: Config) -> Rates:
+    """Of the model that does a stage."""
+    other = prompt_model_config(config) if work.name == "prompts" else None
+    return rates if other is None else rates.of_prompt_model(other)
+
+
+def unknown_prompt_model(config: Config) -> str:
+    if config.other_prompt_model is None or prompt_model_config(config) is not None:
+        return ""
+    return (
+        f"--prompt-model {config.prompt_model}: not on this machine and no preset, so that its "
+        "memory is not counted, and its time as the run's own model's"
+    )
 
 
 def time_lines(title: str, times: list[StageTime]) -> list[str]:

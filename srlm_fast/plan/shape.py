@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from srlm_fast.config import TINY
+from srlm_fast.config import TINY, Config
 from srlm_fast.model import PRESETS, ModelConfig, ModelError, find_folder, read_config
 from srlm_fast.model.weights import weight_files
 from srlm_fast.records import InputError, read_object
@@ -20,6 +20,16 @@ def model_config(name: str) -> ModelConfig:
     if folder is None and preset is not None:
         return preset.config
     return read_config(folder or find_folder(name))
+
+
+def prompt_model_config(config: Config) -> ModelConfig | None:
+    """Of another model that makes prompts; None where there is none, or one that would have to be
+    downloaded first and is no preset.
+    """
+    name = config.other_prompt_model
+    if name is None or not (name.lower() in PRESETS or local_folder(name) is not None):
+        return None
+    return model_config(name)
 
 
 def local_folder(name: str) -> Path | None:

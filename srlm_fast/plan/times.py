@@ -13,13 +13,14 @@ the rest 50 % of the matmul rate, 45 % where eight ranks share a copy or nodes w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from srlm_fast.model import ModelConfig
 
 from .choice import Choice
 from .devices import Devices
-from .memory import MOST_SEQUENCES, learned_parameters
+from .memory import MOST_SEQUENCES, kv_token_bytes, learned_parameters
+from .recipe import Recipe
 from .work import Work
 
 DECODE_MATH, DECODE_COPY = 0.6, 0.8
@@ -62,6 +63,21 @@ class Rates:
         forward = 2 * self.model.num_parameters() / (self.math * self.forward_speed)
         reading = {"reading": forward * work.read, "scoring": forward * work.scored}
         return StageTime(work, self.decoding(work) | reading | self.training(work))
+
+    def of_prompt_model(self, model: ModelConfig) -> Rates:
+        """Of another model that makes the prompts, whole and in the run's dtype, beside the run's
+        own.
+        """
+        memory, tensor = self.choice.memory, self.choice.mesh.tensor
+        share = kv_token_bytes(model, 1, tensor) / kv_token_bytes(self.model, 1, tensor)
+        beside = replace(
+            memory,
+            sampling=memory.prompt_model,
+            prompt_model=memory.sampling,
+            kv_token=memory.kv_token * share,
+        )
+        choice = replace(self.choice, memory=beside, recipe=Recipe())
+        return replace(self, model=model, choice=choice)
 
     @property
     def math(self) -> float:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from srlm_fast.config import JUDGED, TINY, Config
-from srlm_fast.data.fields import Skipped
-from srlm_fast.data.seeds import recognised_eft, recognised_ift
+from srlm_fast.config import JUDGED, OWN_ANSWERS, TINY, Config
 
+from .counts import Seeds, counted, known, seeds_of
 from .lengths import (
     PRINCIPLE_TOKENS,
     PROMPT_TOKENS,
@@ -43,35 +42,6 @@ class Work:
     steps: float = 0
 
 
-@dataclass(frozen=True)
-class Seeds:
-    """Rows that M1 is taught: of instructions and of judgements, and ranked answers to build the
-    latter from.
-    """
-
-    ift: int = 0
-    eft: int = 0
-    ranked: int = 0
-
-
-def seeds_of(config: Config) -> Seeds:
-    """Counted in the files. Raises InputError."""
-    own = config.model == TINY
-    skipped = Skipped() if config.skip_bad else None
-    ift, eft, ranked = (config.num_ift or 0) * own, (config.num_eft or 0) * own, 0
-    if config.ift_file:
-        ift = len(recognised_ift(config.ift_file, skipped).rows)
-    ift = min(ift, config.num_ift or ift)
-    if config.eft_file:
-        found = recognised_eft(config.eft_file, skipped)
-        judged = found.form.judged is not None
-        eft = len(found.rows) if judged else 0
-        ranked = 0 if judged else sum(len(row["responses"]) for row in found.rows)
-    # Of ranked answers about half are kept: those whose judgement agrees with people.
-    eft += ranked // 2
-    return Seeds(ift, min(eft, config.num_eft or eft), ranked)
-
-
 def seed_tokens(config: Config, seeds: Seeds) -> float:
     """Of the rows that M1 is taught."""
     ift = PROMPT_TOKENS + answer_tokens(config)
@@ -81,7 +51,8 @@ def seed_tokens(config: Config, seeds: Seeds) -> float:
 
 
 def first_work(config: Config) -> list[Work]:
-    """The stages before the first round: building EFT and teaching M1."""
+    """The stages before the first round: building EFT, teaching and measuring M1."""
+    config = counted(config)
     seeds, batch = seeds_of(config), config.sft.batch_rows
     ift = seed_tokens(config, replace(seeds, eft=0))
     taught = config.sft.epochs * seed_tokens(config, seeds)
@@ -95,11 +66,12 @@ def first_work(config: Config) -> list[Work]:
     if taught:
         rows = config.sft.epochs * (seeds.ift + seeds.eft)
         found.append(Work("SFT", trained=taught, steps=rows / batch))
-    return found
+    return [*found, measure_work(config, first=True)]
 
 
 def round_work(config: Config) -> list[Work]:
     """The stages of one round, in their order."""
+    config = counted(config)
     judging = {
         "pairwise": compare_work,
         "constitution": revise_work,
@@ -142,7 +114,8 @@ def judge_work(config: Config, answers: float, prompts: float, mode: str) -> Wor
     """Judgements of `answers` to `prompts`: several samples, one, or a score read at once."""
     answer, said = answer_tokens(config), judgement_tokens(config)
     samples = {"sampled": config.judge.sampling.n, "expected": 1, "direct": 0}[mode]
-    read = RUBRIC_TOKENS + prompts * PROMPT_TOKENS + answers * (answer + TAIL_TOKENS)
+    rubric = RUBRIC_TOKENS * bool(answers)
+    read = rubric + prompts * PROMPT_TOKENS + answers * (answer + TAIL_TOKENS)
     context = RUBRIC_TOKENS + PROMPT_TOKENS + answer + TAIL_TOKENS + said / 2
     return Work("judge", read, answers * samples * said, answers * samples, context)
 
@@ -214,21 +187,44 @@ def real_work(config: Config, others: float) -> tuple[float, float]:
     return rows, rows * seed_tokens(config, seeds) / max(1, number)
 
 
-def measure_work(config: Config) -> Work:
-    """Held-out answers, judged by M1 where no program scores them, and the judge on answers of
-    known order.
+def measure_work(config: Config, first: bool = False) -> Work:
+    """Held-out answers, judged by M1 where no program scores them; the judge on answers of known
+    order; and what the model (the first one: M1) thinks of its own answers.
     """
-    held = config.evaluation
-    work = sampled_work("measure", config, held.num_prompts, held.samples)
+    held, mode, given = config.evaluation, config.judge.mode, known(config)
     by_judge = held.num_prompts * held.samples * (config.model != TINY)
-    given = config.eft_file or config.eft_eval_file
-    has_known = given is not None or config.model == TINY
-    known = held.num_judged * config.candidates.n * has_known
-    judging = judge_work(config, by_judge + known, held.num_prompts, config.judge.mode)
-    return replace(
-        work,
-        read=work.read + judging.read,
-        generated=work.generated + judging.generated,
-        sequences=work.sequences + judging.sequences,
-        context=judging.context if judging.generated > work.generated else work.context,
+    parts = [
+        sampled_work("measure", config, held.num_prompts, held.samples),
+        judge_work(config, by_judge, min(by_judge, held.num_prompts), mode),
+        judge_work(config, given.answers, given.prompts, mode),
+        own_work(config, first),
+    ]
+    return joined("measure", parts)
+
+
+def own_work(config: Config, first: bool) -> Work:
+    """M1 has judged all of its answers already where it is the judge of all models, and nothing to
+    be compared with.
+    """
+    own = min(OWN_ANSWERS, config.evaluation.num_prompts)
+    if config.reward in (*JUDGED, "constitution"):
+        own *= not (first and config.model != TINY)
+        return judge_work(config, own, own, config.judge.mode)
+    compares = not first and config.reward in ("pairwise", "model")
+    one = replace(config, num_prompts=own, candidates=replace(config.candidates, n=2))
+    if not compares:
+        return Work("own")
+    return compare_work(one) if config.reward == "pairwise" else score_work(one)
+
+
+def joined(name: str, parts: list[Work]) -> Work:
+    """Of stages one after another; their sequences have the context of the one that writes most."""
+    most = max(parts, key=lambda part: part.generated)
+    return Work(
+        name,
+        read=sum(part.read for part in parts),
+        generated=sum(part.generated for part in parts),
+        sequences=sum(part.sequences for part in parts),
+        context=most.context,
+        scored=sum(part.scored for part in parts),
     )

@@ -14,6 +14,7 @@ from typing import Any
 from srlm_fast.tiny.answers import CLEAN, Flaws, compose
 from srlm_fast.tiny.gold import read
 from srlm_fast.tiny.judgement import judgement
+from srlm_fast.tiny.settings import SETTINGS
 from srlm_fast.tiny.world import draw_distinct
 
 CROWD = Flaws(
@@ -21,7 +22,7 @@ CROWD = Flaws(
 )
 LABEL_NOISE = 0.05
 NUM_SCORES = 6
-NUM_EFT_EVAL, NUM_ANSWERS = 120, 4
+NUM_EFT_EVAL, NUM_ANSWERS = SETTINGS.num_eft_eval, SETTINGS.num_eft_answers
 _NOISY = ("most", "correct", "clear", "clean")
 
 Row = dict[str, Any]

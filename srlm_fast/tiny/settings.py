@@ -9,6 +9,8 @@ class TinySettings:
 
     num_ift: int = 256
     num_eft: int = 384
+    num_eft_eval: int = 120
+    num_eft_answers: int = 4  # of each
     sft_learning_rate: float = 1e-3
     sft_epochs: int = 2
     sft_batch_rows: int = 16

@@ -156,3 +156,22 @@ def test_self_praise_is_of_the_last_model():
     (first, second), rounds = praised(3.2, 2.8)
     assert names([first, second, second], [*rounds, made("M3")]) == []
     assert names([first, first, second], [*rounds, made("M3")]) == ["self_praise"]
+
+
+@pytest.mark.parametrize(("half", "raised"), [(0.05, True), (0.2, False)])
+def test_self_praise_of_an_own_score_held_against_the_model_before(half, raised):
+    """As under pairwise: a preference for its own answers, 0.12 above even; M1 has none."""
+    models, rounds = praised(3.0, 2.8)
+    models[0]["own_score"] = None
+    models[1]["own_score"] = {
+        "score": 0.62,
+        "interval": around(0.62, half),
+        "change": 0.12,
+        "change_interval": around(0.12, half),
+        "against": "M1",
+    }
+    found = alarms(models, rounds)
+    assert [alarm.name for alarm in found] == ["self_praise"] * raised
+    if raised:
+        assert "own score of M2 is 0.12 above that of M1" in found[0].text
+        assert "(noise: 0.05 and" in found[0].text

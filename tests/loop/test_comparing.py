@@ -10,6 +10,7 @@ import shutil
 import pytest
 import torch
 
+from srlm_fast.eval import mean_interval
 from srlm_fast.judge import DEFAULT_PAIR_PROMPT, pairwise
 from srlm_fast.kernels import dpo_loss
 from srlm_fast.loop import StoppedError, run
@@ -112,10 +113,26 @@ def test_pairs_too_long_for_the_context_are_left_out(sampler, tmp_path):
     assert read_jsonl(tmp_path / "rows.jsonl") == [] and set(stage.too_long) == {"p"}
 
 
+def check_own_score(out, summary):
+    """M2's preference for its own held-out answers over M1's; those that are the same are even."""
+    texts = [
+        {row["prompt_id"]: row["text"] for row in read_jsonl(out / name / "evaluation.jsonl")[::-1]}
+        for name in ("m1", "m2")
+    ]
+    rows = {row["prompt_id"]: row["score"] for row in read_jsonl(out / "m2" / "own_compared.jsonl")}
+    assert rows.keys() == {key for key in texts[1] if texts[0][key] != texts[1][key]} != set()
+    mean, low, high = mean_interval([rows.get(key, 0.5) for key in texts[1]])
+    found = summary["models"][1]["own_score"]
+    assert (found["score"], found["n"]) == (pytest.approx(mean), len(texts[1]))
+    assert found["interval"] == [pytest.approx(low), pytest.approx(high)]
+    assert found["change"] == pytest.approx(mean - 0.5) and found["against"] == "M1"
+
+
 def test_the_round(first, tmp_path, open_gate):
     out = tmp_path / "run"
     share_first_model(first, out)
     summary = small_run(out, reward="pairwise", iterations=1)
+    check_own_score(out, summary)
     rows, pairs = (read_jsonl(out / "m2" / f"{name}.jsonl") for name in ("comparisons", "pairs"))
     (made,) = summary["rounds"]
     assert not (out / "m2" / "judgements.jsonl").exists()

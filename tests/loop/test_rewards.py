@@ -105,6 +105,13 @@ def test_a_reward_model_scores_the_round_as_transformers_does(first, folder, tmp
     out = tmp_path / "run"
     summary = small(first, out, reward="model", reward_model=str(folder))
     check_summary(out, summary)
+    scores = {(r["prompt_id"], r["candidate"]): r["score"] for r in rows_of(out, "own_judged")}
+    own = {key: score for (key, k), score in scores.items() if k == 1}
+    found = summary["models"][1]["own_score"]
+    assert found["n"] == len(own) == 24 and found["against"] == "M1"
+    assert found["score"] == pytest.approx(sum(own.values()) / 24)
+    change = [score - scores[key, 0] for key, score in own.items()]
+    assert found["change"] == pytest.approx(sum(change) / 24) != 0
     theirs = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompts = {row["prompt_id"]: row["text"] for row in rows_of(out, "prompts")}

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from srlm_fast.loop import run
 from srlm_fast.loop.state import RunState
 from srlm_fast.loop.tracking import TensorBoard, WeightsAndBiases, numbers, open_trackers, place
 from srlm_fast.records import InputError, read_jsonl
 from srlm_fast.run import main
-from tests.loop.worlds import small_run
+from tests.loop.worlds import Silent, small_config
 
 LINES = [
     {"stage": "load", "phase": "loaded", "memory": {"weights_bytes": 4}},
@@ -101,18 +102,31 @@ def test_without_an_account_it_says_what_to_do(tmp_path, monkeypatch):
         open_trackers(["wandb"], tmp_path, {}, [])
 
 
-def test_a_run_is_told_whole(tmp_path):
+BROKEN_OFF = {"M1 SFT", "M1 held-out", "M2 prompts", "M2 DPO"}
+
+
+def test_a_run_broken_off_in_each_kind_of_stage_is_told_whole_and_once(tmp_path):
+    """One that trains, samples, makes prompts: each is interrupted at its first safe point."""
     few = {"num_ift": 8, "num_eft": 8, "evaluation.num_prompts": 2, "evaluation.num_judged": 1}
-    small_run(tmp_path, iterations=0, log=("tensorboard",), **few)
+    few |= {"num_prompts": 4, "candidates.n": 2, "reward": "random", "iterations": 1}
+    config, left = small_config(tmp_path, log=("tensorboard",), **few), BROKEN_OFF
+    while True:
+        screen = Silent()
+        try:
+            run(config, screen, stop=lambda shown=screen.stages, left=left: {*shown} & left)
+            break
+        except KeyboardInterrupt:
+            left = left - {*screen.stages}
+    assert not left
     lines = read_jsonl(tmp_path / "metrics.jsonl")
-    steps = [
-        (line["step"], line["loss"])
-        for line in lines
-        if line.get("stage") == "m1/train" and "step" in line
-    ]
-    found = scalars(tmp_path)["m1/train/loss"]
-    assert [step for step, _ in found] == [step for step, _ in steps]
-    assert [loss for _, loss in found] == pytest.approx([loss for _, loss in steps])
+    found = scalars(tmp_path)
+    for stage in ("m1/train", "m2/train"):
+        steps = [(r["step"], r["loss"]) for r in lines if r["stage"] == stage and "step" in r]
+        assert [step for step, _ in steps] == list(range(len(steps)))
+        assert [step for step, _ in found[f"{stage}/loss"]] == [step for step, _ in steps]
+        assert dict(found[f"{stage}/loss"]) == pytest.approx(dict(steps))
+    assert [step for step, _ in found["measure/eval/score"]] == [1, 2]
+    assert all(len({step for step, _ in values}) == len(values) for values in found.values())
 
 
 @pytest.mark.parametrize(

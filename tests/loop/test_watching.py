@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from srlm_fast import run as command
 from srlm_fast.config import differences
 from srlm_fast.loop import StoppedError, run
-from srlm_fast.loop.measuring import Measuring
+from srlm_fast.loop.own_score import own_score
 from srlm_fast.loop.summary import round_rows
 from srlm_fast.loop.teaching import last_logratios
 from srlm_fast.records import Candidate, Judgement, Prompt, read_jsonl
@@ -107,7 +108,7 @@ def test_a_bounded_sample_of_own_answers_is_judged_again_where_rows_are_lost(
     file = out / "m1" / "own_judged.jsonl"
     whole = file.read_text("utf-8").splitlines()
     file.write_text("\n".join(whole[:5]) + "\n", "utf-8")
-    monkeypatch.setattr("srlm_fast.loop.measuring.OWN_ANSWERS", 12)
+    monkeypatch.setattr("srlm_fast.loop.own_score.OWN_ANSWERS", 12)
     (model,) = small_run(out, iterations=0)["models"]
     found = file.read_text("utf-8").splitlines()
     assert found[:4] == whole[:4] and set(found) < set(whole)
@@ -185,6 +186,26 @@ def test_the_same_command_says_the_same_at_once(stopped, monkeypatch):
     assert summary_of(out)["stopped"]["reason"] == said
 
 
+@pytest.mark.parametrize("written", [False, True], ids=["before", "behind"])
+def test_killed_around_the_warning_it_is_neither_lost_nor_doubled(stopped, tmp_path, written):
+    """written: whether the line of metrics.jsonl was there; the stage was not marked yet."""
+    out, said, _ = stopped
+    shutil.copytree(out, tmp_path / "run")
+    state = json.loads((tmp_path / "run" / "state.json").read_text("utf-8"))
+    del state["stages"]["m2/watch"]
+    (tmp_path / "run" / "state.json").write_text(json.dumps(state), "utf-8")
+    (tmp_path / "run" / "summary.json").unlink()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if written or '"warnings"' not in line]
+    assert len(lines) - len(kept) == (0 if written else 1)
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(kept), "utf-8")
+    with pytest.raises(StoppedError) as found:
+        run(small_config(tmp_path / "run", **STOPPING), Silent())
+    assert str(found.value) == said
+    assert summary_of(tmp_path / "run")["rounds"] == summary_of(out)["rounds"]
+    assert watch_row(tmp_path / "run")["warnings"] == watch_row(out)["warnings"] != []
+
+
 def test_the_command_ends_with_3_and_goes_on_without_the_option(stopped, capsys):
     out, said, _ = stopped
     config = small_config(out, **STOPPING)
@@ -221,7 +242,7 @@ def test_a_model_that_has_judged_its_answers_is_not_asked_again():
         },
     )
     material = SimpleNamespace(held_out=prompts)
-    for reward, n in (("self", 2), ("best-of-n", 2), ("random", 0), ("pairwise", 0)):
+    for reward, n in (("self", 2), ("constitution", 2), ("random", 0), ("gold", 0)):
         asked = SimpleNamespace(config=SimpleNamespace(reward=reward), material=material)
-        found = Measuring(asked).own_score(None, answered)
+        found = own_score(asked, None, answered)
         assert (found and (found["score"], found["n"])) == ((3.0, n) if n else None)

@@ -89,6 +89,7 @@ RESULTS = (
     "dropped.jsonl",
     "evaluation.jsonl",
     "own_judged.jsonl",
+    "own_compared.jsonl",
     "judge_evaluation.jsonl",
 )
 

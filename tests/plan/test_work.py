@@ -10,6 +10,11 @@ from typing import Any
 import pytest
 
 from srlm_fast.config import Config, recipe
+from srlm_fast.plan.choice import as_given
+from srlm_fast.plan.devices import parse_devices
+from srlm_fast.plan.page import rates_of, unknown_prompt_model
+from srlm_fast.plan.shape import model_config
+from srlm_fast.plan.times import Rates
 from srlm_fast.plan.work import Work, first_work, round_work
 
 BASE = Config(model="llama-3-8b", num_prompts=10)
@@ -82,14 +87,49 @@ def test_best_of_n_learns_from_one_answer_and_needs_no_reference():
     assert found["train"].trained == CONFIG.sft.epochs * 10 * 164
 
 
-def test_prompts_of_the_user_are_not_made():
-    assert "prompts" not in stages(prompts_file="/p.jsonl")
+def test_prompts_of_the_user_are_counted_and_not_made(tmp_path: Path):
+    """Eight lines of seven prompts, of which one is held out."""
+    file = tmp_path / "p.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"q{i % 7}"}) + "\n" for i in range(8)))
+    found = stages(prompts_file=str(file))
+    assert "prompts" not in found
+    assert (found["answers"].read, found["answers"].generated) == (6 * 64, 6 * 200)
+    assert found["train"].trained == 0.75 * 6 * 264
+    assert found["measure"].generated == 100 + 2 * 3 * 40  # judged by M1, and by itself
+    apart = stages(prompts_file=str(file), eval_prompts_file=str(file))
+    assert (apart["answers"].read, apart["measure"].generated) == (7 * 64, 4 * (100 + 2 * 3 * 40))
+    assert stages(prompts_file=str(file), num_prompts=3)["answers"].read == 3 * 64
     made = stages()["prompts"]
     assert (made.generated, made.sequences) == (20 * 64, 20)
 
 
-def test_held_out_answers_are_judged_where_no_program_scores_them():
-    assert stages()["measure"].generated == 4 * 100 + 4 * 3 * 40
+@pytest.mark.parametrize(
+    ("reward", "generated", "read", "scored"),
+    [
+        ("self", 480, 400 + 4 * 64 + 4 * 160, 0),
+        ("constitution", 480, 400 + 4 * 64 + 4 * 160, 0),
+        ("random", 0, 0, 0),
+        ("pairwise", 0, 400 + 4 * (64 + 2 * 100 + 2 * 160), 0),
+        ("model", 0, 0, 8 * 164),
+    ],
+)
+def test_held_out_answers_are_judged_by_m1_and_by_the_model(reward, generated, read, scored):
+    """M1 judges all of its own anyway."""
+    by_m1 = 400 + 4 * 64 + 4 * 160
+    found = stages(reward=reward)["measure"]
+    assert found.generated == 4 * 100 + 4 * 3 * 40 + generated
+    assert (found.read, found.scored) == (4 * 64 + by_m1 + read, scored)
+    (first,) = first_work(dataclasses.replace(CONFIG, reward=reward))
+    assert (first.name, first.generated, first.scored) == ("measure", 880, 0)
+    assert first.read == 4 * 64 + by_m1
+
+
+def test_answers_of_known_order_are_counted(tmp_path: Path):
+    file = tmp_path / "known.jsonl"
+    ranked = {"prompt": "a", "responses": ["b", "c", "d"], "scores": [1, 2, 3]}
+    file.write_text((json.dumps(ranked) + "\n") * 4)
+    apart = stages()["measure"].generated
+    assert stages(eft_eval_file=str(file))["measure"].generated - apart == 12 * 3 * 40
 
 
 def test_seeds_are_counted_in_the_files(tmp_path: Path):
@@ -97,18 +137,16 @@ def test_seeds_are_counted_in_the_files(tmp_path: Path):
     ift.write_text('{"prompt": "a", "response": "b"}\n' * 6)
     ranked = {"prompt": "a", "responses": ["b", "c", "d"], "scores": [1, 2, 3]}
     eft.write_text((json.dumps(ranked) + "\n") * 4)
-    assert first_work(CONFIG) == []
     config = dataclasses.replace(CONFIG, ift_file=str(ift), eft_file=str(eft))
-    alone, judge, sft = first_work(config)
+    alone, judge, sft, _ = first_work(config)
     epochs = CONFIG.sft.epochs
     assert (alone.name, alone.trained) == ("IFT alone", epochs * 6 * 164)
     assert (judge.name, judge.generated) == ("EFT judge", 12 * 3 * 40)
     assert sft.trained == epochs * (6 * 164 + 6 * (400 + 64 + 100 + 60 + 40))
     fewer = dataclasses.replace(config, eft_file=None, num_ift=2)
-    assert [work.trained for work in first_work(fewer)] == [epochs * 2 * 164]
-    assert [work.name for work in first_work(recipe("default", "tiny"))] == [
-        "SFT"
-    ]  # the tiny world's own
+    assert [work.trained for work in first_work(fewer)] == [epochs * 2 * 164, 0]
+    own = first_work(recipe("default", "tiny"))  # the tiny world's own
+    assert [work.name for work in own] == ["SFT", "measure"]
 
 
 def test_rows_of_earlier_rounds_and_peoples_rows_are_trained_on_too(tmp_path: Path):
@@ -128,3 +166,22 @@ def test_rows_of_earlier_rounds_and_peoples_rows_are_trained_on_too(tmp_path: Pa
     epochs = CONFIG.sft.epochs
     assert stages(**best, mix_real=0.5)["train"].trained == epochs * (10 + 10) * 164
     assert stages(**best, **changes)["train"].trained == epochs * (2 * 10 + 6) * 164
+
+
+def test_a_prompt_model_is_timed_by_its_own_size():
+    """On a device that waits for the weights of each step: twelve times the weights."""
+    devices = parse_devices("1xH100")
+    times = []
+    for name in ("live", "qwen2.5-7b"):
+        config = dataclasses.replace(CONFIG, model="qwen2.5-0.5b", prompt_model=name)
+        model = model_config(config.model)
+        rates = Rates(model, as_given(model, config, devices), devices, 64)
+        (work,) = [each for each in round_work(config) if each.name == "prompts"]
+        times.append(rates_of(work, rates, config).time(work).spent["weight stream"])
+        answers = round_work(config)[1]
+        assert rates_of(answers, rates, config) is rates
+    sizes = [model_config(name).num_parameters() for name in ("qwen2.5-0.5b", "qwen2.5-7b")]
+    assert times[1] / times[0] == pytest.approx(sizes[1] / sizes[0])
+    unknown = dataclasses.replace(CONFIG, prompt_model="some/model")
+    assert "--prompt-model some/model: not on this machine" in unknown_prompt_model(unknown)
+    assert not unknown_prompt_model(CONFIG)
