@@ -5,9 +5,11 @@ linear_logprob is the head and has files of its own below it: `logprob_route` (h
 in one kernel), `pages` (memory given back early). Attention over a paged KV cache: `kv_pages` (how
 keys and values get there), `rope_kv` (with all that comes before, in one launch), `attention_work`
 (what a step has to do), `paged_attention`. Attention of packed segments: `segment_attention`, on a
-GPU with `tree_attention`. `jit` holds Triton, `native` the C++ extension.
+GPU with `tree_attention`. `jit` holds Triton, `native` the C++ extension; `vector_maths` makes
+PyTorch's own ready for threads.
 """
 
+from . import vector_maths  # noqa: F401  first: nothing is computed before
 from .attention_work import Capacity, DecodeConfig, PagedWork
 from .dpo_loss import (
     DpoOutput,
