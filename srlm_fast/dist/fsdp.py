@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -27,9 +29,31 @@ def shard(model: Any, mesh: DeviceMesh) -> None:
         model.layout = Layout(mesh)
     else:
         model.layout.groups.insert(0, mesh.get_group())
-    for layer in model.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    with _integers_allowed():
+        for layer in model.layers:
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+@contextmanager
+def _integers_allowed() -> Iterator[None]:
+    """FSDP of torch 2.11 makes each shard a parameter that requires a gradient, which integers
+    cannot, and only then sets whether the whole one did.
+    """
+    if torch.__version__ >= "2.13":
+        yield
+        return
+    from torch.distributed.fsdp._fully_shard import _fsdp_param
+
+    _fsdp_param.nn = SimpleNamespace(**vars(nn) | {"Parameter": _parameter})  # type: ignore
+    try:
+        yield
+    finally:
+        _fsdp_param.nn = nn
+
+
+def _parameter(data: Tensor, requires_grad: bool = True) -> nn.Parameter:
+    return nn.Parameter(data, requires_grad and data.is_floating_point())
 
 
 def reshard(model: Any) -> None:

@@ -6,10 +6,10 @@ logits. Weights are DTensors, so that optimizers, clipping and FSDP know how the
 takes `to_local()`, so that no DTensor dispatch is on the way of a token.
 
 Modules keep their identity and get another class, as `fully_shard` does it. It knows a decoder by
-its attributes: embed, layers[i].{qkv, o, gate_up, down, heads, head_dim, *norm}, norm, lm_head (None
-if tied); its norms run on their `local_weight`. A linear may have an adapter `lora` (factors A and
-B, `adapted` parts of some `widths`, run on its `local_factors`) and a quantised matrix (`scale`, run
-by its `product`).
+its attributes: embed, layers[i].{qkv, o, gate_up, down, heads, head_dim, *norm}, norm, lm_head
+(None if tied); its norms run on their `local_weight`. A linear may have an adapter `lora` (factors
+A and B, `adapted` parts of some `widths`, run on its `local_factors`) and a quantised matrix
+(`scale`, run by its `product`).
 
 Of an adapter the factor on the split side lies as the matrix does: the rows of B where the output
 is split, the columns of A where the input is. The other is whole on every rank and sees a part of

@@ -15,10 +15,11 @@ from srlm_fast.model import (
     Model,
     add_lora,
     load_model,
-    quantise_linears,
     random_model,
 )
+from srlm_fast.model.load import BASE_DTYPES
 from srlm_fast.model.lora import lora_parameters
+from srlm_fast.model.quantised import quantise_linears as quantise_into
 from srlm_fast.sampler import Sampler
 
 from . import cases
@@ -93,10 +94,10 @@ def trains_copied_heads() -> str:
 
 
 def on_16_bits(base_dtype: str | None) -> Model:
-    """Factors in fp32 beside a bf16 base, or one in fp8."""
+    """Factors in fp32 beside a base in bf16, fp8 or int8."""
     model = random_model(cases.EVERY["llama"], seed=1, std=0.25, dtype=torch.bfloat16)
-    if base_dtype == "fp8":
-        quantise_linears(model)
+    if base_dtype:
+        quantise_into(model, BASE_DTYPES[base_dtype])
     return filled(add_lora(model, ADAPTED["llama"], seed=3))
 
 

@@ -11,11 +11,11 @@ import pytest
 from srlm_fast.sampler import Sampler, SamplingParams
 from srlm_fast.sampler.data_parallel import share
 from srlm_fast.sampler.packed import can_pack
+from tests.sampler.helpers import outcome
 
 from . import cases
 from .processes import Ranks
 from .test_tensor_parallel import assert_same_samples
-from tests.sampler.helpers import outcome
 
 
 def test_two_ranks_give_the_bits_of_one(two_ranks: Ranks):

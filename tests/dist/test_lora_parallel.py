@@ -73,7 +73,7 @@ def test_copied_heads_cannot_have_their_adapter_trained(two_ranks: Ranks):
         assert message.startswith("num_key_value_heads: fewer than the ranks")
 
 
-@pytest.mark.parametrize("base_dtype", [None, "fp8"])
+@pytest.mark.parametrize("base_dtype", [None, "fp8", "int8"])
 def test_gradients_over_sharded_weights(two_ranks: Ranks, base_dtype: str | None):
     model = lora_cases.on_16_bits(base_dtype)
     cases.loss(model).backward()
