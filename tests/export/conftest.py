@@ -30,19 +30,26 @@ SIZES = {
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("made") / "tiny run"
+def made(made_once) -> Path:
+    return made_once("export", make_run) / "tiny run"
+
+
+def make_run(folder: Path) -> None:
+    out = folder / "tiny run"
     out.mkdir()
     config = small_config(out, **SIZES)
     run_folder.write_config(out, config.to_json(), versions())
     run(config, Silent())
-    return out
 
 
 @pytest.fixture(scope="session")
-def adapted(tmp_path_factory) -> Path:
+def adapted(made_once) -> Path:
     """The folder of a run with an adapter that does something, and no figures."""
-    out = tmp_path_factory.mktemp("adapted") / "run"
+    return made_once("adapted", adapt) / "run"
+
+
+def adapt(folder: Path) -> None:
+    out = folder / "run"
     out.mkdir()
     config = small_config(out, **{"lora.rank": 3, "lora.alpha": 6.0, "iterations": 0})
     run_folder.write_config(out, config.to_json(), versions())
@@ -52,7 +59,6 @@ def adapted(tmp_path_factory) -> Path:
         if name.endswith(".B"):
             factor.data.normal_(0, 0.05, generator=draw)
     model.save(out / "m1" / "model")
-    return out
 
 
 @pytest.fixture(autouse=True)

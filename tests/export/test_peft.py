@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -13,7 +14,6 @@ from srlm_fast.model.load import find_folder
 
 from .conftest import logits_of
 
-peft = pytest.importorskip("peft")
 IDS = list(range(5, 40))
 
 
