@@ -92,13 +92,13 @@ class WeightsAndBiases:
 
 def place(row: Row) -> tuple[str, int]:
     """(name of the chart, place on its axis) of a line: a training's steps are an axis of their
-    own; what each model has once stands over the number of the model.
+    own; what each model has once, each phase's memory too, stands over the number of the model.
     """
     if "step" in row:
         return row["stage"], row["step"]
     model, _, stage = str(row["stage"]).rpartition("/")
     number = int(model[1:]) if model[1:].isdigit() else 0
-    return (f"memory/{row['phase']}" if "phase" in row else stage), number
+    return (f"memory/{stage}/{row['phase']}" if "phase" in row else stage), number
 
 
 def numbers(row: Row, prefix: str = "") -> Iterator[tuple[str, float]]:
