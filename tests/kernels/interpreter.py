@@ -4,7 +4,8 @@ The interpreter keeps bf16 as uint16 and computes on the bit patterns: products 
 a cast from fp32 cuts off instead of rounding to nearest even. Here bf16 operands are widened to
 fp32, the operation is the interpreter's own, and a bf16 result is rounded once, as the hardware
 does. Its conversions to and from fp8 (e4m3), some of which are a power of two off, are PyTorch's
-here. `range` over a run-time argument, which triton 3.6.0 cannot do with numpy 2.4, is repaired.
+here. `range` over a run-time argument, which triton 3.6.0 cannot do with numpy 2.4, is repaired,
+and so are operations of a constexpr with a tensor to its right, whose results 3.7 does not take.
 Functions called from a kernel find triton's language prepared once a launch, not at every call,
 which would take most of the time.
 
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 import triton.language as tl
 import triton.runtime.interpreter as interpreter
+from triton.language.semantic import TritonSemantic
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 CANONICAL_NAN = np.uint16(0x7FC0)
@@ -97,6 +99,13 @@ def dot(method: Any) -> Any:
     return corrected
 
 
+def out_of_constexpr(method: Any) -> Any:
+    def corrected(self: TritonSemantic, x: Any, *rest: Any, **options: Any) -> Any:
+        return method(self, x.value if isinstance(x, tl.constexpr) else x, *rest, **options)
+
+    return corrected
+
+
 def with_index(patch_tensor: Any) -> Any:
     """Every launch patches tl.tensor anew; this adds to what it does."""
 
@@ -143,6 +152,7 @@ for name, correct in {
 }.items():
     setattr(InterpreterBuilder, name, correct(getattr(InterpreterBuilder, name)))
 InterpreterBuilder.get_bf16 = bf16_constant
+TritonSemantic.to_tensor = out_of_constexpr(TritonSemantic.to_tensor)
 interpreter._patch_lang_tensor = with_index(interpreter._patch_lang_tensor)
 interpreter.InterpretedFunction.__call__ = call
 interpreter.GridExecutor.__call__ = quietly(interpreter.GridExecutor.__call__)
