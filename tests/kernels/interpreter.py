@@ -4,7 +4,8 @@ The interpreter keeps bf16 as uint16 and computes on the bit patterns: products 
 a cast from fp32 cuts off instead of rounding to nearest even. Here bf16 operands are widened to
 fp32, the operation is the interpreter's own, and a bf16 result is rounded once, as the hardware
 does. Its conversions to and from fp8 (e4m3), some of which are a power of two off, are PyTorch's
-here. `range` over a run-time argument, which triton 3.6.0 cannot do with numpy 2.4, is repaired.
+here. `range` over a run-time argument, which triton 3.6.0 cannot do with numpy 2.4, is repaired,
+and so are operations of a constexpr with a tensor to its right, whose results 3.7 does not take.
 
 It prepares triton's language at every launch and at every call of a function, and describes the
 shape of every tensor anew, which takes most of the time. Here the language stays prepared and what
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 import triton.language as tl
 import triton.runtime.interpreter as interpreter
+from triton.language.semantic import TritonSemantic
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 CANONICAL_NAN = np.uint16(0x7FC0)
@@ -98,6 +100,13 @@ def through_torch(method: Any) -> Any:
 def dot(method: Any) -> Any:
     def corrected(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: Any) -> Any:
         return method(self, widened(a), widened(b), *rest)
+
+    return corrected
+
+
+def out_of_constexpr(method: Any) -> Any:
+    def corrected(self: TritonSemantic, x: Any, *rest: Any, **options: Any) -> Any:
+        return method(self, x.value if isinstance(x, tl.constexpr) else x, *rest, **options)
 
     return corrected
 
@@ -196,6 +205,7 @@ for name, correct in {
 }.items():
     setattr(InterpreterBuilder, name, correct(getattr(InterpreterBuilder, name)))
 InterpreterBuilder.get_bf16 = bf16_constant
+TritonSemantic.to_tensor = out_of_constexpr(TritonSemantic.to_tensor)
 interpreter._patch_lang_tensor = with_index(interpreter._patch_lang_tensor)
 interpreter._LangPatchScope = Kept
 interpreter._get_np_dtype = by_name(interpreter._get_np_dtype)
