@@ -75,7 +75,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 def why_not_json(error: Exception) -> str:
     """What DECODER raised, in words."""
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
+        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
     if isinstance(error, DuplicateKeyError):
         return f"the key {error.args[0][:60]!r} stands twice in an object"
     return "a number too long or lists too deep"
@@ -97,12 +97,14 @@ def read_entries(
     piece on (a torn gzip, a list that breaks off, a broken parquet); if it returns, what can be
     read goes on. columns: of a parquet file, those alone are read. told: is called now and then
     with the bytes of the file that have been read.
-    Raises InputError for what is wrong with a file as a whole: no such file, a folder, UTF-16, an
-    archive, parquet where pyarrow is missing.
+    Raises InputError for what is wrong with a file as a whole: no such file, a folder, a pipe,
+    UTF-16, an archive, parquet where pyarrow is missing.
     """
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path}: a folder, wanted {FORMS}")
+    if path.exists() and not path.is_file():  # which would be waited for, and can be read but once
+        raise InputError(f"{path}: a device or a pipe, wanted {FORMS}")
     try:
         with open(path, "rb") as file:
             entries = _entries(path, file, refuse, columns)
