@@ -327,6 +327,16 @@ def _entries_of(values: _Values, refuse: Refuse) -> Iterator[Entry]:
 # Parquet
 
 
+def _has_footer(file: IO[bytes]) -> bool:
+    """Whether a file ends as parquet does: a footer, its length in four bytes, the mark."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - 8))
+    end = file.read()
+    file.seek(0)
+    room = size - 8 - len(PARQUET)
+    return end.endswith(PARQUET) and int.from_bytes(end[:4], "little") <= room
+
+
 def _parquet_rows(
     path: Path, file: IO[bytes], refuse: Refuse, columns: Sequence[str] | None
 ) -> Iterator[Entry]:
@@ -338,6 +348,9 @@ def _parquet_rows(
             f"{path}: a parquet file, which needs the package pyarrow (pip install pyarrow), "
             "wanted that or a JSONL file"
         ) from None
+    if not _has_footer(file):
+        found = "the parquet data is broken (it breaks off before its footer)"
+        return refuse(InputError(f"{path}: {found}, wanted a whole parquet file"))
     number = 0
     try:
         table = pyarrow.parquet.ParquetFile(file)

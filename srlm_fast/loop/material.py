@@ -129,7 +129,7 @@ def recognised(config: Config, rubric: Rubric) -> dict[str, Recognised[Any]]:
     """The user's files by the fields that name them. Raises InputError that names the option."""
     found = {}
     eft = partial(recognised_eft, fault=partial(fault_of, rubric))
-    readers = {**READERS, "eft_file": eft}
+    readers: dict[str, Callable[..., Recognised[Any]]] = {**READERS, "eft_file": eft}
     for name, read in readers.items():
         path = get(config, name)
         if path is not None:

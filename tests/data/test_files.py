@@ -160,6 +160,15 @@ MISTAKES = {
     "too deep": ("[" * 100_000, ["line 1, element 1 of a list: not JSON", "deep"]),
     "too long a number": ('{"a": ' + "1" * 5000 + "}", ["line 1", "too long"]),
     "parquet alone": (b"PAR1", ["parquet data is broken"]),
+    "parquet with a footer larger than itself": (
+        b"PAR1aaaaaPAR1",
+        ["parquet data is broken (it br"],
+    ),
+    "a CSV": (b"prompt,response\nWhy?,So.\n", ["line 1", "a table (CSV), wanted an object"]),
+    "a string without an end": (
+        b'{"prompt": "Why',
+        ["not JSON (Unterminated string starting at c"],
+    ),
     "torn parquet": (parquet_bytes(ROWS[:1])[:-20], ["parquet data is broken"]),
     "parquet with a hole": (
         parquet_bytes([{"prompt": "x" * 50}])[:4]
