@@ -349,6 +349,8 @@ def model_fingerprint(option: str, folder: Path) -> str:
 
 
 def fingerprint(option: str, path: str) -> str:
+    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+        raise InputError(f"{option} {path}: found a device or a pipe, wanted a file")
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -60,7 +60,24 @@ DESCRIPTION = """\
 Seeds from Open Assistant's files: trees, messages or threads (JSON lines, gzip, parquet). Writes
 ift.jsonl (for --ift of a run), eft_train.jsonl (for --eft) and eft_eval.jsonl (for --eft-eval, or
 --data of srlm_fast.judge), which have no prompt in common.
-The command check FILE... tells what files of any form hold."""
+"""
+
+
+OVERVIEW = """\
+  oasst FILE... --out FOLDER  seeds from Open Assistant's files: rows for --ift, --eft, --eft-eval
+  check FILE...               what files of any form hold, and how many rows each option of a run
+                              would have of them
+
+python -m srlm_fast.data COMMAND --help tells the options of a command."""
+
+
+def make_overview() -> Parser:
+    return Parser(
+        prog="python -m srlm_fast.data",
+        description=OVERVIEW,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s COMMAND ...",
+    )
 
 
 def make_parser() -> Parser:
@@ -95,10 +112,12 @@ def make_check_parser() -> Parser:
 
 def read_options(argv: Sequence[str]) -> argparse.Namespace:
     """The options as values, None where not given. Raises InputError naming the option."""
-    name, *rest = [*argv] or [""]
+    if not argv:
+        raise InputError(f"no command given, wanted one of {', '.join(COMMANDS)}")
+    name, *rest = argv
     if name in ("-h", "--help"):
-        rest = ["--help"]
-    elif name not in COMMANDS:
+        make_overview().parse_args([name])
+    if name not in COMMANDS:
         near = nearest(name, COMMANDS)
         hint = f"; did you mean {near}?" if near else ""
         raise InputError(f"found {shown(name)}, wanted a command: {', '.join(COMMANDS)}{hint}")
@@ -147,7 +166,7 @@ def command(argv: Sequence[str]) -> int:
     if arguments.command == "check":
         from srlm_fast.data.check import check_files
 
-        for line in check_files(arguments.files):
+        for line in check_files(arguments.files, fault_by_default):
             print(line)
         return DONE
     from srlm_fast.report.display import Display
@@ -164,6 +183,14 @@ def command(argv: Sequence[str]) -> int:
         return complain(message, UNUSABLE)
     finally:
         display.close()
+
+
+def fault_by_default(judgement: str, score: float) -> tuple[str, str, str] | None:
+    """What the default rubric finds wrong with a judgement; only then is the judge imported."""
+    from srlm_fast.judge import DEFAULT_RUBRIC
+    from srlm_fast.judge.taught import fault_of
+
+    return fault_of(DEFAULT_RUBRIC, judgement, score)
 
 
 def full_message(error: Exception) -> str | None:
@@ -185,9 +212,9 @@ def oasst(arguments: argparse.Namespace, folder: Path, display: Display) -> int:
     if not arguments.overwrite:
         hold_folder(folder, made_by)
     seeds = read(arguments.files, config, skipped, display)
-    display.note("\n".join(account_lines(seeds, config, skipped)))
     if not (seeds.ift or seeds.eft_train or seeds.eft_eval):
         raise InputError(nothing_message(arguments.files, seeds, config))
+    display.note("\n".join(account_lines(seeds, config, skipped)))
     write(folder, seeds, made_by, skipped)
     display.note(f"written to {folder}")
     return DONE
@@ -199,6 +226,8 @@ def read(
     from srlm_fast.data.oasst import make_seeds
 
     sizes = [Path(name).stat().st_size for name in files]
+    if not megabytes(sum(sizes)):
+        return make_seeds(files, config, skipped)
     with display.stage("reading", megabytes(sum(sizes)), "MB") as stage:
         seeds = make_seeds(
             files,
@@ -279,6 +308,8 @@ ALWAYS = ("read", "prompts", "usable", "candidates", "taken", "ranked")
 
 def account_lines(seeds: OasstSeeds, config: OasstConfig, skipped: Skipped | None) -> Iterator[str]:
     """Every filter with what it left out; those that left out nothing are not shown."""
+    from srlm_fast.data.oasst.trees import OF_IFT
+
     for section, title in TITLES.items():
         yield f"{title}:"
         for reason, count in seeds.account[section].items():
@@ -286,18 +317,22 @@ def account_lines(seeds: OasstSeeds, config: OasstConfig, skipped: Skipped | Non
                 yield f"  {reason:<28}{count:>9,}"
     if skipped is not None:
         yield from skipped.lines()
+    spare = seeds.account["eft"][OF_IFT]
     for name in ROW_FILES:
         found, wanted = len(getattr(seeds, name)), getattr(config, name)
-        yield f"{name}.jsonl: {found:,} rows{fewer(name, found, wanted, len(seeds.ift))}"
+        yield f"{name}.jsonl: {found:,} rows{fewer(name, found, wanted, spare)}"
 
 
-def fewer(name: str, found: int, wanted: int, taken: int) -> str:
-    """Why there are fewer rows than asked for; taken: trees that IFT has."""
+def fewer(name: str, found: int, wanted: int, spare: int) -> str:
+    """Why there are fewer rows than asked for; spare: prompts for EFT that IFT has."""
     if found >= wanted:
         return ""
-    if name == "ift" or not taken:
+    if name == "ift" or not spare:
         return f", {wanted:,} were asked for: there are no more"
-    return f", {wanted:,} were asked for: IFT took {taken:,} trees (a smaller --ift leaves more)"
+    return (
+        f", {wanted:,} were asked for: there are no more but {spare:,} that IFT took (a smaller "
+        "--ift leaves some)"
+    )
 
 
 def nothing_message(files: Sequence[str], seeds: OasstSeeds, config: OasstConfig) -> str:

@@ -18,7 +18,7 @@ from srlm_fast.judge_options import PLACE, RUBRIC, drawn, judging
 from srlm_fast.options import OPTIONS, Option, text, whole
 from srlm_fast.records import InputError, write_json_atomic
 from srlm_fast.run import DONE, Parser, end_of, in_one_line, parsed, stop_on_interrupt
-from srlm_fast.run_folder import check_file
+from srlm_fast.run_folder import check_file, read_json
 
 if TYPE_CHECKING:
     from srlm_fast.config import Config
@@ -45,6 +45,7 @@ OWN = (
         "where judgements go as they finish; the same command goes on from there",
     ),
 )
+OURS = {"model", "judge_samples", "rubric"}  # keys of `described`
 DESCRIPTION = "Measures how well a model judges answers whose order is known."
 
 
@@ -64,7 +65,17 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
         if getattr(arguments, name) is not None:
             check_file(f"--{name}", getattr(arguments, name))
     check_distinct(arguments)
+    check_figures(arguments.out)
     return arguments
+
+
+def check_figures(out: str | None) -> None:
+    """What lies under --out is replaced only where this command has made it."""
+    if out is not None and Path(out).exists() and not OURS <= read_json(Path(out)).keys():
+        raise InputError(
+            f"--out {out}: found a file that is no figures of srlm_fast.judge, wanted one of its "
+            "own or a new name"
+        )
 
 
 def check_distinct(arguments: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import sqlite3
 import subprocess
 import sys
@@ -58,7 +59,10 @@ def test_what_it_writes_is_what_a_run_reads(tmp_path, trees, capsys):
 
 def test_fewer_than_asked_for_is_said(tmp_path, trees, capsys):
     assert main(["oasst", str(trees), "--out", str(tmp_path / "out")]) == 0
-    assert "ift.jsonl: 3 rows, 3,200 were asked for" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "ift.jsonl: 3 rows, 3,200 were asked for: there are no more\n" in said
+    of_ift = re.search(r"first turns of IFT's trees +([1-9]\d*)\n", said)
+    assert of_ift and f"there are no more but {of_ift[1]} that IFT took" in said
 
 
 def test_trees_and_messages_give_the_same_bytes(tmp_path, trees):
@@ -131,10 +135,12 @@ def test_none_at_all(tmp_path, trees, capsys):
         capsys, ["oasst", trees, "--out", out, "--lang", "xx"], "of 12 trees 0 can be used", "'xx'"
     )
     assert not out.exists()
+    assert main(["oasst", str(trees), "--out", str(out), "--lang", "xx"]) == 2
+    assert capsys.readouterr().out == ""  # no account of what is not written
 
 
 MISTAKES = [
-    ([], ["''", "oasst"]),
+    ([], ["no command given, wanted one of oasst, check"]),
     (["oast", "x"], ["'oast'", "did you mean oasst"]),
     (["oasst", "--out", "x"], ["FILE", "none given"]),
     (["oasst", "TREES"], ["--out", "not given"]),
@@ -182,4 +188,4 @@ def test_the_door_and_its_help_need_no_torch():
         text=True,
     )
     assert done.returncode == 0 and "oasst FILE... --out FOLDER" in done.stdout
-    assert "--eft-train" in done.stdout and " torch" not in done.stderr
+    assert "check FILE..." in done.stdout and " torch" not in done.stderr

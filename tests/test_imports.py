@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
         *("records", "options", "run_folder", "run_models", "config", "plan", "loop", "run"),
         *("made_by", "judge_options", "data", "eval", "model", "report"),
     },
-    "data_command": {"records", "options", "run_folder", "run", "data", "report"},
+    "data_command": {"records", "options", "run_folder", "run", "data", "judge", "report"},
     "export": {
         *("records", "options", "run_folder", "run_models", "config", "run", "made_by"),
         "judge_command",

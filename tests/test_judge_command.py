@@ -199,6 +199,7 @@ def test_a_rubric_of_ones_own_with_its_range(made, ranked, tmp_path, capsys):
         (["--data", "x", "--rows", "y", "--out", "./y"], "--out ./y: is the file of --rows too"),
         (["--data", "x", "--rows", "/proc/x"], "--rows /proc/x: No such file or directory, wanted"),
         (["--data", "x", "--rows", "/dev/full"], "--rows /dev/full: found a device"),
+        (["--data", "x", "--out", "mine.json"], "--out mine.json: found a file that is no figures"),
         (["--data", "x", "--skip-bad", "maybe"], "--skip-bad: found 'maybe', wanted yes or no"),
         (["--data", "x", "--judge", "loud"], "--judge: found 'loud'"),
         (["--data", "x", "--rubric", "none.jinja"], "--rubric"),
@@ -206,7 +207,10 @@ def test_a_rubric_of_ones_own_with_its_range(made, ranked, tmp_path, capsys):
 )
 def test_mistakes_are_one_line(complaint, argv, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "mine.json"
+    mine.write_text('{"model": "mine"}')
     assert said in complaint(*argv)
+    assert mine.read_text() == '{"model": "mine"}'
 
 
 def test_mistakes_in_what_is_named(complaint, ranked, tmp_path):

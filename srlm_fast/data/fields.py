@@ -4,6 +4,7 @@ line and the field."""
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ Row = TypeVar("Row")
 
 KEPT_MESSAGES = 5
 _SHOWN = 60
+TABLE = re.compile(r'"?\w[\w-]*"?(?:[,;\t]"?\w[\w-]*"?)+')  # the names of columns
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
 
 
@@ -194,7 +196,8 @@ def _object(path: Path, entry: Entry, wanted: str, string: str) -> dict[str, Any
         if isinstance(value, str) and entry.is_text:
             value = DECODER.decode(value)
     except (ValueError, RecursionError) as error:
-        found = f"not JSON ({why_not_json(error)})"
+        is_table = entry.number == 1 and TABLE.fullmatch(value)
+        found = "a table (CSV)" if is_table else f"not JSON ({why_not_json(error)})"
         raise InputError(
             f"{path} {entry.place}: {found}, wanted an object such as {wanted}"
         ) from None

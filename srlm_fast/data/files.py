@@ -75,7 +75,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 def why_not_json(error: Exception) -> str:
     """What DECODER raised, in words."""
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
+        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
     if isinstance(error, DuplicateKeyError):
         return f"the key {error.args[0][:60]!r} stands twice in an object"
     return "a number too long or lists too deep"
@@ -97,12 +97,14 @@ def read_entries(
     piece on (a torn gzip, a list that breaks off, a broken parquet); if it returns, what can be
     read goes on. columns: of a parquet file, those alone are read. told: is called now and then
     with the bytes of the file that have been read.
-    Raises InputError for what is wrong with a file as a whole: no such file, a folder, UTF-16, an
-    archive, parquet where pyarrow is missing.
+    Raises InputError for what is wrong with a file as a whole: no such file, a folder, a pipe,
+    UTF-16, an archive, parquet where pyarrow is missing.
     """
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path}: a folder, wanted {FORMS}")
+    if path.exists() and not path.is_file():  # which would be waited for, and can be read but once
+        raise InputError(f"{path}: a device or a pipe, wanted {FORMS}")
     try:
         with open(path, "rb") as file:
             entries = _entries(path, file, refuse, columns)
@@ -325,6 +327,16 @@ def _entries_of(values: _Values, refuse: Refuse) -> Iterator[Entry]:
 # Parquet
 
 
+def _has_footer(file: IO[bytes]) -> bool:
+    """Whether a file ends as parquet does: a footer, its length in four bytes, the mark."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - 8))
+    end = file.read()
+    file.seek(0)
+    room = size - 8 - len(PARQUET)
+    return end.endswith(PARQUET) and int.from_bytes(end[:4], "little") <= room
+
+
 def _parquet_rows(
     path: Path, file: IO[bytes], refuse: Refuse, columns: Sequence[str] | None
 ) -> Iterator[Entry]:
@@ -336,6 +348,9 @@ def _parquet_rows(
             f"{path}: a parquet file, which needs the package pyarrow (pip install pyarrow), "
             "wanted that or a JSONL file"
         ) from None
+    if not _has_footer(file):
+        found = "the parquet data is broken (it breaks off before its footer)"
+        return refuse(InputError(f"{path}: {found}, wanted a whole parquet file"))
     number = 0
     try:
         table = pyarrow.parquet.ParquetFile(file)

@@ -51,7 +51,7 @@ def recognised_order(
         subset = _subset(line) if use is RANKED else ""
         return [dataclasses.replace(form.ordered(line), subset=subset)]
 
-    return grouped(read_recognised(path, use, rows, skipped))
+    return with_order(grouped(read_recognised(path, use, rows, skipped)))
 
 
 def eval_row(found: Ordered) -> EftEvalRow:
@@ -75,6 +75,19 @@ def grouped(found: Recognised[Ordered]) -> Recognised[Ordered]:
         raise InputError(
             f"{found.path}: recognised as {found.form.words}, each of another prompt, wanted "
             "several answers to a prompt"
+        )
+    return found
+
+
+def with_order(found: Recognised[Ordered]) -> Recognised[Ordered]:
+    """The same, with rows counted whose answers all have one score. Raises InputError where no row
+    has two of different score.
+    """
+    found.tied = sum(len(set(row.scores)) < 2 for row in found.rows)
+    if found.tied == len(found.rows):
+        raise InputError(
+            f"{found.path}: recognised as {found.form.words}, no two answers of different score to "
+            "a prompt, wanted answers whose order is known"
         )
     return found
 

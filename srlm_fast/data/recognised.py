@@ -32,7 +32,8 @@ Rows = Callable[[Format, Line], Iterable[Row]]  # what a use makes of a line of 
 @dataclass
 class Recognised(Generic[Row]):
     """The rows of a file. lines: those that could be used, of which each gave none, one or several
-    rows; left_out: answers in them that were not used; skipped: lines that could not be read.
+    rows; left_out: answers in them that were not used; tied: rows whose answers have no order;
+    skipped: lines that could not be read.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Recognised(Generic[Row]):
     rows: list[Row] = field(default_factory=list)
     lines: int = 0
     left_out: int = 0
+    tied: int = 0
     skipped: int = 0
     messages: list[str] = field(default_factory=list)  # of the first lines skipped
 
@@ -59,6 +61,8 @@ class Recognised(Generic[Row]):
             parts[0] += f" of {_count(self.lines, self.form.unit)}"
         if self.left_out:
             parts.append(f"{_count(self.left_out, 'answers')} of doubtful score left out")
+        if self.tied:
+            parts.append(f"{self.tied:,} with answers of one score alone")
         if self.skipped:
             parts.append(f"{_count(self.skipped, 'lines')} skipped")
         return ", ".join(parts)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from srlm_fast.data.fields import Line, Skipped
 from srlm_fast.data.formats import EFT, IFT, JUDGED, RANKED, Format
-from srlm_fast.data.ranked import EftEvalRow, eval_row, grouped, recognised_order
+from srlm_fast.data.ranked import EftEvalRow, eval_row, grouped, recognised_order, with_order
 from srlm_fast.data.recognised import Recognised, read_recognised
 from srlm_fast.records import AskedRow, Message
 
@@ -19,6 +19,10 @@ class IftRow(TypedDict):
     prompt: str
     response: str
     turns: NotRequired[Sequence[Message]]
+
+
+# (judgement, its score) -> the field that is wrong, what was found, what was wanted; None: right.
+Fault = Callable[[str, float], tuple[str, str, str] | None]
 
 
 class EftRow(AskedRow):
@@ -71,21 +75,34 @@ def read_eft_or_ranked(
     return (found.rows, []) if found.form.judged else ([], found.rows)
 
 
-def recognised_eft(path: str | Path, skipped: Skipped | None = None) -> Recognised[Any]:
-    """Rows of `read_eft` where the file's form holds judgements, else those of `read_eft_eval`."""
+def recognised_eft(
+    path: str | Path, skipped: Skipped | None = None, fault: Fault | None = None
+) -> Recognised[Any]:
+    """Rows of `read_eft` where the file's form holds judgements, else those of `read_eft_eval`.
+
+    fault: what is wrong with a judgement, which is then a line that cannot be read.
+    """
 
     def rows(form: Format, line: Line) -> list[Any]:
         if form.ordered is None or form.judged is not None:
-            return _eft_rows(form, line)
+            return [_faultless(line, row, fault) for row in _eft_rows(form, line)]
         return [form.ordered(line)]
 
     found = read_recognised(path, EFT, rows, skipped)
-    return found if found.form.judged else grouped(found).made(lambda row: [eval_row(row)])
+    if found.form.judged:
+        return found
+    return with_order(grouped(found)).made(lambda row: [eval_row(row)])
 
 
 def _eft_rows(form: Format, line: Line) -> list[Any]:
     assert form.judged is not None
     return [form.judged(line)]
+
+
+def _faultless(line: Line, row: Any, fault: Fault | None) -> Any:
+    if fault and (wrong := fault(row["judgement"], row["score"])):
+        raise line.error(*wrong)
+    return row
 
 
 def read_eft_eval(path: str | Path, skipped: Skipped | None = None) -> list[EftEvalRow]:

@@ -210,14 +210,14 @@ class GoldJudge(PointJudge):
         )
 
 
-def check_gold(prompts: Sequence[Prompt]) -> None:
+def check_gold(prompts: Sequence[Prompt], option: str = "--judge-kind") -> None:
     """Raise InputError for a prompt that the program cannot read."""
     from srlm_fast.tiny.world import parse
 
     for prompt in prompts:
         if prompt.turns or parse(prompt.text) is None:
             raise InputError(
-                f"--judge-kind gold: found the prompt {prompt.text[:40]!r}, wanted instructions of "
+                f"{option} gold: found the prompt {prompt.text[:40]!r}, wanted instructions of "
                 "the tiny world: its program can read no others"
             )
 

@@ -20,7 +20,7 @@ from .judging import judge_given, ranked_id, status_counts
 from .readers import Reader, make_reader
 from .round_answers import show_answers
 from .state import ModelFolder
-from .stopping import StoppedError, reasons
+from .stopping import StoppedError, cure, reasons
 
 if TYPE_CHECKING:
     from .loop import Run
@@ -121,4 +121,5 @@ class EftBuilding:
             f"{self.folder.name}: no judgement of --eft's ranked answers agrees with people's "
             f"order (prompts: {reasons(found.counts.dropped)}; judgements: {reasons(statuses)}); "
             "--eft takes rows with a `judgement` too"
+            + cure(statuses, self.run.config.judge.sampling.max_tokens)
         )

@@ -6,6 +6,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from srlm_fast.config import TINY, Config, get, option_at
@@ -16,6 +17,7 @@ from srlm_fast.data.prompts import recognised_prompts
 from srlm_fast.data.recognised import Recognised
 from srlm_fast.data.seeds import recognised_eft, recognised_eft_eval, recognised_ift
 from srlm_fast.judge import DEFAULT_RUBRIC, Rubric, read_rubric
+from srlm_fast.judge.taught import fault_of
 from srlm_fast.records import InputError, Message, Prompt, conversation_text
 
 from .chat_template import read_chat_template
@@ -86,7 +88,8 @@ class Material:
 
 def gather(config: Config) -> Material:
     """Read what the options name; `--model tiny` brings what they do not. Raises InputError."""
-    files = recognised(config)
+    rubric = own_rubric(config)
+    files = recognised(config, rubric)
     rows = {name: list(found.rows) for name, found in files.items()}
     judged = "eft_file" in files and files["eft_file"].form.judged is not None
     eft, seeds = rows.get("eft_file", []), rows.get("ift_file", [])
@@ -99,7 +102,7 @@ def gather(config: Config) -> Material:
         prompts=rows.get("prompts_file", []),
         human_text=rows.get("human_text_file", []),
     )
-    found = _tiny(config, given) if config.model == TINY else _users(config, given)
+    found = (_tiny if config.model == TINY else _users)(config, given, rubric)
     text = given.human_text or found.human_text
     found = split_human_text(found, text, seeds, derive_seed(config.seed, "human text"))
     _check_left(config, found)
@@ -122,10 +125,12 @@ READERS: dict[str, Callable[..., Recognised[Any]]] = {
 }
 
 
-def recognised(config: Config) -> dict[str, Recognised[Any]]:
+def recognised(config: Config, rubric: Rubric) -> dict[str, Recognised[Any]]:
     """The user's files by the fields that name them. Raises InputError that names the option."""
     found = {}
-    for name, read in READERS.items():
+    eft = partial(recognised_eft, fault=partial(fault_of, rubric))
+    readers: dict[str, Callable[..., Recognised[Any]]] = {**READERS, "eft_file": eft}
+    for name, read in readers.items():
         path = get(config, name)
         if path is not None:
             try:
@@ -148,7 +153,7 @@ class Given:
     human_text: list[Row]
 
 
-def _users(config: Config, given: Given) -> Material:
+def _users(config: Config, given: Given, rubric: Rubric) -> Material:
     if not given.prompts and not given.ift:
         raise InputError(
             "--prompts: not given, and no --ift to make prompts from; wanted a file of prompts"
@@ -170,16 +175,15 @@ def _users(config: Config, given: Given) -> Material:
             ranked=ranked,
             held_out=held_out,
             prompts=given.prompts,
-            rubric=rubric_of(config, DEFAULT_RUBRIC),
+            rubric=rubric,
             score_bits=None,
         )
     )
 
 
-def _tiny(config: Config, given: Given) -> Material:
+def _tiny(config: Config, given: Given, rubric: Rubric) -> Material:
     """The embedded world; the user's files stand in for its own where they are given."""
     from srlm_fast.tiny import gold, seeds
-    from srlm_fast.tiny.rubric import RUBRIC
     from srlm_fast.tiny.settings import SETTINGS
 
     def score_bits(prompt: str, response: str) -> tuple[float, dict[str, bool]]:
@@ -207,11 +211,18 @@ def _tiny(config: Config, given: Given) -> Material:
             held_out=given.held_out
             or [Prompt(f"held-out-{i}", text, "seed") for i, text in enumerate(held_out)],
             prompts=given.prompts,
-            rubric=rubric_of(config, RUBRIC),
+            rubric=rubric,
             score_bits=score_bits,
             human_text=seeds.human_text(min(count, MOST_ROWS)),
         )
     )
+
+
+def own_rubric(config: Config) -> Rubric:
+    """The user's own rubric, or that of the world. Raises InputError."""
+    from srlm_fast.tiny.rubric import RUBRIC
+
+    return rubric_of(config, RUBRIC if config.model == TINY else DEFAULT_RUBRIC)
 
 
 def rubric_of(config: Config, default: Rubric) -> Rubric:

@@ -17,7 +17,7 @@ from .judging import top_score
 from .mixing import Mixing
 from .reference import Progress, Reference
 from .state import ModelFolder
-from .stopping import StoppedError, reasons
+from .stopping import StoppedError, cure, reasons
 from .token_rows import token_pair
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ class Pairing:
         statuses = Counter(row["status"].lower() for row in verdicts)
         raise StoppedError(
             f"{folder.name}: the round gave no pair to learn from (prompts: "
-            f"{reasons(found.dropped)}; judgements: {reasons(statuses)})",
+            f"{reasons(found.dropped)}; judgements: {reasons(statuses)})"
+            + cure(statuses, self.run.config.judge.sampling.max_tokens),
             dropped=found.dropped,
             judgements=statuses,
         )

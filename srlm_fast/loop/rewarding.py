@@ -31,6 +31,7 @@ from srlm_fast.sampler import Progress
 
 from .answers import AnswerStage, load_candidates, read_records
 from .comparing import CompareStage
+from .contest_judges import check_gold
 from .judging import status_counts
 from .revisions import RevisionStage, load_chains
 from .reward_model import scored_in_run, split_preferences
@@ -115,7 +116,11 @@ class RandomRewarding(Rewarding):
 
 
 class GoldRewarding(Rewarding):
-    """The score of the tiny world's program."""
+    """The score of the tiny world's program. Raises InputError for a prompt it cannot read."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        check_gold(run.material.prompts, "--reward")
 
     def reward(self, folder: ModelFolder, candidates: Sequence[Candidate]) -> Reward:
         program = self.run.material.score_bits

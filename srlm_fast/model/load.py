@@ -222,6 +222,9 @@ def read_hf(folder: Path) -> dict[str, Any]:
     return read_object(path, ModelError)
 
 
+TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
+
+
 def read_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer with a chat template. Raises ModelError."""
     if not has_tokenizer(folder):
@@ -234,6 +237,8 @@ def read_tokenizer(folder: Path) -> Any:
     except Exception as error:  # the library raises many kinds for a broken file
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"{folder}: the tokenizer cannot be read ({reason})") from None
+    # Its own word on texts over the length it was made for; ours is said where it matters.
+    tokenizer.deprecation_warnings[TOO_LONG] = True
     chat.ensure_chat_template(tokenizer)
     return tokenizer
 

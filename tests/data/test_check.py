@@ -63,6 +63,24 @@ def test_what_one_use_cannot_read_the_others_can(write, capsys):
     assert "--ift: cannot be used: 3 of 3 lines cannot be read, the first: " in out
 
 
+def test_uses_that_fail_for_one_reason_are_told_together(write, capsys):
+    path = write("tied.jsonl", {"prompt": "q", "responses": ["a", "b"], "scores": [1, 1]})
+    assert main(["check", path]) == 0
+    said = capsys.readouterr().out
+    assert said.count("no two answers of different score") == 1
+    assert "  --eft, --eft-eval, --data, --reward-pairs: cannot be used: " in said
+
+
+def test_judgements_are_read_by_the_default_rubric(write, capsys):
+    row = {"prompt": "q", "response": "a", "judgement": "Score: 3", "score": 3}
+    bad = row | {"judgement": "Score: 9", "score": 9}
+    path = write("judged.jsonl", row, row | {"judgement": "Score: 2", "score": 2}, bad)
+    assert main(["check", path]) == 0
+    said = capsys.readouterr().out
+    assert "  --eft: 2 rows, 1 line skipped\n" in said and "by the default rubric" in said
+    assert "line 3: field 'judgement' ends in the score 9" in said
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import sys
 import tracemalloc
 import zlib
@@ -13,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from srlm_fast.config import fingerprint
 from srlm_fast.data import files
 from srlm_fast.data.fields import Skipped, read_lines, read_rows
 from srlm_fast.records import InputError
@@ -158,6 +160,15 @@ MISTAKES = {
     "too deep": ("[" * 100_000, ["line 1, element 1 of a list: not JSON", "deep"]),
     "too long a number": ('{"a": ' + "1" * 5000 + "}", ["line 1", "too long"]),
     "parquet alone": (b"PAR1", ["parquet data is broken"]),
+    "parquet with a footer larger than itself": (
+        b"PAR1aaaaaPAR1",
+        ["parquet data is broken (it br"],
+    ),
+    "a CSV": (b"prompt,response\nWhy?,So.\n", ["line 1", "a table (CSV), wanted an object"]),
+    "a string without an end": (
+        b'{"prompt": "Why',
+        ["not JSON (Unterminated string starting at c"],
+    ),
     "torn parquet": (parquet_bytes(ROWS[:1])[:-20], ["parquet data is broken"]),
     "parquet with a hole": (
         parquet_bytes([{"prompt": "x" * 50}])[:4]
@@ -295,3 +306,12 @@ def test_an_element_larger_than_the_limit_is_refused_unread(tmp_path, monkeypatc
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4 << 20
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(InputError, match="pipe: a device or a pipe, wanted a JSONL file"):
+        list(read_lines(path, FORM))
+    with pytest.raises(InputError, match="--prompts .*pipe: found a device or a pipe, wanted a fi"):
+        fingerprint("--prompts", str(path))

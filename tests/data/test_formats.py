@@ -548,11 +548,11 @@ def test_a_top_score_without_aspects_stands(write):
     ],
 )
 def test_a_preference_is_the_probability_of_the_second(write, preference, scores, best):
-    path = write([ALPACA_EVAL | {"preference": preference}])
-    (row,) = read_ranked(path)
+    path = write([ALPACA_EVAL | {"preference": given} for given in (preference, 1)])
+    row, _ = read_ranked(path)
     assert (row["responses"], row["scores"]) == (["Sand.", "Water."], scores)
-    assert [row["response"] for row in read_ift(path)] == [best]
-    assert bool(read_preferences(path)) == (preference != 0)
+    assert [row["response"] for row in read_ift(path)] == [best, "Sand."]
+    assert len(read_preferences(path)) == 1 + (preference != 0)
 
 
 def test_a_label_that_is_none_of_liking_leaves_the_answers(write):

@@ -113,11 +113,55 @@ def test_a_file_to_measure_the_judge_on_is_held_apart(tmp_path, model, form):
     assert found.account["--eft-eval"]["rows"] == 5
 
 
-def test_a_file_to_measure_on_that_measures_nothing_is_refused(tmp_path):
-    known = write(tmp_path / "eval", [ranked("q", scores=(2, 2))])
-    config = configs.put(configs.tiny(), "eft_eval_file", known)
-    with pytest.raises(InputError, match="--eft-eval .*: no prompt has answers of different score"):
+@pytest.mark.parametrize("option", ["eft", "eft_eval", "reward_pairs"])
+def test_ranked_answers_without_any_order_are_refused(tmp_path, option):
+    tied = [ranked("q", scores=(2, 2)), ranked("p", scores=(2, 2))]
+    config = configs.put(configs.tiny(), f"{option}_file", write(tmp_path / "tied", tied))
+    name = "--" + option.replace("_", "-")
+    with pytest.raises(InputError, match=f"{name} .*: .*no two answers of different score"):
         gather(config)
+
+
+def test_a_file_to_measure_on_must_measure_in_the_rows_that_are_taken(tmp_path):
+    known = write(tmp_path / "eval", [ranked("q", scores=(2, 2)), ranked("p")])
+    config = configs.put(configs.tiny(), "eft_eval_file", known)
+    assert "2 rows, 1 with answers of one score alone" in gather(config).notes[0]
+    with pytest.raises(InputError, match="--eft-eval .*: no prompt has answers of different score"):
+        gather(configs.put(config, "evaluation.num_judged", 1))
+
+
+OWN_RUBRIC = (
+    "{% set high = 3 %}{% set pattern = 'Grade ([0-9]) of' %}{% set score_prefix = 'Grade ' %}"
+    "{{ prompt }}{{ response }}Say: Grade <number> of 3"
+)
+
+
+@pytest.mark.parametrize(
+    ("own", "judgement", "score", "said"),
+    [
+        (False, "Fine.\nScore: 3", 3, None),
+        (False, "Fine.\n**Score: 3/5**.\n", 3, None),
+        (False, "Fine.\nScore: 9", 9, "'judgement' ends in the score 9, wanted a line 'Score: N'"),
+        (False, "Score: 3", 4, "'score' is 4, wanted 3, in which the judgement ends"),
+        (False, "Fine.", 3, "'judgement' has no score, wanted a line 'Score: N' at its end"),
+        (False, "Score: 3\nand more", 3, "'judgement' goes on behind its score"),
+        (True, "Grade 3 of 3, since it is right", 3, None),
+        (True, "Grade 4 of 3", 4, "'judgement' ends in the score 4, wanted a score that the rub"),
+        (True, "Fine.\nScore: 3", 3, "'judgement' has no score"),
+    ],
+)
+def test_judgements_that_are_taught_must_be_readable(tmp_path, own, judgement, score, said):
+    row = {"prompt": "q", "response": "r", "judgement": judgement, "score": score}
+    rubric = tmp_path / "own.jinja"
+    rubric.write_text(OWN_RUBRIC)
+    config = configs.put(configs.tiny(), "eft_file", write(tmp_path / "eft", [row]))
+    config = configs.put(config, "rubric_file", str(rubric) if own else None)
+    if said is None:
+        assert gather(config).eft[0]["judgement"] == judgement
+    else:
+        with pytest.raises(InputError) as error:
+            gather(config)
+        assert f"--eft {tmp_path / 'eft'} line 1: field {said}" in str(error.value)
 
 
 def says(role, content):

@@ -587,3 +587,12 @@ def test_another_reward_model_is_another_run(folder, tmp_path, capsys):
     with_score_head(load_model("tiny"), 6).save(copy)
     found = differences(before, from_options(read_options(argv)))
     assert [each.option for each in found] == ["--reward-model (the file's content)"]
+
+
+def test_gold_reads_the_tiny_worlds_prompts_alone(tmp_path, capsys):
+    path, out = tmp_path / "prompts.txt", tmp_path / "run"
+    path.write_text("Why is the sky blue?\nHow deep is the sea?\nWho was first?\n")
+    arguments = ["--model", "tiny", "--reward", "gold", "--prompts", str(path), "--out", str(out)]
+    assert main(arguments) == 2
+    assert "--reward gold: found the prompt '" in capsys.readouterr().err
+    assert not out.exists()
