@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from srlm_fast.damage import bad_metrics, lost_rows
 from srlm_fast.records import InputError, write_text_atomic
 from srlm_fast.report.compare import check_ours, write_comparison
 from srlm_fast.report.page import MARK, REPORT_FILE, render, write_report
@@ -50,12 +51,21 @@ def command(argv: Sequence[str]) -> int:
     out = None if arguments.out is None else Path(arguments.out)
     try:
         print(write(folders, out))
+        for note in notes(folders):
+            print(f"srlm_fast: {note}", file=sys.stderr)
     except OSError as error:
         message = resource_message(error, out or folders[0])
         if message is None:
             raise
         return complain(message.split(": nothing that")[0], UNUSABLE)
     return DONE
+
+
+def notes(folders: Sequence[Path]) -> list[str]:
+    """What is said of files that have lost something: the page has what is left of them."""
+    return [
+        note for folder in folders for note in (*map(str, lost_rows(folder)), *bad_metrics(folder))
+    ]
 
 
 def write(folders: Sequence[Path], out: Path | None) -> Path:

@@ -20,9 +20,11 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from srlm_fast import __version__, run_folder
+from srlm_fast.damage import check_going_on
+from srlm_fast.made_by import told_apart
 from srlm_fast.options import GROUPS, OPTIONS, Option, nearest
 from srlm_fast.records import InputError
 
@@ -43,8 +45,6 @@ DESCRIPTION = """\
 Trains a self-rewarding language model: it answers prompts, judges its own answers, and learns from
 the pairs by DPO, round after round (M0 -> M1 -> M2 -> M3). Without options it runs the embedded
 tiny model. The same command again goes on with a run that was stopped."""
-
-SHOWN_DIFFERENCES = 3
 
 
 class Parser(argparse.ArgumentParser):
@@ -304,6 +304,8 @@ def take_folder(config: Config, folder: Path, display: Display) -> None:
 
     if run_folder.is_run_folder(folder) and run_folder.is_started(folder):
         refuse_other_run(folder, differences(read_config(folder), config))
+        for note in check_going_on(folder):
+            display.note(note)
         display.note(f"going on in {folder}")
     else:
         run_folder.write_config(folder, config.to_json(), versions())
@@ -324,19 +326,10 @@ def choose_folder(config: Config) -> Path:
 
 def refuse_other_run(folder: Path, different: list[Difference]) -> None:
     if different:
-        shown = different[:SHOWN_DIFFERENCES]
-        there = ", ".join(f"{each.option} {value_of(each.there)}" for each in shown)
-        here = ", ".join(f"{each.option} {value_of(each.here)}" for each in shown)
-        more = len(different) - len(shown)
+        told = told_apart((each.option, each.there, each.here) for each in different)
         raise InputError(
-            f"--out {folder}: belongs to a run with {there}, found {here}"
-            + (f" and {more} more that differ" if more else "")
-            + "; wanted the same options, or another folder"
+            f"--out {folder}: belongs to a run {told}; wanted the same options, or another folder"
         )
-
-
-def value_of(value: Any) -> str:
-    return "not given" if value is None else str(value)
 
 
 def run_loop(config: Config, folder: Path, display: Display, ranks: Ranks) -> int:

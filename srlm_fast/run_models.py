@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from srlm_fast.damage import lost_model, way_out
 from srlm_fast.records import InputError
 from srlm_fast.run_folder import CONFIG_FILE, is_run_folder, read_json, slug
 
@@ -54,7 +55,12 @@ def find_model(text: str) -> ModelAt:
     path = Path(text).expanduser()
     if text == TINY or not is_run_folder(path):
         return resolve_model(text)
-    models = models_of(path)
+    gone, models = lost_model(path), models_of(path)
+    if gone is not None:
+        raise InputError(
+            f"{gone}: is gone, wanted the last model of the run, or one by its name: "
+            f"{listed(path)}; {way_out(gone.parent)}"
+        )
     if not models:
         raise InputError(f"{path}: a run without a finished model, wanted one that has made some")
     return resolve_model(str(models[-1]))

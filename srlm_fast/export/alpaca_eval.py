@@ -14,21 +14,22 @@ from srlm_fast.options import Option, real, whole
 from srlm_fast.run import DONE
 
 from .answering import Dialogue
-from .command import MODEL, Command, check_new_file, file_option, out_option
-from .generating import DEVICE, NAME, SAMPLING, generate, inputs
+from .command import MODEL, Command, check_new_file, file_option, naming, out_option
+from .generating import DEFAULTS, DEVICE, NAME, SAMPLING, generate, inputs
 from .made import rows_of
 from .row_file import write_list
 from .source import find_model, label
 
 Row = dict[str, Any]
 FORM = '{"instruction": "..."}'
-TEMPERATURE, TOP_P, MAX_TOKENS = 0.7, 1.0, 2048
+TEMPERATURE, MAX_TOKENS = 0.7, 2048
 
 
 def run(arguments: argparse.Namespace) -> int:
     source, out = find_model(arguments.what), Path(arguments.out).expanduser()
     check_new_file(out)
-    rows = read_instructions(Path(arguments.prompts).expanduser())
+    with naming("--prompts"):
+        rows = read_instructions(Path(arguments.prompts).expanduser())
     answered = generate(COMMAND, arguments, lambda: dialogues(rows, arguments))
     name = arguments.name or label(source)
     write_list(out, [output(r, a["answers"][0], name) for r, a in zip(rows, answered, strict=True)])
@@ -40,12 +41,11 @@ def run(arguments: argparse.Namespace) -> int:
 def dialogues(rows: list[Row], arguments: argparse.Namespace) -> list[Dialogue]:
     from srlm_fast.sampler import SamplingParams
 
-    given = arguments.temperature
     params = SamplingParams(
-        temperature=TEMPERATURE if given is None else given,
-        top_p=arguments.top_p or TOP_P,
-        max_tokens=arguments.max_tokens or MAX_TOKENS,
-        seed=arguments.seed or 0,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        max_tokens=arguments.max_tokens,
+        seed=arguments.seed,
     )
     return [Dialogue(str(i), (question(row),), params) for i, row in enumerate(rows)]
 
@@ -90,6 +90,7 @@ COMMAND = Command(
         *DEVICE,
     ),
     needed=("--prompts", "--out"),
+    defaults=DEFAULTS | {"--temperature": TEMPERATURE, "--max-tokens": MAX_TOKENS},
     inputs=lambda arguments: inputs(arguments, "--prompts"),
     run=run,
 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ PROGRAM = "python -m srlm_fast.export"
 @dataclass(frozen=True)
 class Command:
     """One subcommand. what: the word behind its name, with its help; flags: options without a
-    value, with their help; needed: options that must be given; inputs: what is read, a digest by
-    name; run: does it, and says the status.
+    value, with their help; needed: options that must be given; defaults: of the others that have
+    one, by name; inputs: what is read, a digest by name; run: does it, and says the status.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Command:
     run: Callable[[argparse.Namespace], int]
     flags: tuple[tuple[str, str], ...] = ()
     needed: tuple[str, ...] = ("--out",)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def parser(self) -> Parser:
         metavar, help = self.what
@@ -45,7 +47,9 @@ class Command:
         return parser
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
-        """The options as values, None where not given. Raises InputError naming the option."""
+        """The options as values, None where not given and without a default. Raises InputError
+        naming the option.
+        """
         parser = self.parser()
         arguments, unknown = parser.parse_known_args(argv)
         for word in unknown:
@@ -60,6 +64,8 @@ class Command:
                 setattr(arguments, option.key, option.parse(given))
             elif option.name in self.needed:
                 raise InputError(f"{option.name}: not given, wanted {option.kind.wanted}")
+            else:
+                setattr(arguments, option.key, self.defaults.get(option.name))
         return arguments
 
 
@@ -89,3 +95,12 @@ def check_new_file(path: Path) -> None:
     if path.exists():
         raise InputError(f"--out {path}: is there already, wanted a new name")
     check_file("--out", path)
+
+
+@contextmanager
+def naming(option: str) -> Iterator[None]:
+    """What is wrong with a file, with the option that named it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{option} {error}") from None

@@ -23,6 +23,7 @@ SAMPLING = (
     Option("--top-p", "top_p", real(0.0, 1.0, above=True), "P", "of the answers (default: 1)"),
     Option("--seed", "seed", whole(0), "N", "of the answers (default: 0)"),
 )
+DEFAULTS = {"--top-p": 1.0, "--seed": 0}
 DEVICE = tuple(o for o in OPTIONS if o.name in ("--device", "--dtype", "--kv-gb"))
 
 

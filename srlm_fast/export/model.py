@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from srlm_fast.damage import way_out
 from srlm_fast.options import DTYPE_ALIASES, DTYPES, Option, one_of
 from srlm_fast.records import InputError
 from srlm_fast.run import DONE
@@ -48,7 +49,7 @@ def inputs(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.merge:
         found["its base (its content)"] = model_fingerprint("MODEL", base_folder(folder))[:16]
     if figures.exists():
-        found["RUN's figures"] = digest("RUN", figures)
+        found[f"{SUMMARY_FILE} (its content)"] = digest("RUN", figures)
     return found
 
 
@@ -74,6 +75,7 @@ def copy(folder: Path, out: Path, dtype: str | None) -> None:
     """
     from srlm_fast.model.portable import make_portable
 
+    check_weights(folder)
     for file in sorted(path for path in folder.iterdir() if path.is_file()):
         if dtype and file.suffix == ".safetensors":
             cast(file, out / file.name, dtype)
@@ -83,6 +85,23 @@ def copy(folder: Path, out: Path, dtype: str | None) -> None:
         change_dtype(out, dtype)
     name_base(out)
     make_portable(out)
+
+
+def check_weights(folder: Path) -> None:
+    """Raise InputError naming a file of weights that is missing or torn; headers and sizes are read
+    alone.
+    """
+    from srlm_fast.model import ModelError
+    from srlm_fast.model.load import is_adapter
+    from srlm_fast.model.peft import WEIGHTS
+    from srlm_fast.model.weights import tensors_of, weight_files
+
+    try:
+        files = [folder / WEIGHTS] if is_adapter(folder) else weight_files(folder)
+        for _ in tensors_of(files):
+            pass
+    except (ModelError, FileNotFoundError) as error:
+        raise InputError(f"{error}; {way_out(folder.parent)}") from None
 
 
 def name_base(folder: Path) -> None:

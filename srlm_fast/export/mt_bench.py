@@ -17,8 +17,8 @@ from srlm_fast.records import write_jsonl
 from srlm_fast.run import DONE
 
 from .answering import Dialogue
-from .command import MODEL, Command, check_new_file, file_option, out_option
-from .generating import DEVICE, NAME, SAMPLING, generate, inputs
+from .command import MODEL, Command, check_new_file, file_option, naming, out_option
+from .generating import DEFAULTS, DEVICE, NAME, SAMPLING, generate, inputs
 from .made import rows_of
 from .source import find_model, label
 
@@ -35,15 +35,16 @@ TEMPERATURES = {
     "stem": 0.1,
     "humanities": 0.1,
 }
-OTHER_TEMPERATURE, TOP_P, MAX_TOKENS = 0.7, 1.0, 1024
+OTHER_TEMPERATURE, MAX_TOKENS = 0.7, 1024
 
 
 def run(arguments: argparse.Namespace) -> int:
     source, out = find_model(arguments.what), Path(arguments.out).expanduser()
     check_new_file(out)
-    questions = read_questions(arguments.questions)
+    with naming("--questions"):
+        questions = read_questions(arguments.questions)
     answered = generate(COMMAND, arguments, lambda: dialogues(questions, arguments))
-    name, num = arguments.name or label(source), arguments.choices or 1
+    name, num = arguments.name or label(source), arguments.choices
     groups = [answered[i : i + num] for i in range(0, len(answered), num)]
     write_jsonl(out, [answer(q, g, name) for q, g in zip(questions, groups, strict=True)])
     rows_of(out).unlink()
@@ -55,15 +56,15 @@ def dialogues(questions: Sequence[Row], arguments: argparse.Namespace) -> list[D
     """Of each question its choices, which differ in their seed."""
     from srlm_fast.sampler import SamplingParams
 
-    num, seed = arguments.choices or 1, arguments.seed or 0
+    num, seed = arguments.choices, arguments.seed
     return [
         Dialogue(
             f"{question['question_id']}/{choice}",
             question["turns"],
             SamplingParams(
                 temperature=temperature(question, arguments.temperature),
-                top_p=arguments.top_p or TOP_P,
-                max_tokens=arguments.max_tokens or MAX_TOKENS,
+                top_p=arguments.top_p,
+                max_tokens=arguments.max_tokens,
                 seed=choice_seed(seed, choice),
             ),
         )
@@ -149,6 +150,7 @@ COMMAND = Command(
         *DEVICE,
     ),
     needed=("--questions", "--out"),
+    defaults=DEFAULTS | {"--max-tokens": MAX_TOKENS, "--choices": 1},
     inputs=lambda arguments: inputs(arguments, "--questions"),
     run=run,
 )

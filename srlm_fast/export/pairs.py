@@ -18,7 +18,7 @@ from srlm_fast.run import DONE
 
 from .command import Command, out_option
 from .made import note
-from .rounds import ROUND, converted, digests, round_files, rows_file
+from .rounds import ALL, ROUND, converted, digests, round_files, rows_file
 from .row_file import write_rows
 
 Row = dict[str, Any]
@@ -82,7 +82,7 @@ FORMATS: dict[str, Callable[[Row], Row]] = {
 
 def run(arguments: argparse.Namespace) -> int:
     out, files = rows_file(arguments.out), pair_files(arguments)
-    rows = list(converted(files, FORMATS[arguments.format or "conversations"]))
+    rows = list(converted(files, FORMATS[arguments.format]))
     note(COMMAND, arguments)
     write_rows(out, rows)
     print(f"{len(rows)} pairs of {', '.join(file.parent.name for file in files)}: {out}")
@@ -112,6 +112,7 @@ COMMAND = Command(
             "ranking form (default: conversations)",
         ),
     ),
+    defaults=ALL | {"--format": "conversations"},
     inputs=lambda arguments: digests(pair_files(arguments)),
     run=run,
 )

@@ -21,7 +21,7 @@ from srlm_fast.records import write_json_atomic
 from srlm_fast.run import DONE
 from srlm_fast.run_folder import check_file
 
-from .command import MODEL, Command, check_new_file, in_one_line, out_option
+from .command import MODEL, Command, check_new_file, in_one_line, naming, out_option
 from .generating import NAME
 from .made import is_noted, note
 from .source import find_model, label
@@ -41,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     from srlm_fast.report.display import Display
     from srlm_fast.report.judge_text import judge_text
 
-    ids = read_ids(arguments.data)
+    with naming("--data"):
+        ids = read_ids(arguments.data)
     display = Display(sys.stdout)
     try:
         config, judged = judge_command.judge(with_model(arguments, source.folder_or_name), display)

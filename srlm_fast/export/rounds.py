@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from srlm_fast.damage import lost_rows, not_a_run
 from srlm_fast.options import Kind, Option
 from srlm_fast.records import InputError, iter_jsonl
 from srlm_fast.run_folder import is_run_folder
@@ -15,6 +16,7 @@ from srlm_fast.run_folder import is_run_folder
 from .command import check_new_file
 from .made import digest
 from .row_file import check_suffix
+from .source import meant
 
 Row = dict[str, Any]
 
@@ -47,11 +49,11 @@ def converted(
 
 def round_files(arguments: argparse.Namespace, name: str, what: str) -> list[Path]:
     """The files of that name in a run's rounds, or in one of them. Raises InputError."""
-    run, which = arguments.what, arguments.round or "all"
+    run, which = arguments.what, arguments.round
     folder = Path(run).expanduser()
     if not is_run_folder(folder):
-        found = "a folder that is no run" if folder.is_dir() else "no such folder"
-        raise InputError(f"{run}: {found}, wanted the folder of a run")
+        raise InputError(f"{run}: {not_a_run(folder)}, wanted the folder of a run{hint(folder)}")
+    check_whole(folder, name, which)
     there = {file.parent.name: file for file in rounds(folder, name)}
     if not there:
         raise InputError(f"{run}: has no {what}, wanted a run that made some")
@@ -60,6 +62,21 @@ def round_files(arguments: argparse.Namespace, name: str, what: str) -> list[Pat
             f"--round: found {which}, wanted all or one with {what}: {', '.join(there)}"
         )
     return list(there.values()) if which == "all" else [there[which]]
+
+
+def hint(folder: Path) -> str:
+    """Of one of the models of a run: how it is asked for; of a slip in a name: what was meant."""
+    run = folder.absolute().parent
+    if is_run_folder(run) and ROUND.kind.holds(folder.name.lower()):
+        return f" and --round {folder.name.lower()}: {run}"
+    return meant(folder)
+
+
+def check_whole(run: Path, name: str, which: str) -> None:
+    """Raise InputError where rows of a round that is asked for have been lost."""
+    for lost in lost_rows(run):
+        if lost.file.name == name and which in ("all", lost.file.parent.name):
+            raise InputError(str(lost))
 
 
 def digests(files: Sequence[Path]) -> dict[str, str]:
@@ -74,6 +91,7 @@ def rounds(folder: Path, name: str) -> Iterator[Path]:
             yield file
 
 
+ALL = {"--round": "all"}  # what it is where not given
 ROUND = Option(
     "--round",
     "round",

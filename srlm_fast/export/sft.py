@@ -14,7 +14,7 @@ from srlm_fast.run import DONE
 from .command import Command, out_option
 from .made import note
 from .pairs import spoken
-from .rounds import ROUND, converted, digests, round_files, rows_file
+from .rounds import ALL, ROUND, converted, digests, round_files, rows_file
 from .row_file import write_rows
 
 Row = dict[str, Any]
@@ -54,9 +54,9 @@ FORMATS: dict[str, Callable[[Row], Row]] = {
 
 
 def run(arguments: argparse.Namespace) -> int:
-    out, form = rows_file(arguments.out), FORMATS[arguments.format or "messages"]
+    out, form = rows_file(arguments.out), FORMATS[arguments.format]
     files = taught_files(arguments)
-    wanted = KINDS if arguments.kind in (None, "all") else (arguments.kind,)
+    wanted = KINDS if arguments.kind == "all" else (arguments.kind,)
     rows = list(converted(files, form, lambda row: kind(row) in wanted, "SFT row"))
     if not rows:
         raise InputError(f"--kind: found {arguments.kind}, of which the run has no rows")
@@ -93,6 +93,7 @@ COMMAND = Command(
             "messages, sharegpt or alpaca (default: messages)",
         ),
     ),
+    defaults=ALL | {"--format": "messages", "--kind": "all"},
     inputs=lambda arguments: digests(taught_files(arguments)),
     run=run,
 )

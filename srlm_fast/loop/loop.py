@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from srlm_fast.config import Config
+from srlm_fast.damage import Lost
 from srlm_fast.model import Model, load_model
 from srlm_fast.records import InputError, read_jsonl, write_json_atomic
 from srlm_fast.sampler import Sampler
@@ -210,7 +211,7 @@ class Run:
         rows = read_jsonl(path)
         wanted = self.state.figures[folder.stage(stage)][figure]
         if len(rows) != wanted:
-            raise InputError(f"{path}: found {len(rows)} rows, wanted the {wanted} of the stage")
+            raise InputError(str(Lost(path, len(rows), wanted)))
         return rows
 
     @contextmanager

@@ -11,20 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srlm_fast.records import (
-    InputError,
-    Prompt,
-    RowWriter,
-    read_jsonl,
-    read_object,
-    write_json_atomic,
-)
+from srlm_fast.damage import METRICS_FILE, bad_metrics, read_metrics, read_state
+from srlm_fast.records import InputError, Prompt, RowWriter, read_jsonl, write_json_atomic
+from srlm_fast.run_folder import STATE_FILE
 
 if TYPE_CHECKING:
     from .tracking import Tracker
-
-STATE_FILE = "state.json"
-METRICS_FILE = "metrics.jsonl"
 
 
 class RunState:
@@ -42,17 +34,14 @@ class RunState:
     ) -> None:
         self.folder, self.writes, self.data = folder, writes, data or {}
         folder.mkdir(parents=True, exist_ok=True)
-        found = self._read()
+        found = read_state(folder)
         self.figures: dict[str, dict[str, Any]] = found.get("stages", {})
         self.seconds: dict[str, float] = found.get("seconds", {})
-        if not isinstance(self.figures, dict) or not isinstance(self.seconds, dict):
-            raise InputError(f"{folder / STATE_FILE}: found no stages, wanted what the run wrote")
+        if bad := bad_metrics(folder):
+            raise InputError(bad[0])
         self._metrics = RowWriter(folder / METRICS_FILE) if writes else None
-        self._measured = {_key(row) for row in read_jsonl(folder / METRICS_FILE)}
+        self._measured = {_key(row) for row in self.measured()}
         self.trackers: list[Tracker] = []
-
-    def _read(self) -> dict[str, Any]:
-        return read_object(self.folder / STATE_FILE)
 
     def finished(self, stage: str) -> bool:
         return stage in self.figures
@@ -87,7 +76,7 @@ class RunState:
 
     def measured(self) -> list[dict[str, Any]]:
         """All lines of `metrics.jsonl`."""
-        return read_jsonl(self.folder / METRICS_FILE)
+        return read_metrics(self.folder)[0]
 
     def _write(self) -> None:
         if self.writes:

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from srlm_fast.damage import read_metrics
 from srlm_fast.records import read_object
 
 from .rows import PAIR, Example, read_round, rows_of
@@ -219,7 +220,7 @@ def read_run(folder: Path) -> Run:
     config, summary = read_object(folder / "config.json"), read_summary(folder)
     options = flatten(config.get("run", config))
     models, rows = summary["models"], summary["rounds"]
-    metrics = list(rows_of(folder / "metrics.jsonl", "stage"))
+    metrics = read_metrics(folder)[0]
     curves = read_curves(metrics)
     folders = model_folders(folder)
     return Run(

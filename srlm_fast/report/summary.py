@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from srlm_fast.damage import read_state
 from srlm_fast.records import InputError, read_object
 
 Row = dict[str, Any]
@@ -21,10 +22,8 @@ def read_summary(folder: Path) -> Row:
     """`summary.json`, completed by the models, rounds and files that `state.json` alone knows of.
     Raises InputError naming the file that cannot be read.
     """
-    found, state = read_object(folder / "summary.json"), read_object(folder / "state.json")
+    found, state = read_object(folder / "summary.json"), read_state(folder)
     stages = state.get("stages") or {}
-    if not isinstance(stages, dict) or not all(isinstance(each, dict) for each in stages.values()):
-        raise InputError(f"{folder / 'state.json'}: found no stages, wanted what a run writes")
     models = {row["name"]: row for row in objects(found, "models", folder)}
     rounds = {row["name"]: row for row in objects(found, "rounds", folder)}
     for number in sorted({int(n) for stage in stages if (n := stage.split("/")[0][1:]).isdigit()}):
