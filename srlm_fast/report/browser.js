@@ -153,7 +153,8 @@ const startBrowser = () => {
     list.append(...found.slice(shown, shown + PAGE).map((each) => card(each, control.search.value.trim().toLowerCase())));
     shown = Math.min(shown + PAGE, found.length);
     more.parentElement.hidden = shown >= found.length;
-    more.textContent = `Show ${Math.min(PAGE, found.length - shown)} more of ${(found.length - shown).toLocaleString("en")}`;
+    const left = found.length - shown;
+    more.textContent = left > PAGE ? `Show ${PAGE} more of ${left.toLocaleString("en")}` : left === 1 ? "Show the last one" : `Show the last ${left}`;
   };
   const number = (input) => (input.value === "" ? null : Number(input.value));
   const wanted = (hits) => {
