@@ -418,10 +418,13 @@ def line_legend(series: Sequence[Series]) -> list[tuple[str, Markup]]:
     return [(one.name, line_swatch(one.style, one.dashed)) for one in series if len(series) > 1]
 
 
-def run_legend(series: Sequence[Series]) -> list[tuple[str, Markup]]:
-    """(name, swatch) of each run, also of a lone one; a run without a point says so."""
+def run_legend(series: Sequence[Series], plain: bool = False) -> list[tuple[str, Markup]]:
+    """(name, swatch) of each run, also of a lone one; a run without a point says so. plain: of
+    lines without markers.
+    """
+    swatch = line_swatch if plain else legend_swatch
     return [
-        (one.name, legend_swatch(one.style, one.dashed))
+        (one.name, swatch(one.style, one.dashed))
         if one.points
         else (f"{one.name}: no figures yet", BLANK)
         for one in series

@@ -127,7 +127,7 @@ def comparison_charts(runs: Named) -> dict[str, Any]:
         "outcome_chart": charts.stacks(outcomes, kinds, "prompts", " prompts"),
         "outcome_legend": charts.stack_legend(kinds),
         "panels": compared_panels(runs),
-        "panel_legend": charts.run_legend(run_series([(name, run.models) for name, run in runs])),
+        "panel_legend": charts.run_legend(run_series([(name, watched(run)) for name, run in runs])),
         "phase_chart": charts.stacks(seconds, phases, "seconds", " s"),
         "phase_legend": charts.stack_legend(phases),
     }
@@ -173,8 +173,9 @@ def training_charts(runs: Named) -> list[tuple[str, Any, list[Any]]]:
             series = run_series([(n, points_of(run, stage, figure_name)) for n, run in runs])
             chart = charts.curves(series, title)
             if chart is not None:
-                drawn = [one for one in series if one.points]
-                made.append((title, chart, charts.line_legend(drawn)))
+                made.append(
+                    (title, chart, charts.run_legend([s for s in series if s.points], True))
+                )
     return made
 
 
@@ -194,6 +195,11 @@ def judge_rows(runs: Named) -> list[dict[str, Any]]:
         for model in run.models
         if model.get("judge")
     ]
+
+
+def watched(run: Run) -> list[dict[str, Any]]:
+    """The models that the charts of collapse have figures of."""
+    return [m for m in run.models if m.get("collapse") or m.get("human_text")]
 
 
 def seconds_by_phase(run: Run) -> dict[str, float]:
