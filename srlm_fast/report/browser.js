@@ -1,6 +1,6 @@
 // The browser of examples. Everything a model or a user wrote enters the page as text content,
 // never as markup.
-const PAGE = 20, LONG = 2400;
+const PAGE = matchMedia("(max-width: 640px)").matches ? 8 : 20, LONG = 2400;
 const byId = (id) => document.getElementById(id);
 const element = (tag, className, text) => {
   const made = document.createElement(tag);
