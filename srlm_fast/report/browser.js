@@ -1,6 +1,6 @@
 // The browser of examples. Everything a model or a user wrote enters the page as text content,
 // never as markup.
-const PAGE = 20, LONG = 2400;
+const PAGE = matchMedia("(max-width: 640px)").matches ? 8 : 20, LONG = 2400;
 const byId = (id) => document.getElementById(id);
 const element = (tag, className, text) => {
   const made = document.createElement(tag);
@@ -153,7 +153,8 @@ const startBrowser = () => {
     list.append(...found.slice(shown, shown + PAGE).map((each) => card(each, control.search.value.trim().toLowerCase())));
     shown = Math.min(shown + PAGE, found.length);
     more.parentElement.hidden = shown >= found.length;
-    more.textContent = `Show ${Math.min(PAGE, found.length - shown)} more of ${(found.length - shown).toLocaleString("en")}`;
+    const left = found.length - shown;
+    more.textContent = left > PAGE ? `Show ${PAGE} more of ${left.toLocaleString("en")}` : left === 1 ? "Show the last one" : `Show the last ${left}`;
   };
   const number = (input) => (input.value === "" ? null : Number(input.value));
   const wanted = (hits) => {

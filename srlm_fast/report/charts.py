@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from .gather import QUANTILES, Bins, Lengths, Phase
 from .svg import (
+    BLANK,
     NUM_STYLES,
     Frame,
     Scale,
@@ -73,16 +74,17 @@ def by_model(
     frame: Frame = PLAIN,
     spec: Spec = number,
     title: str = "",
+    bounded: bool = False,
 ) -> Markup | None:
     """A figure against M1, M2, ...; several lines stand beside each other in a column, a lone one
     of a large chart has its figures at its points. title: what it shows, where `label` does not say
-    it.
+    it. bounded: a share or a correlation, whose axis ends at 1 and has no room for figures above.
     """
     series = [one for one in map(drawable, series) if one.points]
     if not series:
         return None
     spans = [bound for one in series for point in one.points for bound in point.span]
-    values = len(series) == 1 and frame is not SMALL
+    values = len(series) == 1 and frame is not SMALL and not bounded
     room = 0.15 * (max(spans) - min(spans)) if values else 0.0
     marks = ticks(min(spans), max(spans) + room, 3 if frame is SMALL else 4)
     x, y = frame.columns(len(columns)), frame.y(marks[0], marks[-1])
@@ -293,7 +295,8 @@ def quantiles(rows: Sequence[Lengths], label: str) -> Markup | None:
     """
     if not rows:
         return None
-    frame = Frame(height=26 * len(rows) + 50, left=104, right=14)
+    longest = max(len(row.name) for row in rows)
+    frame = Frame(height=26 * len(rows) + 50, left=max(104, longest * 6 + 12), right=14)
     marks = ticks(0.0, max(row.quantiles[-1] for row in rows), 4)
     x = frame.x(0.0, marks[-1])
     drawn = [line(x(v), frame.top - 4, x(v), frame.floor, "grid") for v in marks]
@@ -413,6 +416,19 @@ def legend(series: Sequence[Series]) -> list[tuple[str, Markup]]:
 def line_legend(series: Sequence[Series]) -> list[tuple[str, Markup]]:
     """As `legend`, of lines without markers."""
     return [(one.name, line_swatch(one.style, one.dashed)) for one in series if len(series) > 1]
+
+
+def run_legend(series: Sequence[Series], plain: bool = False) -> list[tuple[str, Markup]]:
+    """(name, swatch) of each run, also of a lone one; a run without a point says so. plain: of
+    lines without markers.
+    """
+    swatch = line_swatch if plain else legend_swatch
+    return [
+        (one.name, swatch(one.style, one.dashed))
+        if one.points
+        else (f"{one.name}: no figures yet", BLANK)
+        for one in series
+    ]
 
 
 def stack_legend(kinds: Sequence[str]) -> list[tuple[str, Markup]]:

@@ -168,7 +168,7 @@ def judge_charts(run: Run) -> list[tuple[Any, list[Any]]]:
         ]
         series = [charts.Series("this run", own), charts.Series("the paper", theirs, 1, True)]
         if own:
-            chart = charts.by_model(series, names, label, spec=spec)
+            chart = charts.by_model(series, names, label, spec=spec, bounded=True)
             made.append((chart, charts.legend(series)))
     return made
 

@@ -194,6 +194,6 @@ def compared_panels(runs: Sequence[tuple[str, Run]]) -> list[Panel]:
     return made
 
 
-def run_series(runs: Sequence[tuple[str, Sequence[Point]]]) -> list[Series]:
+def run_series(runs: Sequence[tuple[str, Sequence[Any]]]) -> list[Series]:
     """A line for each of several runs; behind the sixth they are dashed."""
     return [Series(name, found, i, i >= NUM_STYLES) for i, (name, found) in enumerate(runs)]

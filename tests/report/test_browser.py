@@ -83,7 +83,12 @@ def test_the_browser_of_examples_searches_filters_and_sorts(open_page, folder: P
     page = open_page(folder / "report.html")
     wait_for_count(page, "45 of 45 prompts")
     assert page.locator(".example").count() == 20
+    # Drawn far below the screen too, for a picture of the whole page.
+    drawn = "e => e.checkVisibility({ contentVisibilityAuto: true })"
+    assert page.locator(".example .candidate").last.evaluate(drawn)
+    assert page.inner_text("#more") == "Show 20 more of 25"
     page.click("#more")
+    assert page.inner_text("#more") == "Show the last 5"
     page.click("#more")
     assert page.locator(".example").count() == 45 and page.locator("#more").is_hidden()
 
@@ -175,12 +180,22 @@ def test_a_phone_scrolls_in_one_direction_only(open_page, folder: Path, scheme: 
     assert page.locator(".scroll:has(.stack)[tabindex]").count() == 0
     wide = page.locator(".scroll:has(tr.paper)[tabindex='0']")
     assert is_shaded(wide)
+    hint = "box => getComputedStyle(box, '::before').content"
+    assert "scrolls sideways" in wide.evaluate(hint)
     wide.evaluate("box => { box.scrollLeft = box.scrollWidth; }")
     assert not is_shaded(wide)
+    panels = page.locator("#collapse ~ .small > .card")
+    assert visible(panels) == ["output entropy, nats/token"]
+    page.locator("#collapse ~ .fold").check()
+    assert len(visible(panels)) == panels.count() > 12
     for summary in page.locator("summary").all()[:6]:
         summary.click()
     page.locator(".example").last.scroll_into_view_if_needed()
     assert fits(page)
+
+
+def visible(cards: Any) -> list[str]:
+    return [card.inner_text().splitlines()[0] for card in cards.all() if card.is_visible()]
 
 
 def is_shaded(box: Any) -> bool:
@@ -277,7 +292,8 @@ def test_a_browser_that_cannot_unpack_says_so(browser: Any, folder: Path):
 def test_a_comparison_on_a_phone_and_at_a_desk(open_page, folder: Path, tmp_path: Path):
     other = make_folder(tmp_path / ("a-name-without-any-space-that-is-long-" * 3), 2)
     path = write_comparison([folder, other], tmp_path / "report.html")
-    assert fits(open_page(path, viewport=PHONE))
+    phone = open_page(path, viewport=PHONE)
+    assert fits(phone) and overlaps(phone) == []
     page = open_page(path)
     page.click("#theme")
     assert fits(page) and page.locator(".legend li").count() >= 2

@@ -184,7 +184,7 @@ def test_best_of_n_and_an_adapter(run):
     assert (head["library_name"], head["base_model_relation"]) == ("peft", "adapter")
     assert "| SFT on the best answers | learning rate 1e-05, epochs 1 |" in made
     assert "rank 4, alpha 8, base int8" in made and "| DPO |" not in made
-    assert "vllm serve Qwen/Qwen3-8B --enable-lora --max-lora-rank 4" in made
+    assert "vllm serve Qwen/Qwen3-8B --enable-lora --max-lora-rank 8" in made  # the least it knows
     (folder / "adapter_config.json").unlink()
     assert "which were int8 while it was trained" in card(run, merged=True)
 

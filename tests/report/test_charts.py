@@ -61,6 +61,16 @@ def test_an_interval_reaches_from_its_lower_to_its_upper_bound():
     assert "95 % interval 2 to 4" in svg
 
 
+def test_an_axis_of_shares_ends_at_one():
+    lone = [Series("a", [Point(0, 0.96, (0.91, 1.0))])]
+    axis = re.compile(r'<text class="tick" text-anchor="end"[^>]*>([^<]*)<')
+    plain, bounded = (
+        charts.by_model(lone, ["M1"], "accuracy", spec=charts.percent, bounded=each)
+        for each in (False, True)
+    )
+    assert axis.findall(plain)[-1] == "105 %" and axis.findall(bounded)[-1] == "100 %"
+
+
 def test_bars_start_at_zero_and_are_as_high_as_their_share():
     svg = charts.histogram([(0.0, 30), (1.0, 10), (2.0, 0)], "scores")
     first, second = attributes(svg, "rect", "bar s0")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,16 +42,39 @@ def test_runs_stand_side_by_side(two: list[Path]):
     assert text.count("1 warning of collapse") == 2
 
 
-def test_equal_runs_do_not_differ(two: list[Path]):
-    assert "All options and versions are the same." in render_comparison([two[0], two[0]])
+def test_equal_runs_do_not_differ(two: list[Path], tmp_path: Path):
+    same = shutil.copytree(two[0], tmp_path / "same")
+    assert "All options and versions are the same." in render_comparison([two[0], same])
+
+
+def test_each_run_shows_its_own_contests_lengths_and_trainings(two: list[Path]):
+    won = {"n": 100, "win": 60, "tie": 10, "loss": 30, "win_rate": 0.65, "interval": [0.6, 0.7]}
+    change_summary(two[1], lambda s: s["models"][1].update(against_previous=won))
+    page = render_comparison(two)
+    contest = text_of(page).partition("its own first model")[2].partition("The judges")[0]
+    assert re.search(r"b/run\s*M2\s*M1\s*–\s*60.0 %\s*10.0 %\s*30.0 %\s*65.0 %", contest)
+    assert page.count("21 answers</title>") == 6 and "a/run M3: mean 13.0" in page
+    for title, end in (("M1: loss", 0.4), ("M3: log-ratio of the rejected, nats", -0.87)):
+        assert f'aria-label="{title}: a/run ends at {end}; b/run ends at {end}"' in page
+    assert "M3: loss" not in page
+
+
+def test_a_run_without_scores_says_so_and_has_no_other_judge(two: list[Path]):
+    change_summary(two[1], lambda s: s.update(models=[], rounds=[]))
+    page = render_comparison(two)
+    assert "same judge" not in page and "</svg>a/run</li><li>b/run: no figures yet</li>" in page
+    change_summary(two[1], lambda s: s.update(models=[scored_by("M1", "llama")]))
+    assert "were not given by the same judge" in render_comparison(two)
+
+
+def scored_by(model: str, judge: str) -> dict[str, object]:
+    return {"name": model, "eval": {"score": 3.0, "judged_by": judge}}
 
 
 def test_names_tell_the_runs_apart(two: list[Path], tmp_path: Path):
     other = make_folder(tmp_path / "other", 1)
-    runs = [read_run(folder) for folder in (*two, other, two[0])]
-    assert [name for name, _ in named(runs)] == [
-        *("a/run", "b/run", f"{tmp_path.name}/other", "a/run (2)"),
-    ]
+    runs = [read_run(folder) for folder in (*two, other)]
+    assert [name for name, _ in named(runs)] == ["a/run", "b/run", f"{tmp_path.name}/other"]
     assert [name for name, _ in named(runs[2:3])] == ["other"]
 
 
@@ -82,6 +106,8 @@ def test_the_command_writes_one_page_of_each_kind(two, monkeypatch, tmp_path, ca
     [
         (["{a}", "none"], "none: found no config.json of a run"),
         ([], "the following arguments are required: RUN"),
+        (["{a}", "{b}", "{b}"], "b/run: found the same run twice, wanted different runs"),
+        (["{a}", "{a}/../run"], "a/run too, wanted different runs"),
         (["{a}", "--fast"], "unrecognized arguments: --fast"),
         (["{a}", "--out", ""], "--out: found ''"),
         (["{a}", "--out", "{a}"], "found a folder, wanted the name of a file"),
