@@ -127,10 +127,21 @@ def self_praise(before: Row, after: Row) -> Alarm | None:
     if own is None or probe is None or own[0] <= own[1] or probe[0] >= -probe[1]:
         return None
     text = (
-        f"own score of {after['name']} is {own[0]:.2f} above that of {before['name']}, while the "
-        f"{_probe_name(after)} is {-probe[0]:.2f} below (noise: {own[1]:.2f} and {probe[1]:.2f})"
+        f"{_praise(before, after, own[0])}, while the {_probe_name(after)} is {-probe[0]:.2f} "
+        f"below (noise: {own[1]:.2f} and {probe[1]:.2f})"
     )
     return Alarm("self_praise", probe[0], -probe[1], text)
+
+
+def _praise(before: Row, after: Row, change: float) -> str:
+    """What the change of the own score says, by its kind."""
+    one, other, by = after["name"], before["name"], f"{change:.2f}"
+    kind = (after.get("own_score") or {}).get("kind")
+    if kind == "preference":
+        return f"{one} prefers its own answers to {other}'s by {by} more than evenly"
+    if kind == "reward":
+        return f"the reward model scores answers of {one} {by} above those of {other}"
+    return f"own score of {one} is {by} above that of {other}"
 
 
 Measured = tuple[float, Sequence[float]]  # a mean and its interval

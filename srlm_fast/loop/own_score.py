@@ -48,13 +48,14 @@ Answers = Mapping[str, Sequence[Candidate]]  # prompt_id -> one answer
 def own_score(run: Run, folder: ModelFolder, answered: AnswerStage) -> Figures | None:
     """The figures of a model whose held-out answers are there; None where it has no own score.
 
-    {"score": mean, "interval": its 95 % one over prompts, "n": prompts}, and where it was held
-    against the model before {"change", "change_interval", "against"}.
+    {"kind": of `KINDS`, "score": mean, "interval": its 95 % one over prompts, "n": prompts}, and
+    where it was held against the model before {"change", "change_interval", "against"}.
     """
-    kind = OWN_SCORES.get(run.config.reward)
+    measure = OWN_SCORES.get(run.config.reward)
     there = [p for p in run.material.held_out if p.prompt_id in answered.candidates]
     prompts = spread(there, OWN_ANSWERS)
-    return kind(run, folder, answered, prompts) if kind and prompts else None
+    found = measure(run, folder, answered, prompts) if measure and prompts else None
+    return {"kind": KINDS[measure], **found} if measure and found else None
 
 
 def by_rubric(
@@ -160,4 +161,9 @@ OWN_SCORES: dict[str, OwnScore] = {
     **dict.fromkeys(("self", "frozen", "best-of-n", "constitution"), by_rubric),
     "pairwise": by_preference,
     "model": by_reward_model,
+}
+KINDS: dict[OwnScore, str] = {
+    by_rubric: "rubric",
+    by_preference: "preference",
+    by_reward_model: "reward",
 }

@@ -17,6 +17,7 @@ Figure = Callable[[Mapping[str, Any]], Any]
 
 
 ENTROPY, SCORE = "output entropy, nats/token", "judge's mean score of own answers"
+PREFERENCE = "preference over the model before"  # the own score under `--reward pairwise`
 LOGRATIOS = "log-ratios at the end, nats"
 WARNED_AT = {  # title of the chart that a warning of `eval.alarms` is about
     "entropy_fall": ENTROPY,
@@ -52,6 +53,8 @@ KINDS = (
 )
 PERPLEXITY = Kind("perplexity of human text", (), "up: people's text is forgotten")
 OWN_SCORE = Kind(SCORE, (), "up alone, it praises itself")
+OWN_PREFERENCE = Kind(PREFERENCE, (), "above even alone, it praises itself")
+EVEN = 0.5
 LOGRATIO = Kind(LOGRATIOS, (), "well: chosen above 0, rejected not far below")
 NOT_DRAWN = ("n",)
 
@@ -118,18 +121,7 @@ def collapse_panels(run: Run) -> list[Panel]:
             for title, key, style in (("mean", "perplexity", 0), ("95 %", "perplexity_p95", 1))
         ],
     ))  # fmt: skip
-    made.append((
-        OWN_SCORE,
-        [
-            Series(HELD_OUT, points(names, run.models, within("own_score", "score"))),
-            Series(
-                CANDIDATES,
-                [earlier(p) for p in points(names, rounds, score_mean)],
-                1,
-                dashed=True,
-            ),
-        ],
-    ))  # fmt: skip
+    made.append(own_score(run, names, rounds))
     made.append((
         LOGRATIO,
         [
@@ -138,6 +130,18 @@ def collapse_panels(run: Run) -> list[Panel]:
         ],
     ))  # fmt: skip
     return [panel for kind, series in made if (panel := drawn(run, kind, series, names))]
+
+
+def own_score(
+    run: Run, names: Sequence[str], rounds: Sequence[Mapping[str, Any]]
+) -> tuple[Kind, list[Series]]:
+    """A preference is over another model each time: a line at the same height praises on."""
+    own = points(names, run.models, within("own_score", "score"))
+    if any(within("own_score", "kind")(model) == "preference" for model in run.models):
+        even = Series("even", [Point(point.place, EVEN) for point in own], 1, dashed=True)
+        return OWN_PREFERENCE, [Series("P(its own is better)", own), even]
+    candidates = [earlier(p) for p in points(names, rounds, score_mean)]
+    return OWN_SCORE, [Series(HELD_OUT, own), Series(CANDIDATES, candidates, 1, dashed=True)]
 
 
 def collapse_series(
@@ -173,7 +177,8 @@ def drawn(run: Run, kind: Kind, series: Sequence[Series], names: Sequence[str]) 
 
 
 def is_warned(run: Run, kind: Kind) -> bool:
-    return any(WARNED_AT.get(warning.name) == kind.title for warning in run.warnings)
+    title = SCORE if kind is OWN_PREFERENCE else kind.title
+    return any(WARNED_AT.get(warning.name) == title for warning in run.warnings)
 
 
 def compared_panels(runs: Sequence[tuple[str, Run]]) -> list[Panel]:

@@ -562,6 +562,23 @@ def test_a_label_that_is_none_of_liking_leaves_the_answers(write):
         read_ranked(path)
 
 
+@pytest.mark.parametrize("no", [0, 0.0, False, "false", "0"])
+def test_a_label_of_dislike_leaves_no_answer(write, no):
+    """Numbers as tables have them; text that says no."""
+    yes = {int: 1, float: 1.0, bool: True}.get(type(no), "True")
+    path = write(
+        [{"messages": [RAIN, SAND], "label": no}, {"messages": [RAIN, WATER], "label": yes}]
+    )
+    assert [row["response"] for row in read_ift(path)] == ["Water."]
+    assert [row["scores"] for row in read_ranked(path)] == [[0.0, 1.0]]
+
+
+def test_a_label_of_some_number_is_refused(write):
+    path = write([{"messages": [RAIN, SAND], "label": 2}])
+    with pytest.raises(InputError, match="field 'label' is the number 2, wanted true or false"):
+        read_ift(path)
+
+
 def test_a_system_prompt_beside_a_prompt_is_a_turn(write):
     path = write([PAIR | {"system": "Be kind."}])
     assert read_prompts(path)[0].messages == [SYSTEM, RAIN]

@@ -158,12 +158,20 @@ def test_self_praise_is_of_the_last_model():
     assert names([first, first, second], [*rounds, made("M3")]) == ["self_praise"]
 
 
-@pytest.mark.parametrize(("half", "raised"), [(0.05, True), (0.2, False)])
-def test_self_praise_of_an_own_score_held_against_the_model_before(half, raised):
+@pytest.mark.parametrize(
+    ("half", "kind", "said"),
+    [
+        (0.05, "preference", "M2 prefers its own answers to M1's by 0.12 more than evenly, while"),
+        (0.05, "reward", "the reward model scores answers of M2 0.12 above those of M1, while"),
+        (0.2, "preference", None),
+    ],
+)
+def test_self_praise_of_an_own_score_held_against_the_model_before(half, kind, said):
     """As under pairwise: a preference for its own answers, 0.12 above even; M1 has none."""
     models, rounds = praised(3.0, 2.8)
     models[0]["own_score"] = None
     models[1]["own_score"] = {
+        "kind": kind,
         "score": 0.62,
         "interval": around(0.62, half),
         "change": 0.12,
@@ -171,7 +179,7 @@ def test_self_praise_of_an_own_score_held_against_the_model_before(half, raised)
         "against": "M1",
     }
     found = alarms(models, rounds)
-    assert [alarm.name for alarm in found] == ["self_praise"] * raised
-    if raised:
-        assert "own score of M2 is 0.12 above that of M1" in found[0].text
+    assert [alarm.name for alarm in found] == ["self_praise"] * bool(said)
+    if said:
+        assert found[0].text.startswith(said)
         assert "(noise: 0.05 and" in found[0].text

@@ -126,6 +126,7 @@ def check_own_score(out, summary):
     assert (found["score"], found["n"]) == (pytest.approx(mean), len(texts[1]))
     assert found["interval"] == [pytest.approx(low), pytest.approx(high)]
     assert found["change"] == pytest.approx(mean - 0.5) and found["against"] == "M1"
+    assert found["kind"] == "preference"
 
 
 def test_the_round(first, tmp_path, open_gate):

@@ -103,6 +103,31 @@ def test_every_warning_of_the_watch_has_its_chart(make_run):
         assert [html.unescape(each) for each in found] == [title], name
 
 
+def test_a_preference_is_drawn_against_even_and_warned_of_there(make_run):
+    """A steady 0.6 is praise in each round."""
+    folder = make_run(3, warned=False)
+    warning = {"name": "self_praise", "figure": 1.0, "limit": 0.5, "text": "too much"}
+    kept = {"kind": "preference", "score": 0.6}
+
+    def change(summary):
+        summary["rounds"][-1].update(warnings=[warning])
+        for model in summary["models"]:
+            model["own_score"] = kept if model["name"] != "M1" else None
+
+    change_summary(folder, change)
+    run = gather.read_run(folder)
+    (panel,) = [panel for panel in panels.collapse_panels(run) if panel.warned]
+    assert (panel.title, panel.hint) == (
+        "preference over the model before",
+        "above even alone, it praises itself",
+    )
+    assert [name for name, _ in panel.legend] == ["P(its own is better)", "even"]
+    names = panels.model_names([run])
+    _, (own, even) = panels.own_score(run, names, [])
+    assert [(p.place, p.value) for p in own.points] == [(1, 0.6), (2, 0.6)]
+    assert [(p.place, p.value) for p in even.points] == [(1, 0.5), (2, 0.5)]
+
+
 def test_no_warning_is_said_plainly_and_an_unwatched_run_is_not_called_healthy(make_run):
     folder = make_run(3, warned=False)
     assert "No warning." in text_of(render(folder)) and 'class="card warned"' not in render(folder)

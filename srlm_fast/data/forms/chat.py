@@ -13,7 +13,7 @@ from srlm_fast.data.conversations import (
     system,
 )
 from srlm_fast.data.fields import Line
-from srlm_fast.data.forms.own import label
+from srlm_fast.data.forms.own import SAID, label
 from srlm_fast.records import Message
 
 
@@ -38,15 +38,20 @@ def answered(line: Line) -> list[Exchange]:
 
 
 def liked(line: Line) -> list[Exchange]:
-    """The answers of a conversation whose `label` is not false."""
+    """The answers of a conversation that is liked, or whose `label` is a topic."""
     found = _exchanges(line)
-    return [] if line.fields.get("label") is False else found
+    return found if _has_topic(line) or label(line) else []
 
 
 def labelled(line: Line) -> Ordered:
     """The last answer with 1 or 0 for the `label`, to be grouped."""
     turns, answer = _exchanges(line)[-1]
     return Ordered(turns, [answer], [float(label(line))])
+
+
+def _has_topic(line: Line) -> bool:
+    value = line.fields.get("label")
+    return isinstance(value, str) and value.strip().lower() not in SAID
 
 
 def _exchanges(line: Line) -> list[Exchange]:

@@ -19,6 +19,8 @@ from srlm_fast.data.conversations import (
 from srlm_fast.data.fields import Line, check_number, check_text, kind
 from srlm_fast.records import Message, asked_row, conversation_text
 
+SAID = {"true": True, "1": True, "false": False, "0": False}  # a `label` as text, in any case
+
 
 def before(line: Line) -> list[Message]:
     """The `turns` of a row, said before its `prompt`."""
@@ -114,8 +116,12 @@ def labelled(line: Line) -> Ordered:
 
 
 def label(line: Line) -> bool:
-    """Whether the answer of a row is liked. Raises InputError for another `label`."""
+    """Whether the answer of a row is liked: true or 1, false or 0, as text too. Raises InputError
+    for another `label`.
+    """
     value = line.fields.get("label")
+    if isinstance(value, str):
+        value = SAID.get(value.strip().lower(), value)
     if value not in (True, False):
         found = f"is {kind(value)}" if "label" in line.fields else "is missing"
         raise line.error("label", found, "true or false")
