@@ -285,7 +285,10 @@ def write(
 ) -> None:
     """Each file atomically. What is made by which options is noted first, so that the same command
     goes on with a folder in which only some of the files are new."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder}: {error.strerror}, wanted a folder to write") from None
     write_json_atomic(folder / ACCOUNT_FILE, {"made_by": made_by, "finished": False})
     for name in ROW_FILES:
         rows = "".join(f"{dump_row(row)}\n" for row in getattr(seeds, name))

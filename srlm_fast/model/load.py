@@ -238,7 +238,7 @@ def read_tokenizer(folder: Path) -> Any:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"{folder}: the tokenizer cannot be read ({reason})") from None
     # Its own word on texts over the length it was made for; ours is said where it matters.
-    tokenizer.deprecation_warnings[TOO_LONG] = True
+    vars(tokenizer).setdefault("deprecation_warnings", {})[TOO_LONG] = True
     chat.ensure_chat_template(tokenizer)
     return tokenizer
 

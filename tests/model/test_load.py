@@ -8,7 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    tokenization_utils_base,
+)
 
 from srlm_fast.model import (
     PRESETS,
@@ -21,6 +25,7 @@ from srlm_fast.model import (
     resolve_device,
     resolve_dtype,
 )
+from srlm_fast.model.load import find_folder, read_tokenizer
 
 
 def byte_tokenizer():
@@ -267,3 +272,12 @@ def test_window_masks_equal_a_loop():
 def test_packed_context_refuses_empty_segments():
     with pytest.raises(ValueError, match="lengths"):
         PackedContext([3, 0], windows=(None,))
+
+
+def test_a_text_over_the_tokenizers_length_is_no_matter_for_the_library(monkeypatch):
+    said = []
+    monkeypatch.setattr(tokenization_utils_base.logger, "warning", said.append)
+    tokenizer = read_tokenizer(find_folder("tiny"))
+    tokenizer.model_max_length = 8
+    assert len(tokenizer.encode("so " * 20)) > 8
+    assert not said
