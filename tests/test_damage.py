@@ -77,6 +77,8 @@ def test_a_removed_round_is_made_again(made: Path):
     assert damage.check_going_on(made) == []
     left = damage.read_state(made)
     assert list(left["stages"]) == ["m1/train"] and left["data"] == {}
+    shutil.rmtree(made / "m1")
+    assert damage.check_going_on(made) == [] and damage.read_state(made)["stages"] == {}
 
 
 def test_a_later_round_does_not_outlive_the_one_it_came_from(made: Path):

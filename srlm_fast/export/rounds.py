@@ -69,7 +69,7 @@ def hint(folder: Path) -> str:
     """Of one of the models of a run: how it is asked for; of a slip in a name: what was meant."""
     run = folder.absolute().parent
     if is_run_folder(run) and ROUND.kind.holds(folder.name.lower()):
-        return f" and --round {folder.name.lower()}: {run}"
+        return f": {run} --round {folder.name.lower()}"
     return meant(folder)
 
 

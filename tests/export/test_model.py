@@ -152,7 +152,7 @@ def test_mistakes_are_one_line_and_leave_nothing(made, adapted, complaint, tmp_p
     )
     assert "a folder that is no run" in complaint("model", tmp_path, "--out", out)
     assert "did you mean " + str(made) in complaint("model", str(made)[:-1], "--out", out)
-    assert f"{made}/m2\n" in complaint("model", made / "M2", "--out", out)
+    assert f"did you mean {made}/m2?" in complaint("model", made / "M2", "--out", out)
     said = complaint("model", made / "m3", "--out", out)
     assert "found no such model, wanted one that the run has" in said and "/m2" in said
     assert "--merge: found with" in complaint("model", made, "--out", out, "--merge")

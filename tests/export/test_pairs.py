@@ -269,7 +269,7 @@ def test_mistakes_are_one_line(made, adapted, complaint, tmp_path, monkeypatch):
     assert "--round: found 'two'" in complaint("pairs", made, "--out", out, "--round", "two")
     assert "has no pairs" in complaint("pairs", adapted, "--out", out)
     said = complaint("pairs", made / "m2", "--out", out)
-    assert f"a folder that is no run, wanted the folder of a run and --round m2: {made}" in said
+    assert f"a folder that is no run, wanted the folder of a run: {made} --round m2" in said
     assert "found no .jsonl, .json, .parquet" in complaint(
         "pairs", made, "--out", tmp_path / "a.csv"
     )
