@@ -112,13 +112,14 @@ def num_rows(path: Path) -> int:
 def lost_model(run: Path) -> Path | None:
     """The last model that was made, where it is gone: by `state.json`, or else by the summary."""
     stages = read_json(run / STATE_FILE).get("stages")
-    if isinstance(stages, dict):
-        made = [number for number, own in rounds_of(stages).items() if "train" in own]
-    else:
-        models = read_json(run / SUMMARY_FILE).get("models") or []
-        made = list(range(1, len(models) + 1))
-    path = run / f"m{max(made, default=0)}" / "model"
-    return path if made and not path.is_dir() else None
+    number = last_made(stages) if stages else len(read_json(run / SUMMARY_FILE).get("models") or ())
+    path = run / f"m{number}" / "model"
+    return path if number and not path.is_dir() else None
+
+
+def last_made(stages: dict[str, Any]) -> int:
+    """The number of the last model, 0 where none is made."""
+    return max((n for n, own in rounds_of(stages).items() if "train" in own), default=0)
 
 
 def check_going_on(run: Path) -> list[str]:
@@ -126,7 +127,7 @@ def check_going_on(run: Path) -> list[str]:
     somebody has removed are to be done again. Raises InputError for what stops it.
     """
     forget_removed(run)
-    gone = lost_model(run)
+    gone = lost_model(run) if read_state(run).get("stages") else None
     if gone is not None:
         raise InputError(f"{gone}: is gone, wanted the last model; {way_out(gone.parent)}")
     return [str(lost) for lost in lost_rows(run)]

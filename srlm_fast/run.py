@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from srlm_fast import __version__, run_folder
-from srlm_fast.damage import check_going_on
+from srlm_fast.damage import check_going_on, forget_removed
 from srlm_fast.made_by import told_apart
 from srlm_fast.options import GROUPS, OPTIONS, Option, nearest
 from srlm_fast.records import InputError
@@ -309,6 +309,7 @@ def take_folder(config: Config, folder: Path, display: Display) -> None:
         display.note(f"going on in {folder}")
     else:
         run_folder.write_config(folder, config.to_json(), versions())
+        forget_removed(folder)
         display.note(f"writing to {folder}")
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from srlm_fast.damage import lost_model, way_out
+from srlm_fast.options import nearest
 from srlm_fast.records import InputError
 from srlm_fast.run_folder import CONFIG_FILE, is_run_folder, read_json, slug
 
@@ -98,8 +99,19 @@ def _of_no_run(text: str, path: Path) -> ModelAt:
     if path.exists():
         raise InputError(f"{text}: is a file; wanted a model folder with {CONFIG_FILE}")
     if path.is_absolute() or len(path.parts) > 2:  # no hub id is so
-        raise InputError(f"{text}: no such folder, wanted a model's, such as runs/x/m2")
+        raise InputError(
+            f"{text}: no such folder, wanted a model's, such as runs/x/m2{meant(path)}"
+        )
     return ModelAt(text, None, text)
+
+
+def meant(path: Path) -> str:
+    """The folder beside it whose name is near, as a question; else nothing."""
+    place = path.absolute()
+    beside = place.parent.iterdir() if place.parent.is_dir() and not path.exists() else ()
+    names = {each.name.lower(): each for each in beside if each.is_dir()}
+    near = nearest(place.name.lower(), names)
+    return f"; did you mean {path.parent / names[near].name}?" if near else ""
 
 
 def _inner(folder: Path) -> Path:

@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "options": {"records"},
     "run_folder": {"records"},
     "damage": {"records", "run_folder"},
-    "run_models": {"records", "run_folder", "damage"},
+    "run_models": {"records", "options", "run_folder", "damage"},
     "config": {"records", "options", "run_folder", "run_models", *STAGES},
     "loop": {"records", "run_folder", "run_models", "damage", "config", *STAGES},
     "plan": {"records", "options", "config", "data", "model", "tiny", "train"},

@@ -254,10 +254,10 @@ def test_out_belongs_to_another_run(complaint, fake):
     given = ["--prompts", "p.jsonl", "--out", "out"]
     assert run.main(given) == run.DONE
     said = complaint(*given, "--candidates", "6")
-    assert "--candidates 4, found --candidates 6" in said
-    assert "--seed 0, found --seed 7" in complaint(*given, "--seed", "7")
+    assert "with --candidates 4, found 6; wanted the same options" in said
+    assert "--seed 0, found 7" in complaint(*given, "--seed", "7")
     Path("p.jsonl").write_text('{"prompt": "b"}\n')
-    assert "--prompts (the file's content)" in complaint(*given)
+    assert "with --prompts of other content; wanted" in complaint(*given)
 
 
 def test_two_runs_cannot_write_one_folder(complaint, fake):

@@ -10,7 +10,8 @@ from typing import Any
 
 from srlm_fast.damage import lost_rows, not_a_run
 from srlm_fast.options import Kind, Option
-from srlm_fast.records import InputError, iter_jsonl
+from srlm_fast.records import InputError
+from srlm_fast.report.rows import rows_of
 from srlm_fast.run_folder import is_run_folder
 
 from .command import check_new_file
@@ -37,7 +38,7 @@ def converted(
 ) -> Iterator[Row]:
     """The rows of files, those that are wanted, in another form. Raises InputError."""
     for file in files:
-        for row in iter_jsonl(file):
+        for row in rows_of(file):
             try:
                 if wanted(row):
                     yield form(row)
@@ -68,7 +69,7 @@ def hint(folder: Path) -> str:
     """Of one of the models of a run: how it is asked for; of a slip in a name: what was meant."""
     run = folder.absolute().parent
     if is_run_folder(run) and ROUND.kind.holds(folder.name.lower()):
-        return f" and --round {folder.name.lower()}: {run}"
+        return f": {run} --round {folder.name.lower()}"
     return meant(folder)
 
 

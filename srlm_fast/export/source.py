@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from srlm_fast.damage import not_a_run
-from srlm_fast.options import nearest
 from srlm_fast.records import InputError
 from srlm_fast.run_folder import SUMMARY_FILE, is_run_folder, read_json
 from srlm_fast.run_models import ModelAt, listed, models_of, resolve_model
 from srlm_fast.run_models import find_model as find_model
 from srlm_fast.run_models import label as label
+from srlm_fast.run_models import meant as meant
 
 
 def find_in_run(word: str, best: bool = False) -> ModelAt:
@@ -27,15 +27,6 @@ def find_in_run(word: str, best: bool = False) -> ModelAt:
             f"(runs/x/m2){meant(path)}"
         )
     return found
-
-
-def meant(path: Path) -> str:
-    """The folder beside it whose name is near, as a question; else nothing."""
-    place = path.absolute()
-    beside = place.parent.iterdir() if place.parent.is_dir() and not path.exists() else ()
-    names = {each.name.lower(): each for each in beside if each.is_dir()}
-    near = nearest(place.name.lower(), names)
-    return f"; did you mean {path.parent / names[near].name}?" if near else ""
 
 
 def best_of(run: Path) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from srlm_fast.damage import way_out
 from srlm_fast.records import InputError, iter_jsonl
 
 PAIR, OPEN, UNKNOWN = "pair", "not_decided", "no_pair"
@@ -88,12 +89,19 @@ def read_round(folder: Path) -> list[Example]:
 
 
 def rows_of(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
-    """The rows of a file that may not be there. Raises InputError for one that lacks a key."""
-    for number, row in enumerate(iter_jsonl(path), 1):
-        missing = [key for key in keys if key not in row]
-        if missing:
-            raise InputError(f"{path} row {number}: found no {missing[0]!r}, wanted what a run has")
-        yield row
+    """The rows of a file of a round that may not be there. Raises InputError for one that is no row
+    or lacks a key.
+    """
+    try:
+        for number, row in enumerate(iter_jsonl(path), 1):
+            missing = [key for key in keys if key not in row]
+            if missing:
+                raise InputError(
+                    f"{path} row {number}: found no {missing[0]!r}, wanted what a run has"
+                )
+            yield row
+    except InputError as error:
+        raise InputError(f"{error}; {way_out(path.parent)}") from None
 
 
 def turns(row: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -147,7 +155,7 @@ def add_taught(folder: Path, examples: Sequence[Example]) -> None:
     """`--reward best-of-n`: which answer was taught."""
     taught = {
         row["prompt_id"]: row["index"]
-        for row in iter_jsonl(folder / "sft.jsonl")
+        for row in rows_of(folder / "sft.jsonl")
         if "prompt_id" in row and "index" in row
     }
     for example in examples:

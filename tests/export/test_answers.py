@@ -66,9 +66,11 @@ def test_alpaca_eval(made, prompts, tmp_path, export, capsys, complaint):
     export(*command)
     assert capsys.readouterr().out == f"{out}: is there already, made by the same command\n"
     assert json.loads(out.read_text()) == rows
-    assert "is there already, made with --name None, found x" in complaint(*command, "--name", "x")
+    assert "is there already, made with --name not given, found x" in complaint(
+        *command, "--name", "x"
+    )
     prompts.write_text(json.dumps(PROMPTS[:2]))
-    assert "made with --prompts (the file's content)" in complaint(*command)
+    assert "made with --prompts of other content" in complaint(*command)
     left = [".out.json.made.json", "out.json", "prompts.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == left
 
@@ -102,7 +104,7 @@ def test_killed_it_goes_on(
     kept = read_jsonl(waiting)
     assert len(kept) == 1 and not out.exists()
     said = complaint(*command, "--out", out, "--top-p", "0.5")
-    assert "holds answers made with --top-p None, found 0.5" in said
+    assert "holds answers made with --top-p 1.0, found 0.5" in said
     with waiting.open("a") as file_:
         file_.write('{"key": "torn')
     asked = []
@@ -179,7 +181,7 @@ def test_the_choices_of_other_seeds_are_others():
     found = set()
     for seed, choices in ((0, 2), (1, 1), (2, 3)):
         arguments = argparse.Namespace(
-            choices=choices, seed=seed, temperature=None, top_p=None, max_tokens=None
+            choices=choices, seed=seed, temperature=None, top_p=1.0, max_tokens=8
         )
         found |= {each.params.seed for each in mt_bench.dialogues(QUESTIONS, arguments)}
     assert len(found) == 6

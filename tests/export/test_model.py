@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -146,8 +147,12 @@ def test_load_model_of_a_run(made):
 
 def test_mistakes_are_one_line_and_leave_nothing(made, adapted, complaint, tmp_path):
     out = tmp_path / "out"
-    assert "no such folder, wanted that of a run" in complaint("model", "nowhere", "--out", out)
+    assert "no such folder, wanted the folder of a run" in complaint(
+        "model", "nowhere", "--out", out
+    )
     assert "a folder that is no run" in complaint("model", tmp_path, "--out", out)
+    assert "did you mean " + str(made) in complaint("model", str(made)[:-1], "--out", out)
+    assert f"did you mean {made}/m2?" in complaint("model", made / "M2", "--out", out)
     said = complaint("model", made / "m3", "--out", out)
     assert "found no such model, wanted one that the run has" in said and "/m2" in said
     assert "--merge: found with" in complaint("model", made, "--out", out, "--merge")
@@ -167,3 +172,20 @@ def test_a_run_without_a_model_yet(made, complaint, tmp_path):
     (tmp_path / "m1" / "model.tmp").mkdir(parents=True)
     said = complaint("model", tmp_path, "--out", tmp_path / "out")
     assert "a run without a finished model" in said
+
+
+def test_torn_or_lost_weights_are_not_handed_on(made, complaint, export, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(made, run)
+    weights = run / "m2" / "model" / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.truncate(weights.stat().st_size - 1)
+    said = complaint("model", run, "--out", out)
+    assert "m2/model/model.safetensors: is truncated" in said and "restore it" in said
+    weights.unlink()
+    assert "wanted weights in model.safetensors" in complaint("model", run, "--out", out)
+    shutil.rmtree(run / "m2" / "model")
+    said = complaint("model", run, "--out", out)
+    assert "m2/model: is gone, wanted the last model of the run" in said and f"{run}/m1" in said
+    assert not out.exists()
+    export("model", run / "m1", "--out", out)

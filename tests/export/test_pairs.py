@@ -236,14 +236,18 @@ def test_the_same_command_again_is_done(what, made, tmp_path, export, complaint,
     capsys.readouterr()
     export(what, run, "--out", out)
     assert capsys.readouterr().out == f"{out}: is there already, made by the same command\n"
-    other = {"pairs": "--round=m2", "sft": "--kind=ift", "model": "--dtype=bf16"}[what]
-    assert f"is there already, made with {other.split('=')[0]} None" in complaint(
-        what, run, "--out", out, *other.split("=")
-    )
+    if what != "model":
+        export(what, run, "--out", out, "--round", "all")  # the default
+    other = {"pairs": "--round=m2", "sft": "--kind=ift", "model": "--best"}[what]
+    there = {"pairs": "--round all, found m2", "sft": "--kind all", "model": "--best no"}[what]
+    said = complaint(what, run, "--out", out, *other.split("="))
+    assert f"is there already, made with {there}" in said and "None" not in said
     read = {"pairs": "m2/pairs.jsonl", "sft": "m1/sft.jsonl", "model": "m2/model/config.json"}[what]
     with (run / read).open("a") as file:
         file.write("\n" if what == "model" else (run / read).read_text())
-    assert "(its content)" in complaint(what, run, "--out", out)
+    assert f"made with {'MODEL' if what == 'model' else read} of other" in complaint(
+        what, run, "--out", out
+    )
     assert contents(out) == before
     (tmp_path / ".out.jsonl.made.json").unlink()
     assert "is there already, wanted a new name" in complaint(what, run, "--out", out)
@@ -264,7 +268,8 @@ def test_mistakes_are_one_line(made, adapted, complaint, tmp_path, monkeypatch):
     )
     assert "--round: found 'two'" in complaint("pairs", made, "--out", out, "--round", "two")
     assert "has no pairs" in complaint("pairs", adapted, "--out", out)
-    assert "a folder that is no run" in complaint("pairs", made / "m2", "--out", out)
+    said = complaint("pairs", made / "m2", "--out", out)
+    assert f"a folder that is no run, wanted the folder of a run: {made} --round m2" in said
     assert "found no .jsonl, .json, .parquet" in complaint(
         "pairs", made, "--out", tmp_path / "a.csv"
     )
@@ -289,3 +294,14 @@ def test_a_row_that_is_no_pair(made, complaint, tmp_path):
     (tmp_path / "m1" / "sft.jsonl").write_text('{"prompt": "x"}\n')
     said = complaint("sft", tmp_path, "--out", tmp_path / "b.jsonl")
     assert "sft.jsonl: found a row that is no SFT row of a run ('response')" in said
+
+
+@pytest.mark.parametrize("left", ["", '{"prompt": '])
+def test_a_round_that_has_lost_rows_is_not_left_out(left, made, complaint, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out.jsonl"
+    shutil.copytree(made, run, ignore=shutil.ignore_patterns("model"))
+    wanted = len(read_jsonl(made / "m2" / "pairs.jsonl"))
+    (run / "m2" / "pairs.jsonl").write_text(left)
+    said = complaint("pairs", run, "--out", out)
+    assert f"m2/pairs.jsonl: found 0 rows, wanted the {wanted} of its stage; restore it" in said
+    assert not out.exists()
