@@ -14,6 +14,7 @@ from transformers import AutoTokenizer  # noqa: F401 (imported once, before rank
 
 from srlm_fast import run as command
 from srlm_fast.dist import device_mesh
+from srlm_fast.judge import pairwise
 from srlm_fast.loop import run
 from srlm_fast.loop.part_files import part_of
 from srlm_fast.loop.ranks import ManyRanks
@@ -33,6 +34,15 @@ def whole_run(
     ranks.sharded = sharded
     summary = run(small_config(Path(out), **changes), screen, ranks=ranks)
     return {"summary": summary, "stages": screen.stages}
+
+
+def with_open_gate(out: str, changes: dict[str, Any]) -> Any:
+    """M2's own score, of a model that has never compared."""
+    least, pairwise.MIN_MASS = pairwise.MIN_MASS, 0.0
+    try:
+        return whole_run(out, 1, changes)["summary"]["models"][1]["own_score"]
+    finally:
+        pairwise.MIN_MASS = least
 
 
 def stopped_by_one(out: str, tensor: int, stopper: int, rows: int, changes: dict[str, Any]) -> str:
