@@ -406,6 +406,11 @@ def check_mixing_options(config: Config) -> None:
             f"--mix-real: found {share:g} without --ift and --eft, wanted one of them: its rows "
             "are what is mixed in"
         )
+    if weight != DpoConfig.real_weight and config.reward == "best-of-n":
+        raise InputError(
+            f"--real-weight: found {weight:g} with --reward best-of-n, wanted another reward: "
+            "there real rows count like the others"
+        )
     if weight != DpoConfig.real_weight and not share:
         raise InputError(f"--real-weight: found {weight:g} alone, wanted --mix-real too")
 

@@ -82,11 +82,6 @@ TABLE = (
         "(--sft-lr, --sft-epochs), without pairs",
     ),
     Unused(
-        ("--real-weight",),
-        lambda run: run.reward == "best-of-n",
-        "with --reward best-of-n, wanted another reward: there real rows count like the others",
-    ),
-    Unused(
         ("--candidates",),
         lambda run: run.reward == "constitution",
         "with --reward constitution, wanted another reward: it revises one answer to each prompt "

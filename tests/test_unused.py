@@ -32,12 +32,6 @@ REFUSED = [
     ("--stop-on-collapse", "a round", ["--stop-on-collapse", "yes", "--iterations", "0"], None),
     ("--lr", "with --reward best-of-n", ["--reward", "best-of-n", "--lr", "1e-5"], None),
     ("--reference", "without pairs", ["--reward", "best-of-n", "--reference", "sft"], None),
-    (
-        "--real-weight",
-        "count like the others",
-        ["--reward", "best-of-n", "--mix-real", ".1", "--real-weight", "2"],
-        None,
-    ),
     ("--candidates", "one answer", ["--reward", "constitution", "--candidates", "6"], None),
     (
         "--accumulate",

@@ -22,7 +22,7 @@ ROLES = {
 }
 TOOLS = ("tool", "function", "function_call", "tool_call", "observation", "tool_response")
 BESIDE = {"tools", "images", "image", "videos", "video", "audios", "audio"}  # fields of a row
-NOTHING: tuple[Any, ...] = (None, "", "[]", [])
+NOTHING: tuple[Any, ...] = (None, "", "[]", [], "{}", {})
 MESSAGE = '{"role": "...", "content": "..."}'
 SHOWN = 40  # characters of a role that is not known
 

@@ -12,6 +12,7 @@ from typing import Any
 from srlm_fast.config import TINY, Config, get, option_at
 from srlm_fast.data import PreferenceRow, same_text
 from srlm_fast.data.fields import Skipped
+from srlm_fast.data.held_out import HELD_OUT_SHARE, held_out_count
 from srlm_fast.data.preferences import recognised_preferences
 from srlm_fast.data.prompts import recognised_prompts
 from srlm_fast.data.recognised import Recognised
@@ -24,7 +25,6 @@ from .chat_template import read_chat_template
 from .human_text import MOST_ROWS, split_human_text
 from .state import derive_seed
 
-HELD_OUT_SHARE = 0.1
 ASKED = ("prompt", "text", "turns")  # `records.AskedRow`
 Row = dict[str, Any]
 
@@ -303,10 +303,8 @@ def _check_left(config: Config, found: Material) -> None:
 
 
 def _hold_out(pool: Sequence[Prompt], most: int, seed: int) -> list[Prompt]:
-    """A tenth of the different prompts, at most `most`, at least one where two are there."""
     unique = list({same_text(prompt.conversation): prompt for prompt in pool}.values())
-    count = min(most, max(1, round(len(unique) * HELD_OUT_SHARE))) if len(unique) > 1 else 0
-    return random.Random(seed).sample(unique, count)
+    return random.Random(seed).sample(unique, held_out_count(len(unique), most))
 
 
 def _split_eft(rows: list[Row], seed: int) -> tuple[list[Row], list[Row]]:

@@ -1,20 +1,20 @@
 """How many prompts and answers a run takes from the user's files, counted in them.
 
 What is held out is left out as the loop does it (`loop/material.py`), but for rows that stand in
-several files.
+several files. A file is read once: it is taken to stay as it is.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 from srlm_fast.config import TINY, Config
 from srlm_fast.data.fields import Skipped
+from srlm_fast.data.held_out import HELD_OUT_SHARE, held_out_count
 from srlm_fast.data.prompts import recognised_prompts
 from srlm_fast.data.seeds import recognised_eft, recognised_eft_eval, recognised_ift
 from srlm_fast.tiny.settings import SETTINGS
-
-HELD_OUT_SHARE = 0.1
 
 
 def counted(config: Config) -> Config:
@@ -24,7 +24,7 @@ def counted(config: Config) -> Config:
     if config.prompts_file is None:
         return made
     taken = 0 if config.eval_prompts_file or config.model == TINY else held
-    left = different_prompts(config.prompts_file, config) - taken
+    left = different_prompts(config.prompts_file, config.skip_bad) - taken
     return replace(made, num_prompts=max(1, min(config.num_prompts, left)))
 
 
@@ -32,16 +32,16 @@ def held_out(config: Config) -> int:
     """Prompts that each model's answers to are measured on."""
     most = config.evaluation.num_prompts
     if config.eval_prompts_file:
-        return min(most, different_prompts(config.eval_prompts_file, config))
+        return min(most, different_prompts(config.eval_prompts_file, config.skip_bad))
     pool = config.prompts_file or config.ift_file
     if config.model == TINY or pool is None:
         return most
-    count = different_prompts(pool, config)
-    return min(most, max(1, round(count * HELD_OUT_SHARE))) if count > 1 else 0
+    return held_out_count(different_prompts(pool, config.skip_bad), most)
 
 
-def different_prompts(path: str, config: Config) -> int:
-    return len({prompt.prompt_id for prompt in recognised_prompts(path, skipped(config)).rows})
+@cache
+def different_prompts(path: str, skip_bad: bool) -> int:
+    return len({prompt.prompt_id for prompt in recognised_prompts(path, skipped(skip_bad)).rows})
 
 
 @dataclass(frozen=True)
@@ -56,20 +56,37 @@ def known(config: Config) -> Known:
     """That each model's judge is measured on: of --eft a tenth."""
     most = config.evaluation.num_judged
     if config.eft_eval_file:
-        rows = recognised_eft_eval(config.eft_eval_file, skipped(config)).rows[:most]
-        return Known(len(rows), sum(len(row["responses"]) for row in rows))
+        return known_of_eft_eval(config.eft_eval_file, config.skip_bad, most)
     if config.eft_file:
-        return known_of_eft(config.eft_file, config)
+        found = counted_eft(config.eft_file, config.skip_bad)
+        taken = min(most, found.prompts * HELD_OUT_SHARE)
+        return Known(taken, taken * found.answers / max(1, found.prompts))
     prompts = min(most, SETTINGS.num_eft_eval) if config.model == TINY else 0
     return Known(prompts, prompts * SETTINGS.num_eft_answers)
 
 
-def known_of_eft(path: str, config: Config) -> Known:
-    found = recognised_eft(path, skipped(config))
+@cache
+def known_of_eft_eval(path: str, skip_bad: bool, most: int) -> Known:
+    rows = recognised_eft_eval(path, skipped(skip_bad)).rows[:most]
+    return Known(len(rows), sum(len(row["responses"]) for row in rows))
+
+
+@dataclass(frozen=True)
+class Eft:
+    """What a file of --eft holds. judged: judgements, else ranked answers to build them from."""
+
+    judged: bool
+    rows: int
+    prompts: int
+    answers: int
+
+
+@cache
+def counted_eft(path: str, skip_bad: bool) -> Eft:
+    found = recognised_eft(path, skipped(skip_bad))
     prompts = len({row["prompt"] for row in found.rows})
     answers = sum(len(row.get("responses", "1")) for row in found.rows)
-    taken = min(config.evaluation.num_judged, prompts * HELD_OUT_SHARE)
-    return Known(taken, taken * answers / max(1, prompts))
+    return Eft(found.form.judged is not None, len(found.rows), prompts, answers)
 
 
 @dataclass(frozen=True)
@@ -88,17 +105,15 @@ def seeds_of(config: Config) -> Seeds:
     own = config.model == TINY
     ift, eft, ranked = (config.num_ift or 0) * own, (config.num_eft or 0) * own, 0
     if config.ift_file:
-        ift = len(recognised_ift(config.ift_file, skipped(config)).rows)
+        ift = len(recognised_ift(config.ift_file, skipped(config.skip_bad)).rows)
     ift = min(ift, config.num_ift or ift)
     if config.eft_file:
-        found = recognised_eft(config.eft_file, skipped(config))
-        judged = found.form.judged is not None
-        eft = len(found.rows) if judged else 0
-        ranked = 0 if judged else sum(len(row["responses"]) for row in found.rows)
+        found = counted_eft(config.eft_file, config.skip_bad)
+        eft, ranked = (found.rows, 0) if found.judged else (0, found.answers)
     # Of ranked answers about half are kept: those whose judgement agrees with people.
     eft += ranked // 2
     return Seeds(ift, min(eft, config.num_eft or eft), ranked)
 
 
-def skipped(config: Config) -> Skipped | None:
-    return Skipped() if config.skip_bad else None
+def skipped(skip_bad: bool) -> Skipped | None:
+    return Skipped() if skip_bad else None

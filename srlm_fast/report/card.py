@@ -237,12 +237,14 @@ class Card:
                 )
 
     def by_model(self, kind: str) -> list[list[str]]:
-        """Numbers by name, a column for each model; lists (histograms) are left to the report."""
+        """Numbers that some model has, by name, a column for each model; lists (histograms) are
+        left to the report.
+        """
         found = [model.get(kind) or {} for model in self.models]
+        names = dict.fromkeys(name for row in found for name, v in row.items() if is_number(v))
         return [
             [name.replace("_", " "), *(figure(row.get(name), ".4g") for row in found)]
-            for name, value in found[-1].items()
-            if isinstance(value, int | float)
+            for name in names
         ]
 
     def judge(self) -> list[list[str]]:
@@ -456,6 +458,10 @@ def rows_used(account: Row | None) -> Iterator[str]:
         yield f"{account.get('form', ABSENT)}, {rows} rows of {lines} lines"
         if left := counted({name: account.get(name) for name in ("left_out", "skipped")}):
             yield left
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def round_row(made: Row) -> list[str]:

@@ -92,7 +92,12 @@ def test_mistakes_name_the_message(write, messages, message):
         ({"messages": [Q, A], "images": ["a.jpg"]}, "'images' names images, wanted none"),
         ({"instruction": "q", "output": "a", "image": "a.jpg"}, "'image' names image"),
         ({"instruction": "q", "instances": []}, "'instances' is an empty list"),
-        ({"instruction": "q", "instances": [{"input": ""}]}, "'output' is missing"),
+        ({"instruction": "q", "instances": [{"input": ""}]}, "'instances[0].output' is missing"),
+        (
+            {"instruction": "q", "instances": [{"output": "a"}, {"input": "", "output": 3}]},
+            "'instances[1].output' is the number 3, wanted a string",
+        ),
+        ({"instruction": 3, "instances": [{"output": "a"}]}, "'instruction' is the number 3"),
         ({"question": "q", "answer": 3}, "'answer' is the number 3"),
         (
             {"instruction": "q", "output_1": "a", "output_2": "b", "preference": 3},

@@ -49,6 +49,7 @@ SHAREGPT: dict[str, Any] = {
     ],
     "system": "",
     "tools": "[]",
+    "images": {},
 }
 
 

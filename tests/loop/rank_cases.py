@@ -8,12 +8,14 @@ import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch.distributed as dist
 from transformers import AutoTokenizer  # noqa: F401 (imported once, before ranks are forked)
 
 from srlm_fast import run as command
 from srlm_fast.dist import device_mesh
+from srlm_fast.judge import pairwise
 from srlm_fast.loop import run
 from srlm_fast.loop.part_files import part_of
 from srlm_fast.loop.ranks import ManyRanks
@@ -33,6 +35,20 @@ def whole_run(
     ranks.sharded = sharded
     summary = run(small_config(Path(out), **changes), screen, ranks=ranks)
     return {"summary": summary, "stages": screen.stages}
+
+
+def own_score(out: str, changes: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """M2's own score, of a model that has never compared, and the rows this rank wrote for it."""
+    write, written = RowWriter.write, 0
+
+    def count(self: RowWriter, *rows: Any) -> None:
+        nonlocal written
+        written += len(rows) if self.path.name.startswith("own_") else 0
+        write(self, *rows)
+
+    with patch.object(pairwise, "MIN_MASS", 0.0), patch.object(RowWriter, "write", count):
+        summary = whole_run(out, 1, changes)["summary"]
+    return summary["models"][1]["own_score"], written
 
 
 def stopped_by_one(out: str, tensor: int, stopper: int, rows: int, changes: dict[str, Any]) -> str:

@@ -276,6 +276,10 @@ def test_a_draw_takes_all_alike():
         ({"mix_real": 0.95}, "--mix-real: found 0.95, wanted a number of at least 0, at most 0.9"),
         ({"accumulate": "some"}, "--accumulate: found 'some', wanted no, yes or subsample"),
         ({"dpo.real_weight": 0.5}, "--real-weight: found 0.5 alone, wanted --mix-real too"),
+        (
+            {"dpo.real_weight": 2.0, "mix_real": 0.1, "reward": "best-of-n"},
+            "--real-weight: found 2 with --reward best-of-n, wanted another reward: there real",
+        ),
     ],
 )
 def test_mistakes(changes, said):

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
+from srlm_fast.judge import pairwise
+from srlm_fast.model import load_model, with_score_head
 from srlm_fast.records import read_jsonl
 from srlm_fast.run_folder import Lock, write_config
 from tests.dist.processes import Ranks
 from tests.loop import rank_cases as cases
-from tests.loop.worlds import share_first_model, small_config, small_run
+from tests.loop.worlds import forget_own_score, share_first_model, small_config, small_run
 
 SHORT = {"iterations": 1, "num_prompts": 8, "evaluation.num_prompts": 6, "evaluation.num_judged": 2}
 SAMPLED = ("prompts", "candidates", "judgements")
@@ -92,6 +96,38 @@ def test_two_data_ranks_give_the_rows_of_one_process(two_ranks, first, alone, tm
         if "seconds" in row and "step" not in row
     ]
     assert len(stages) == len(set(stages))
+
+
+@pytest.mark.parametrize("reward, file", [("pairwise", "own_compared"), ("model", "own_judged")])
+def test_an_own_score_broken_off_is_finished_by_one_process_or_two(
+    two_ranks, alone, tmp_path, monkeypatch, reward, file
+):
+    """The rows are there once, the torn one too; on two ranks they are equal up to rounding."""
+    monkeypatch.setattr(pairwise, "MIN_MASS", 0.0)
+    out, path, changes = tmp_path / "run", tmp_path / f"run/m2/{file}.jsonl", {"reward": reward}
+    if reward == "model":
+        changes["reward_model"] = str(tmp_path / "reward")
+        with_score_head(load_model("tiny"), 5).save(tmp_path / "reward")
+    shutil.copytree(alone, out)
+    path.unlink(missing_ok=True)
+    found = []
+    for measure in (small_own_score, small_own_score, partial(two_ranks, cases.own_score)):
+        forget_own_score(out, path.name)
+        figures = measure(str(out), SHORT | changes)
+        found.append((figures, sorted(read_jsonl(path), key=lambda row: list(row.values())[:3])))
+    assert found[0] == found[1] and found[0][0]["n"] == 6 and len(found[0][1]) >= 2
+    both, rows = found[2]
+    assert sum(written for _, written in both) <= len(rows)  # none of them by both
+    for figures, _ in both:
+        for name in ("score", "change"):
+            assert figures[name] == pytest.approx(found[0][0][name], abs=1e-5)
+    for one, other in zip(found[0][1], rows, strict=True):
+        assert one.pop("score") == pytest.approx(other.pop("score"), abs=1e-5)
+        assert [*one.values()][:3] == [*other.values()][:3]
+
+
+def small_own_score(out: str, changes: dict[str, Any]) -> dict[str, Any]:
+    return small_run(Path(out), **changes)["models"][1]["own_score"]
 
 
 def test_a_collapse_stops_both_ranks(two_ranks, first, alone, tmp_path):

@@ -78,6 +78,20 @@ def share_first_model(source: Path, out: Path) -> None:
     (out / "state.json").write_text(json.dumps(kept), "utf-8")
 
 
+def forget_own_score(out: Path, rows: str) -> None:
+    """Of M2 of a finished run: its figures, and of the file `rows`, if there is one, all but one
+    row and a torn one.
+    """
+    state = json.loads((out / "state.json").read_text("utf-8"))
+    for name in ("m2/measure", "m2/watch"):
+        state["stages"].pop(name, None)
+    (out / "state.json").write_text(json.dumps(state), "utf-8")
+    path = out / "m2" / rows
+    if path.exists():
+        first, second, *_ = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(first + second[:-9])
+
+
 # What must be the same however often a run was broken off. Seconds are not among it.
 RESULTS = (
     "sft.jsonl",

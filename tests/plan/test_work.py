@@ -6,10 +6,12 @@ import dataclasses
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from srlm_fast.config import Config, recipe
+from srlm_fast.plan import counts
 from srlm_fast.plan.choice import as_given
 from srlm_fast.plan.devices import parse_devices
 from srlm_fast.plan.page import rates_of, unknown_prompt_model
@@ -87,12 +89,14 @@ def test_best_of_n_learns_from_one_answer_and_needs_no_reference():
     assert found["train"].trained == CONFIG.sft.epochs * 10 * 164
 
 
-def test_prompts_of_the_user_are_counted_and_not_made(tmp_path: Path):
-    """Eight lines of seven prompts, of which one is held out."""
+def test_prompts_of_the_user_are_counted_and_not_made(tmp_path: Path, monkeypatch):
+    """Eight lines of seven prompts, of which one is held out; read once, however many stages."""
     file = tmp_path / "p.jsonl"
     file.write_text("".join(json.dumps({"prompt": f"q{i % 7}"}) + "\n" for i in range(8)))
+    read = Mock(wraps=counts.recognised_prompts)
+    monkeypatch.setattr(counts, "recognised_prompts", read)
     found = stages(prompts_file=str(file))
-    assert "prompts" not in found
+    assert "prompts" not in found and read.call_count == 1
     assert (found["answers"].read, found["answers"].generated) == (6 * 64, 6 * 200)
     assert found["train"].trained == 0.75 * 6 * 264
     assert found["measure"].generated == 100 + 2 * 3 * 40  # judged by M1, and by itself

@@ -45,6 +45,16 @@ def card(run: Path, number: int = 3, **more: Any) -> str:
     return write_card(run, number, run / f"m{number}" / "model", **more).read_text()
 
 
+def test_a_figure_that_the_last_model_lacks_is_kept_of_the_others(run):
+    def edit(found):
+        for model, value in zip(found["models"], (7.25, 8.5, None), strict=True):
+            model["human_text"] = {"perplexity": value, "whole": True}
+
+    change(run / "summary.json", edit)
+    made = card(run)
+    assert re.search(r"\| perplexity \| 7.25 \| 8.5 \| \S+ \|", made) and "| whole |" not in made
+
+
 def test_a_card_beside_each_model(run):
     files = write_cards(run, "meta-llama/Llama-3.1-8B")
     assert files == [run / name / "model" / "README.md" for name in ("m1", "m2", "m3")]

@@ -5,14 +5,26 @@ response (ms-swift) are read alike. Self-Instruct has several inputs and outputs
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 
 from srlm_fast.data.conversations import Exchange, assistant, exchanges, question, system, user
 from srlm_fast.data.fields import Line, check_text, kind
-from srlm_fast.records import Message
+from srlm_fast.records import InputError, Message
 
 ASKED, INPUTS = ("instruction", "question", "query"), ("input", "context")
 ANSWERED = ("output", "response", "answer")
+
+
+@dataclass(frozen=True)
+class Instance(Line):
+    """A task with the fields of one of its instances, which mistakes in those are told of."""
+
+    index: int = 0
+    own: frozenset[str] = frozenset()
+
+    def error(self, field: str, found: str, wanted: str) -> InputError:
+        is_own = field in self.own or field in ANSWERED
+        return super().error(f"instances[{self.index}]." * is_own + field, found, wanted)
 
 
 def asked(line: Line) -> list[Message]:
@@ -43,7 +55,10 @@ def _instances(line: Line) -> list[Line]:
     if not values or not all(isinstance(value, dict) for value in values):
         found = f"holds {kind(values[0])}" if values else "is an empty list"
         raise line.error("instances", found, 'a list of {"input": "...", "output": "..."}')
-    return [replace(line, fields={**line.fields, **value}) for value in values]
+    return [
+        Instance(line.path, line.number, line.fields | value, line.place, i, frozenset(value))
+        for i, value in enumerate(values)
+    ]
 
 
 def _optional(line: Line, field: str) -> str:

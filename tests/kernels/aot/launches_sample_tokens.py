@@ -40,3 +40,4 @@ def launches(arch: int) -> Iterator[Launch]:
     yield Launch("32000, fp32, masks", partial(draw, LLAMA_2, torch.float32, masked=True))
     yield Launch("32000, fp16", partial(draw, LLAMA_2, torch.float16, positions=torch.int32))
     yield Launch("50257, masks", partial(draw, ODD, masked=True))
+    yield Launch("50257, fp32", partial(draw, ODD, torch.float32))
