@@ -14,6 +14,7 @@ import dataclasses
 import datetime
 import errno
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from srlm_fast import __version__, run_folder
+from srlm_fast.defaults import help_of
 from srlm_fast.options import GROUPS, OPTIONS, Option, nearest
 from srlm_fast.records import InputError
 
@@ -62,8 +64,8 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="python -m srlm_fast.run",
         description=DESCRIPTION,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, max_help_position=32, width=100
+        formatter_class=lambda prog: argparse.HelpFormatter(
+            prog, max_help_position=32, width=min(100, shutil.get_terminal_size().columns)
         ),
         allow_abbrev=False,
         add_help=False,
@@ -72,7 +74,7 @@ def make_parser() -> Parser:
     for title, options in GROUPS.items():
         group = parser.add_argument_group(title)
         for option in options:
-            group.add_argument(option.name, **option.for_parser)
+            group.add_argument(option.name, **option.for_parser | {"help": help_of(option)})
         if title == "the run":
             group.add_argument(
                 "--out",
@@ -177,6 +179,11 @@ def launched(arguments: argparse.Namespace) -> ManyRanks | None:
             f"--tensor-parallel: found {tensor}, wanted a divisor of the {world} ranks of this "
             "start (torchrun --nproc-per-node N -m srlm_fast.run ...)"
         )
+    if arguments.shard == "yes" and world == tensor:
+        raise InputError(
+            "--shard: found 'yes' without ranks that prompts are split over, wanted more of them "
+            "(torchrun --nproc-per-node N -m srlm_fast.run ...)"
+        )
     if world == 1:
         return None
     if arguments.device not in (None, "cpu", "cuda"):
@@ -226,7 +233,7 @@ def run_as(ranks: ManyRanks | None, arguments: argparse.Namespace) -> int:
     if arguments.plan:
         from srlm_fast.plan import print_plan
 
-        print_plan(config, arguments.devices)
+        print_plan(dataclasses.replace(config, out=arguments.out or ""), arguments.devices)
         return DONE
     return train(config, None if arguments.out is None else Path(arguments.out), ranks)
 
@@ -279,7 +286,7 @@ def hold_and_run(config: Config, folder: Path, display: Display, ranks: Ranks) -
     start = run_folder.FirstStart(folder)
     with run_folder.Lock(folder):
         try:
-            take_folder(config, folder, display)
+            take_folder(config, folder)
             ranks.wait()
             return run_loop(config, folder, display, ranks)
         except Exception as error:
@@ -298,16 +305,14 @@ def is_refused(error: Exception, ranks: Ranks) -> bool:
     return isinstance(error, InputError | ModelError)
 
 
-def take_folder(config: Config, folder: Path, display: Display) -> None:
+def take_folder(config: Config, folder: Path) -> None:
     """Refuse the folder of another run; write down whose a new one is."""
     from srlm_fast.config import differences, read_config, versions
 
     if run_folder.is_run_folder(folder) and run_folder.is_started(folder):
         refuse_other_run(folder, differences(read_config(folder), config))
-        display.note(f"going on in {folder}")
     else:
         run_folder.write_config(folder, config.to_json(), versions())
-        display.note(f"writing to {folder}")
 
 
 def choose_folder(config: Config) -> Path:
@@ -323,16 +328,23 @@ def choose_folder(config: Config) -> Path:
 
 
 def refuse_other_run(folder: Path, different: list[Difference]) -> None:
-    if different:
-        shown = different[:SHOWN_DIFFERENCES]
-        there = ", ".join(f"{each.option} {value_of(each.there)}" for each in shown)
-        here = ", ".join(f"{each.option} {value_of(each.here)}" for each in shown)
-        more = len(different) - len(shown)
-        raise InputError(
-            f"--out {folder}: belongs to a run with {there}, found {here}"
-            + (f" and {more} more that differ" if more else "")
-            + "; wanted the same options, or another folder"
-        )
+    if not different:
+        return
+    # What no option sets differs because of one that is named.
+    named = [each for each in different if each.option.startswith("--")] or different
+    shown = named[:SHOWN_DIFFERENCES]
+    there = ", ".join(
+        f"another {each.option}" if each.of_content else f"{each.option} {value_of(each.there)}"
+        for each in shown
+    )
+    here = ", ".join(f"{e.option} {value_of(e.here)}" for e in shown if not e.of_content)
+    more = len(named) - len(shown)
+    raise InputError(
+        f"--out {folder}: belongs to a run with {there}"
+        + (f", found {here}" if here else "")
+        + (f" and {more} more that differ" if more else "")
+        + "; wanted the same options, or another folder"
+    )
 
 
 def value_of(value: Any) -> str:

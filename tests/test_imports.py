@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     # The embedded default is data; only the script that made its weights uses the stages.
     "tiny": {"records", "judge", "data", "model", "train"},
     "options": {"records"},
+    "defaults": {"options"},
     "run_folder": {"records"},
     "run_models": {"records", "run_folder"},
     "config": {"records", "options", "run_folder", "run_models", *STAGES},
@@ -40,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "unused": {"records", "options", "config"},
     "run": {
         *("records", "options", "run_folder", "config", "unused", "plan", "loop", "report"),
-        "model",
+        *("defaults", "model"),
     },
     "report_command": {"records", "run", "report"},
     "made_by": {"records", "run_folder"},
