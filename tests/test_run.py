@@ -177,10 +177,10 @@ FILES = {
     "folder": (None, "found a folder, wanted a file"),
     "empty": (b"", "prompts.jsonl"),
     "not JSON": (b'{"prompt": "a"}\nnope\n', "line 2"),
-    "wrong field": (b'{"prompt": "a"}\n{"text": "b"}\n', "line 2: field 'prompt' is missing"),
+    "wrong field": (b'{"prompt": "a"}\n{"text": "b"}\n', "line 2: field 'text'"),
     "not a string": (b'{"prompt": 3}\n', "line 1: field 'prompt'"),
     "not UTF-8": (b'{"prompt": "\xff\xfe"}\n', "prompts.jsonl"),
-    "not an object": (b'["a"]\n', "line 1"),
+    "not an object": (b'{"prompt": "a"}\n["a"]\n', "line 2"),
 }
 
 

@@ -12,8 +12,8 @@ def few_rows(config: Config, material: Material) -> list[str]:
     usual, notes = recipe(config.recipe, config.model), list[str]()
     asked, there = config.num_prompts, len(material.prompts)
     if config.prompts_file and asked != usual.num_prompts and there < asked:
-        notes.append(f"--num-prompts {asked}: --prompts has {there}; each round takes all of them")
+        notes.append(f"--num-prompts {asked}: --prompts leaves {there} to answer, each round all")
     asked, there = config.evaluation.num_prompts, len(material.held_out)
     if asked != usual.evaluation.num_prompts and there < asked:
-        notes.append(f"--eval-count {asked}: {there} prompts are there to hold out; all are taken")
+        notes.append(f"--eval-count {asked}: only {there} to hold out, all taken")
     return notes

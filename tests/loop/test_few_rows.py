@@ -23,8 +23,8 @@ def test_a_number_that_a_file_does_not_hold_is_told_where_it_was_asked_for(tmp_p
     asked = replace(config, num_prompts=50, evaluation=EvaluationConfig(num_prompts=40))
     assert few_rows(config, gather(config)) == []
     assert few_rows(asked, gather(asked)) == [
-        "--num-prompts 50: --prompts has 4; each round takes all of them",
-        "--eval-count 40: 3 prompts are there to hold out; all are taken",
+        "--num-prompts 50: --prompts leaves 4 to answer, each round all",
+        "--eval-count 40: only 3 to hold out, all taken",
     ]
     few = replace(config, num_prompts=4, evaluation=EvaluationConfig(num_prompts=3))
     assert few_rows(few, gather(few)) == []
