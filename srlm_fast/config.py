@@ -46,6 +46,8 @@ FOLDERS = ("model", "reward_model", "prompt_model")
 # model of billions, so a small piece decides whether such a model fits; its rows still fill a GPU.
 MICRO_BATCH = 2048
 ENDS_BYTES = 1 << 20  # read of each end of a file of weights
+SIMPO_BETA, SIMPO_GAMMA = 2.0, 1.0  # of arXiv 2405.14734 for Llama 3 8B
+CONTENT = " (the file's content)"  # behind an option in which two runs differ
 OWN_ANSWERS = 128  # at most, to held-out prompts, that a model's own score is of
 JUDGED = ("self", "frozen", "best-of-n")  # rewards whose scores a judge writes
 # Where a run is written and shown, on how many devices with which memory, and whether a warning
@@ -274,6 +276,9 @@ def from_options(arguments: Namespace) -> Config:
     """
     model = arguments.model if arguments.model is not None else TINY
     config = recipe(arguments.recipe or "default", model)
+    if arguments.loss == "simpo":
+        simpo = dataclasses.replace(config.dpo, loss="simpo", beta=SIMPO_BETA, gamma=SIMPO_GAMMA)
+        config = dataclasses.replace(config, dpo=simpo)
     for option in OPTIONS:
         value = getattr(arguments, option.key, None)
         if value is not None:
@@ -281,10 +286,17 @@ def from_options(arguments: Namespace) -> Config:
     for name in FILES:
         config = put(config, name, absolute(getattr(config, name)))
     for name, folder in model_folders(config).items():
-        config = put(config, name, resolve_model(str(folder)).folder_or_name)
+        config = put(config, name, resolved(option_at(name), str(folder)))
     config = dataclasses.replace(config, inputs=fingerprints(config))
     check(config)
     return config
+
+
+def resolved(option: str, folder: str) -> str:
+    try:
+        return resolve_model(folder).folder_or_name
+    except InputError as error:
+        raise InputError(f"{option} {error}") from None
 
 
 def put_option(config: Config, option: Option, value: Any) -> Config:
@@ -518,6 +530,11 @@ class Difference:
     there: Any
     here: Any
 
+    @property
+    def of_content(self) -> bool:
+        """Whether the values are SHA-256 of a file."""
+        return self.option.endswith(CONTENT)
+
 
 def differences(there: Config | dict[str, Any], here: Config) -> list[Difference]:
     """What differs between a run on disk and the one asked for, in the order of the fields.
@@ -528,16 +545,17 @@ def differences(there: Config | dict[str, Any], here: Config) -> list[Difference
     new = flatten(here.to_json())
     old = flatten(Config().to_json()) | flatten(old)
     paths = [path for path in [*new, *(old.keys() - new.keys())] if path not in NOT_COMPARED]
-    return [
+    found = [
         Difference(named(path), old.get(path), new.get(path))
         for path in paths
         if plain(old.get(path)) != plain(new.get(path))
     ]
+    return list({each.option: each for each in found}.values())
 
 
 def named(path: str) -> str:
     if path.startswith("inputs."):
-        return f"{option_at(path.removeprefix('inputs.'))} (the file's content)"
+        return option_at(path.removeprefix("inputs.")) + CONTENT
     return option_at(path)
 
 

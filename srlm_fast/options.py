@@ -498,7 +498,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             real(0.0, above=True),
             "B",
             "of DPO: how closely the policy is held to the round's start; "
-            "of simpo: scale of the margin, 2 or more",
+            "of simpo: scale of the margin, there 2 where not given",
         ),
         Option("--loss", "dpo.loss", one_of(*LOSSES), "NAME", f"of DPO: {', '.join(LOSSES)}"),
         Option(
@@ -508,7 +508,13 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "E",
             "share of pairs taken to be ordered wrongly",
         ),
-        Option("--gamma", "dpo.gamma", real(0.0), "G", "target margin of --loss simpo"),
+        Option(
+            "--gamma",
+            "dpo.gamma",
+            real(0.0),
+            "G",
+            "target margin of --loss simpo, there 1 where not given",
+        ),
         Option(
             "--nll-weight",
             "dpo.nll_weight",

@@ -14,6 +14,7 @@ import dataclasses
 import datetime
 import errno
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from srlm_fast import __version__, run_folder
 from srlm_fast.damage import check_going_on, forget_removed
+from srlm_fast.defaults import help_of
 from srlm_fast.made_by import told_apart
 from srlm_fast.options import GROUPS, OPTIONS, Option, nearest
 from srlm_fast.records import InputError
@@ -62,8 +64,8 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="python -m srlm_fast.run",
         description=DESCRIPTION,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, max_help_position=32, width=100
+        formatter_class=lambda prog: argparse.HelpFormatter(
+            prog, max_help_position=32, width=min(100, shutil.get_terminal_size().columns)
         ),
         allow_abbrev=False,
         add_help=False,
@@ -72,7 +74,7 @@ def make_parser() -> Parser:
     for title, options in GROUPS.items():
         group = parser.add_argument_group(title)
         for option in options:
-            group.add_argument(option.name, **option.for_parser)
+            group.add_argument(option.name, **option.for_parser | {"help": help_of(option)})
         if title == "the run":
             group.add_argument(
                 "--out",
@@ -177,6 +179,11 @@ def launched(arguments: argparse.Namespace) -> ManyRanks | None:
             f"--tensor-parallel: found {tensor}, wanted a divisor of the {world} ranks of this "
             "start (torchrun --nproc-per-node N -m srlm_fast.run ...)"
         )
+    if arguments.shard == "yes" and world == tensor:
+        raise InputError(
+            "--shard: found 'yes' without ranks that prompts are split over, wanted more of them "
+            "(torchrun --nproc-per-node N -m srlm_fast.run ...)"
+        )
     if world == 1:
         return None
     if arguments.device not in (None, "cpu", "cuda"):
@@ -226,7 +233,7 @@ def run_as(ranks: ManyRanks | None, arguments: argparse.Namespace) -> int:
     if arguments.plan:
         from srlm_fast.plan import print_plan
 
-        print_plan(config, arguments.devices)
+        print_plan(dataclasses.replace(config, out=arguments.out or ""), arguments.devices)
         return DONE
     return train(config, None if arguments.out is None else Path(arguments.out), ranks)
 
@@ -291,11 +298,10 @@ def hold_and_run(config: Config, folder: Path, display: Display, ranks: Ranks) -
 def is_refused(error: Exception, ranks: Ranks) -> bool:
     """Whether what the user gave ends the run, as this rank or the one that has ended says."""
     from srlm_fast.loop.boundary import RankEndedError
-    from srlm_fast.model import ModelError
 
     if isinstance(error, RankEndedError):
         return ranks.told() == UNUSABLE
-    return isinstance(error, InputError | ModelError)
+    return isinstance(error, InputError)
 
 
 def take_folder(config: Config, folder: Path, display: Display) -> None:
@@ -306,11 +312,9 @@ def take_folder(config: Config, folder: Path, display: Display) -> None:
         refuse_other_run(folder, differences(read_config(folder), config))
         for note in check_going_on(folder):
             display.note(note)
-        display.note(f"going on in {folder}")
     else:
         run_folder.write_config(folder, config.to_json(), versions())
         forget_removed(folder)
-        display.note(f"writing to {folder}")
 
 
 def choose_folder(config: Config) -> Path:

@@ -148,7 +148,12 @@ class Lock:
     """Holds the run folder for this process. The kernel lets go of it however the process ends."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # of a file system such as /proc
+            raise InputError(
+                f"--out {folder}: {error.strerror}, wanted a folder that can be made"
+            ) from None
         self._file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -82,6 +82,11 @@ TABLE = (
         "(--sft-lr, --sft-epochs), without pairs",
     ),
     Unused(
+        ("--min-margin", "--length-control"),
+        lambda run: run.reward == "best-of-n",
+        "with --reward best-of-n, wanted another reward: it makes no pairs",
+    ),
+    Unused(
         ("--candidates",),
         lambda run: run.reward == "constitution",
         "with --reward constitution, wanted another reward: it revises one answer to each prompt "
@@ -91,6 +96,12 @@ TABLE = (
         ("--accumulate",),
         lambda run: not has_earlier(run),
         "with --iterations {iterations}, wanted two rounds at least: the first has no earlier one",
+    ),
+    Unused(
+        ("--reference",),
+        lambda run: run.reference == "sft" and run.iterations < 2,
+        "with --iterations {iterations}, wanted two rounds at least: the first starts from M1 "
+        "anyway",
     ),
     Unused(
         ("--judge-samples",),

@@ -24,7 +24,7 @@ from srlm_fast.loop import contest, run
 from srlm_fast.loop.state import weights_hash
 from srlm_fast.model import load_model, with_score_head
 from srlm_fast.model.load import find_folder
-from srlm_fast.records import RowWriter, read_jsonl
+from srlm_fast.records import Prompt, RowWriter, read_jsonl
 from srlm_fast.run_models import resolve_model
 from tests.commands import complaint_of
 from tests.loop.worlds import Silent, small_config
@@ -301,7 +301,13 @@ def test_another_comparison_is_refused(made, tmp_path, complaint):
     assert "holds a comparison made with --seed 0, found 4; wanted the same options" in said
     assert "with A " in complaint(models[1], models[0], *models[2:], *FEW)
     assert "--samples 2, found 1" in complaint(*models, *FEW, "--samples", "1")
-    assert "--prompts (their content)" in complaint(*models, "--samples", "2")
+    assert "--limit 4, found" in complaint(*models, "--samples", "2")
+    assert "--limit 4, found 5" in complaint(*models, "--samples", "2", "--limit", "5")
+    file = tmp_path / "p.jsonl"
+    file.write_text(
+        "".join(json.dumps({"prompt": p.text}) + "\n" for p in held_out(made)[::-1][:6])
+    )
+    assert "--prompts (their content)" in complaint(*models, *FEW, "--prompts", file)
     assert "--judge-kind gold" in complaint(*models, *FEW, "--judge", "B", *SHORT)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert "files that are not of a comparison" in complaint(
@@ -319,6 +325,17 @@ def test_a_held_out_set_that_has_changed_is_refused(made, tmp_path, complaint):
     assert from_json(config["run"]).eval_prompts_file
     said = complaint(str(out / "m2"), str(out / "m1"), "--out", str(tmp_path / "c"))
     assert "--eval-prompts of the run) has changed since" in said
+
+
+def held_out(made: Path) -> list[Prompt]:
+    models = {side: resolve_model(str(made / name)) for side, name in (("a", "m2"), ("b", "m1"))}
+    return list(terms_of(read_options(["A", "B", "--out", "none"]), models).prompts)
+
+
+def test_one_answer_each_is_matched_in_one_way(made, tmp_path, complaint):
+    models = [str(made / "m2"), str(made / "m1"), "--out", str(tmp_path / "out")]
+    said = complaint(*models, "--match", "same", "--samples", "1")
+    assert "--match: found 'same' with one answer of each model, wanted --samples 2" in said
 
 
 @pytest.mark.parametrize(
@@ -339,6 +356,8 @@ def test_a_held_out_set_that_has_changed_is_refused(made, tmp_path, complaint):
         (["tiny", "tiny", "--out", "x", "--judge-samples", "2"], "found with --judge-kind gold"),
         (["tiny", "tiny", "--out", "x", "--rubric", "none"], "/none: No such file"),
         (["tiny", "tiny", "--out", "x", "--match", "some"], "--match: found 'some'"),
+        (["tiny", "tiny", "--out", "x"], "B: found tiny, which is A too, wanted two models"),
+        (["tiny", "tiny", "--out", "x", "--prompts", "p"], "with --judge-kind sampled or pairwise"),
         (["tiny", "tiny", "--out", "p"], "--out p: found a file, wanted a folder"),
         (["tiny", "tiny", "--out", "x", "--prompts", "p"], "--judge-kind gold: found the prompt"),
         (

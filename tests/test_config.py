@@ -11,6 +11,7 @@ import pytest
 
 from srlm_fast import config as configs
 from srlm_fast.config import Config, differences, from_json, from_options
+from srlm_fast.defaults import DEFAULTS, help_of
 from srlm_fast.options import LOSSES, OPTIMIZERS, OPTIONS, SCHEDULES
 from srlm_fast.records import InputError
 from srlm_fast.run import read_options
@@ -82,6 +83,37 @@ def test_losses_are_the_kernels_and_gamma_is_simpos():
     assert (made.dpo.loss, made.dpo.gamma, made.dpo.nll_weight) == ("simpo", 0.5, 0.1)
     with pytest.raises(InputError, match="--gamma: 0.5, wanted 0: sigmoid has no target margin"):
         tree("--gamma", "0.5")
+
+
+def test_simpo_has_sizes_of_its_own():
+    made = tree("--loss", "simpo", "--model", "llama-3-8b")
+    assert (made.dpo.beta, made.dpo.gamma) == (2.0, 1.0)
+    made = tree("--gamma", "0", "--loss", "simpo", "--beta", "2.5")
+    assert (made.dpo.beta, made.dpo.gamma) == (2.5, 0.0)
+    for option, value in (("--beta", 2), ("--gamma", 1)):
+        (row,) = [each for each in OPTIONS if each.name == option]
+        assert f"there {value} where not given" in row.help
+
+
+def test_help_shows_the_defaults_of_the_tree():
+    for option in OPTIONS:
+        default, tiny = (said(made, option.path) for made in (Config(), configs.tiny()))
+        if option.name == "--final-fraction":
+            default = f"{default}; SFT: {said(Config(), 'sft.final_fraction')}"
+            tiny = default
+        told = default if default == tiny else f"{default}; tiny: {tiny}"
+        if "(default: " in option.help:
+            assert option.name not in DEFAULTS
+        else:
+            assert DEFAULTS.get(option.name, "") == told, option.name
+            assert help_of(option).endswith(f" (default: {told})") == bool(told)
+
+
+def said(made: Config, path: str) -> str:
+    value = configs.get(made, path)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str("" if value in (None, ()) else value)
 
 
 def test_options_of_every_training_set_all_of_them():
@@ -173,6 +205,8 @@ def test_differences_name_options_and_leave_the_folder_out():
     other = dataclasses.replace(tree("--seed", "2", "--beta", "0.3", "--reward", "random"), out="b")
     found = {each.option: (each.there, each.here) for each in differences(made, other)}
     assert found == {"--seed": (1, 2), "--beta": (0.1, 0.3), "--reward": ("self", "random")}
+    other = tree("--seed", "1", "--dropout", "0.3")
+    assert [each.option for each in differences(made, other)] == ["--dropout"]  # of three trainings
 
 
 def test_a_field_without_an_option_is_named_by_its_place():

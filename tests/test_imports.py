@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     # The embedded default is data; only the script that made its weights uses the stages.
     "tiny": {"records", "judge", "data", "model", "train"},
     "options": {"records"},
+    "defaults": {"options"},
     "run_folder": {"records"},
     "damage": {"records", "run_folder"},
     "run_models": {"records", "options", "run_folder", "damage"},
@@ -41,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "unused": {"records", "options", "config"},
     "run": {
         *("records", "options", "run_folder", "config", "unused", "plan", "loop", "report"),
-        *("model", "damage", "made_by"),
+        *("damage", "defaults", "made_by", "model"),
     },
     "report_command": {"records", "run", "report", "damage"},
     "made_by": {"records", "run_folder"},

@@ -63,6 +63,8 @@ def option_row(option: Option, recipes: tuple[Config, ...]) -> str:
 def shown(value: Any) -> str:
     if value is None or value == ():
         return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -38,7 +38,8 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     def complain(*argv: str, status: int = run.UNUSABLE) -> str:
         capsys.readouterr()
         assert run.main(argv) == status
-        written = capsys.readouterr().err
+        shown, written = capsys.readouterr()
+        assert status != run.UNUSABLE or "writing to" not in shown
         assert written.startswith("srlm_fast: "), written
         assert written.count("\n") == 1, written
         assert "Traceback" not in written
@@ -96,11 +97,14 @@ def test_help_answers_in_under_a_second_and_names_every_option():
         capture_output=True,
         text=True,
         check=True,
+        env=os.environ | {"COLUMNS": "80"},
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
     for name in ("--model", "--out", "--prompts", "--judge", "--recipe", "--plan", "--top-p"):
         assert name in done.stdout
+    assert "(default: 1024; tiny: 512)" in " ".join(done.stdout.split())
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 MISTAKES = {
@@ -140,9 +144,19 @@ MISTAKES = {
     "devices without a plan": (["--devices", "H100-80"], "--devices: found without --plan"),
     "unknown card": (["--plan", "--devices", "8xH10-80"], "did you mean H100-80?"),
     "no devices": (["--plan", "--devices", "0xH100-80"], "--devices: found '0xH100-80'"),
-    "no such device": (["--device", "cuda:77"], "'cuda:77' is not there; this machine has cpu"),
+    "no such device": (
+        ["--device", "cuda:77"],
+        "--device: 'cuda:77' is not there; this machine has cpu",
+    ),
     "no device": (["--device", "toaster"], "'toaster' is not there; this machine has cpu"),
     "no such model": (["--model", "./nowhere"], "./nowhere: no such folder"),
+    "tiny misspelt": (["--model", "tinny"], "--model tinny: no such folder; did you mean tiny?"),
+    "out nowhere": (["--out", "/proc/x"], "--out /proc/x: No such file or directory, wanted"),
+    "shards of one": (["--shard", "yes"], "--shard: found 'yes' without ranks"),
+    "planned prompt model misspelt": (
+        ["--plan", "--model", "llama-3-8b", "--prompt-model", "llama-3-9b"],
+        "--prompt-model llama-3-9b: no such folder; did you mean llama-3-8b?",
+    ),
     "model misspelt": (["--model", "llama-3-8"], "did you mean llama-3-8b?"),
     "gold of a foreign world": (
         ["--model", "llama-3-8b", "--reward", "gold"],
@@ -163,10 +177,10 @@ FILES = {
     "folder": (None, "found a folder, wanted a file"),
     "empty": (b"", "prompts.jsonl"),
     "not JSON": (b'{"prompt": "a"}\nnope\n', "line 2"),
-    "wrong field": (b'{"prompt": "a"}\n{"text": "b"}\n', "line 2: field 'prompt' is missing"),
+    "wrong field": (b'{"prompt": "a"}\n{"text": "b"}\n', "line 2: field 'text'"),
     "not a string": (b'{"prompt": 3}\n', "line 1: field 'prompt'"),
     "not UTF-8": (b'{"prompt": "\xff\xfe"}\n', "prompts.jsonl"),
-    "not an object": (b'["a"]\n', "line 1"),
+    "not an object": (b'{"prompt": "a"}\n["a"]\n', "line 2"),
 }
 
 
@@ -258,6 +272,8 @@ def test_out_belongs_to_another_run(complaint, fake):
     assert "--seed 0, found 7" in complaint(*given, "--seed", "7")
     Path("p.jsonl").write_text('{"prompt": "b"}\n')
     assert "with --prompts of other content; wanted" in complaint(*given)
+    said = complaint(*given, "--recipe", "paper")
+    assert "--recipe default" in said and "num_ift" not in said
 
 
 def test_two_runs_cannot_write_one_folder(complaint, fake):

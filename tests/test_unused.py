@@ -32,6 +32,8 @@ REFUSED = [
     ("--stop-on-collapse", "a round", ["--stop-on-collapse", "yes", "--iterations", "0"], None),
     ("--lr", "with --reward best-of-n", ["--reward", "best-of-n", "--lr", "1e-5"], None),
     ("--reference", "without pairs", ["--reward", "best-of-n", "--reference", "sft"], None),
+    ("--min-margin", "makes no pairs", ["--reward", "best-of-n", "--min-margin", ".2"], None),
+    ("--reference", "two rounds", ["--reference", "sft", "--iterations", "1"], None),
     ("--candidates", "one answer", ["--reward", "constitution", "--candidates", "6"], None),
     (
         "--accumulate",

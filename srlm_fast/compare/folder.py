@@ -45,6 +45,7 @@ def settings(terms: Terms) -> dict[str, Any]:
         "A": identity("A", terms.models["a"]),
         "B": identity("B", terms.models["b"]),
         "--seed": config.seed,
+        "--limit": terms.limit,
         "--prompts (their content)": hashlib.sha256(rows.encode()).hexdigest()[:16],
         "--samples": answers.n,
         "--temperature": answers.temperature,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from srlm_fast.judge_options import drawn
 from srlm_fast.options import JUDGES
+from srlm_fast.records import InputError
 
 from .judge import check_kind, chosen_judge, chosen_kind
 from .models import Models, all_tiny, shared_run
@@ -31,7 +32,12 @@ def terms_of(arguments: argparse.Namespace, models: Models) -> Terms:
     config = config_of(arguments, models, kind)
     prompts = prompts_of(arguments.prompts, models, config)
     if kind == "gold":
-        check_gold(prompts)
+        try:
+            check_gold(prompts)
+        except InputError as error:
+            raise InputError(
+                f"{error}; a model judges any with --judge-kind sampled or pairwise"
+            ) from None
     terms = Terms(
         models,
         chosen_judge(arguments, models, kind),
@@ -41,9 +47,22 @@ def terms_of(arguments: argparse.Namespace, models: Models) -> Terms:
         of_run=arguments.prompts is None and shared_run(models) is not None,
         match=arguments.match or MATCHES[0],
         tie_within=arguments.tie_within or 0.0,
+        limit=arguments.limit if (arguments.limit or 0) < len(prompts) else None,
     )
     check_models(terms)
+    check_pairing(terms)
     return terms
+
+
+def check_pairing(terms: Terms) -> None:
+    """Refuse a model against itself, and pairs of answers where each has one."""
+    a, b = terms.models["a"].folder_or_name, terms.models["b"].folder_or_name
+    if a == b:
+        raise InputError(f"B: found {b}, which is A too, wanted two models")
+    if terms.match == "same" and terms.sampling.n == 1:
+        raise InputError(
+            "--match: found 'same' with one answer of each model, wanted --samples 2 or more"
+        )
 
 
 def config_of(arguments: argparse.Namespace, models: Models, kind: str) -> Config:

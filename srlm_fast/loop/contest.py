@@ -35,7 +35,7 @@ class Terms:
     """What is compared and how. models: by side. judge: None for a program. kind: a key of
     `JUDGES`. config: how answers are sampled (`candidates`, `evaluation.samples`, `seed`) and
     judged. of_run: the prompts are those that the run of both models holds out. match, tie_within:
-    as `judge.matched` and `judge.by_score` have them.
+    as `judge.matched` and `judge.by_score` have them. limit: how many were drawn; None: all.
     """
 
     models: Mapping[str, ModelAt]
@@ -46,6 +46,7 @@ class Terms:
     of_run: bool = False
     match: str = "all"
     tie_within: float = 0.0
+    limit: int | None = None
 
     @property
     def sampling(self) -> SamplingParams:

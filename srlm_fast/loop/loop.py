@@ -19,9 +19,11 @@ from srlm_fast.config import Config
 from srlm_fast.damage import Lost
 from srlm_fast.model import Model, load_model
 from srlm_fast.records import InputError, read_jsonl, write_json_atomic
+from srlm_fast.run_folder import is_started
 from srlm_fast.sampler import Sampler
 
 from .eft_building import EftBuilding
+from .few_rows import few_rows
 from .head_to_head import HeadToHead
 from .material import Material, gather
 from .measuring import Measuring
@@ -74,6 +76,7 @@ class Run:
         self.on_model = on_model if ranks.first else lambda number: None
         self.ranks.asked = stop
         self.out = Path(config.out)
+        self.going_on = is_started(self.out)
         self.material: Material = gather(config)
         self.rewarding = REWARDINGS[config.reward](self)
         self.prompting, self.pairing = Prompting(self), Pairing(self)
@@ -89,12 +92,14 @@ class Run:
 
     def go(self) -> dict[str, Any]:
         try:
-            for note in self.material.notes + self.watching.notes:
+            few = few_rows(self.config, self.material)
+            for note in self.material.notes + few + self.watching.notes:
                 self.display.note(note)
             if not self.material.held_out:
                 self.display.note("no prompt is left to hold out: the models get no score")
             self.watching.check_finished()
             self.load()
+            self.display.note(f"{'going on in' if self.going_on else 'writing to'} {self.out}")
             self.first_model(self.folders[0])
             for folder in self.folders[1:]:
                 self.round(folder)

@@ -22,7 +22,8 @@ RATES, LORA_RATE = ("--lr", "--sft-lr"), 10
 def command_words(config: Config, choice: Choice, devices: Devices) -> list[str]:
     """With the options that were given, but for those that the choice sets."""
     words = [*launcher(devices), "-m", "srlm_fast.run", *given(config)]
-    return words + chosen_options(config, choice, devices)
+    out = ["--out", config.out] if config.out else []
+    return words + out + chosen_options(config, choice, devices)
 
 
 def chosen_options(config: Config, choice: Choice, devices: Devices) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from srlm_fast.config import Config
-from srlm_fast.model import resolve_device
+from srlm_fast.model import ModelError, resolve_device
 from srlm_fast.options import nearest
 from srlm_fast.records import InputError
 
@@ -73,7 +73,10 @@ def _card(config: Config, ranks: int) -> Card:
     """The device of one of `ranks` processes on this machine, with the memory that is free."""
     import torch
 
-    device = resolve_device(config.device)
+    try:
+        device = resolve_device(config.device)
+    except ModelError as error:
+        raise InputError(f"--device: {str(error).removeprefix('device ')}") from None
     if device.type == "cpu":
         rate = CORE_RATE * (os.cpu_count() or 1)
         return Card("cpu", host_bytes() / ranks, HOST_MEMORY_RATE / ranks, rate / ranks)

@@ -20,7 +20,7 @@ from .lengths import (
 )
 from .refusal import check_tensor, what_fits
 from .settings import settings_of
-from .shape import model_config, prompt_model_config
+from .shape import own_config, prompt_model_config
 from .times import DECODE_COPY, DECODE_MATH, MATH, MATH_OF_MANY, Rates, StageTime
 from .units import clock, count, size
 from .work import PAIR_SHARE, Work, first_work, round_work
@@ -34,7 +34,7 @@ def print_plan(config: Config, devices: str | None) -> None:
 
 
 def plan_lines(config: Config, devices: Devices) -> list[str]:
-    model = model_config(config.model)
+    model = own_config(config)
     check_tensor(config, model)
     found = choices(model, config, devices, settings_of(config))
     choice = chosen(found)

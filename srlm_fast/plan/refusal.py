@@ -14,14 +14,14 @@ from .command import chosen_options
 from .devices import Devices, of_run
 from .memory import SAMPLING_SHARE, TRAINING_SHARE
 from .mesh import divides
-from .shape import local_folder, model_config
+from .shape import local_folder, own_config
 from .units import GB, count, size
 
 
 def check_fits(config: Config) -> None:
     """Raise InputError, in one line, for a model that the devices of this run cannot train."""
     devices = of_run(config)
-    model = model_config(config.model)
+    model = own_config(config)
     check_lengths(config, model)
     check_tensor(config, model)
     own = as_given(model, config, devices)

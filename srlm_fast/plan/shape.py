@@ -22,14 +22,27 @@ def model_config(name: str) -> ModelConfig:
     return read_config(folder or find_folder(name))
 
 
+def own_config(config: Config) -> ModelConfig:
+    """Of the run's model. Raises InputError naming the option."""
+    try:
+        return model_config(config.model)
+    except ModelError as error:
+        raise InputError(f"--model {error}") from None
+
+
 def prompt_model_config(config: Config) -> ModelConfig | None:
     """Of another model that makes prompts; None where there is none, or one that would have to be
-    downloaded first and is no preset.
+    downloaded first and is no preset. Raises InputError for a name that can be no hub id.
     """
     name = config.other_prompt_model
-    if name is None or not (name.lower() in PRESETS or local_folder(name) is not None):
+    if name is None:
         return None
-    return model_config(name)
+    if name.count("/") == 1 and local_folder(name) is None:
+        return None
+    try:
+        return model_config(name)
+    except ModelError as error:
+        raise InputError(f"--prompt-model {error}") from None
 
 
 def local_folder(name: str) -> Path | None:

@@ -72,6 +72,7 @@ def test_it_is_saved_with_the_models_and_the_data_is_told(write, tmp_path):
     notes = "\n".join(screen.notes)
     assert f"--ift {ift}: recognised as conversations, 4 rows of 2 conversations, 1 line" in notes
     assert "field 'messages' is the number 3" in notes
+    assert screen.notes.index(f"writing to {out}") > 0  # behind what the data have to say
     assert summary["data"]["--ift"]["skipped"] == 1
     taught = [json.loads(line) for line in (out / "m1" / "sft.jsonl").read_text().splitlines()]
     assert taught[1] == {

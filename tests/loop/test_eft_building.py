@@ -150,7 +150,9 @@ def test_broken_inside_stages(finished, given, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):  # in the middle of M1's training
         run(users_config(out, given), Silent(), lambda: trained(out))
     assert (out / "m1" / "checkpoint.pt").exists()
-    run(users_config(out, given), Silent())
+    screen = Silent()
+    run(users_config(out, given), screen)
+    assert f"going on in {out}" in screen.notes
     check_same(finished, out)
 
 

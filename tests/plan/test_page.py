@@ -74,6 +74,9 @@ def test_the_command_has_what_was_given_and_what_is_chosen():
     assert line.startswith("torchrun --nnodes 2 ")
     assert " --nproc-per-node 8 -m srlm_fast.run --model llama-2-70b --seed 3 " in line
     assert line.endswith("--reward pairwise --tensor-parallel 8 --shard yes --optimizer adamw-bf16")
+    assert "--out some/place" in shlex.join(
+        command_of("\n".join(plan_lines(dataclasses.replace(config, out="some/place"), devices)))
+    )
     alone = command_of(text("llama-2-70b", "1xH200"))
     assert alone[:3] == ["python", "-m", "srlm_fast.run"]
     assert alone[3:9] == "--model llama-2-70b --lora-rank 16 --base-dtype fp8".split()
