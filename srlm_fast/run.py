@@ -312,6 +312,7 @@ def take_folder(config: Config, folder: Path, display: Display) -> None:
         refuse_other_run(folder, differences(read_config(folder), config))
         for note in check_going_on(folder):
             display.note(note)
+        run_folder.forget_stop(folder)
     else:
         run_folder.write_config(folder, config.to_json(), versions())
         forget_removed(folder)

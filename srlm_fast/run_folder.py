@@ -99,6 +99,14 @@ def earlier_runs(root: Path, model: str) -> list[Path]:
     return sorted(folders, key=lambda path: (path / CONFIG_FILE).stat().st_mtime, reverse=True)
 
 
+def forget_stop(folder: Path) -> None:
+    """A run that stopped by itself goes on: its summary, which says so, no longer holds. The report
+    has the figures from the state.
+    """
+    if read_json(folder / SUMMARY_FILE).get("stopped"):
+        (folder / SUMMARY_FILE).unlink()
+
+
 def new_folder(root: Path, model: str, today: datetime.date) -> Path:
     """`root/<model>-<date>`, with a number behind it when that is taken."""
     first = root / f"{slug(model)}-{today.isoformat()}"

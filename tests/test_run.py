@@ -262,6 +262,16 @@ def test_out_is_not_writable(complaint, monkeypatch: pytest.MonkeyPatch):
     assert "is not writable" in complaint("--out", "out")
 
 
+def test_what_stopped_before_is_forgotten_when_it_goes_on(tmp_path):
+    summary = tmp_path / "summary.json"
+    summary.write_text('{"finished": false, "stopped": {"reason": "M2: no pair"}}')
+    run_folder.forget_stop(tmp_path)
+    assert not summary.exists()
+    summary.write_text('{"finished": true}')
+    run_folder.forget_stop(tmp_path)
+    assert run_folder.is_finished(tmp_path)
+
+
 def test_out_belongs_to_another_run(complaint, fake):
     Path("p.jsonl").write_text('{"prompt": "a"}\n')
     fake(finish)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def terms_of(arguments: argparse.Namespace, models: Models) -> Terms:
-    """Raises InputError and ModelError for whatever cannot be compared so, before anything is
+    """Raises InputError for whatever cannot be compared so, before anything is
     written.
     """
     from srlm_fast.loop.contest import Terms

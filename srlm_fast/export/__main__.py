@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from srlm_fast.export import alpaca_eval, model, mt_bench, pairs, reward_bench, sft
 from srlm_fast.export.command import PROGRAM
-from srlm_fast.export.made import is_made
+from srlm_fast.export.made import make
 from srlm_fast.options import nearest
 from srlm_fast.records import InputError
 from srlm_fast.run import DONE, end_of
@@ -37,8 +37,7 @@ def command(argv: Sequence[str]) -> int:
         hint = f"did you mean {near}?" if near else f"wanted {', '.join(COMMANDS)}"
         raise InputError(f"{name}: nothing that can be exported; {hint}")
     wanted = COMMANDS[name]
-    arguments = wanted.read(rest)
-    return DONE if is_made(wanted, arguments) else wanted.run(arguments)
+    return make(wanted, wanted.read(rest))
 
 
 def usage() -> str:

@@ -12,7 +12,6 @@ from typing import Any
 from srlm_fast.options import Option, text
 from srlm_fast.records import InputError
 from srlm_fast.run import Parser, unknown_message
-from srlm_fast.run import in_one_line as in_one_line
 from srlm_fast.run_folder import check_file
 
 MODEL = "a run, one of its models (runs/x/m2), a folder, a hub id or a preset"

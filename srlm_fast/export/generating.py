@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from srlm_fast.options import OPTIONS, Option, real, text, whole
-from srlm_fast.run import stop_on_interrupt
+from srlm_fast.run import in_one_line, stop_on_interrupt
+from srlm_fast.run_models import find_model
 
 from .answering import Answering, Dialogue
-from .command import Command, in_one_line
+from .command import Command
 from .made import digest, note, rows_of
-from .source import find_model
 
 NAME = Option(
     "--name", "name", text("a name"), "NAME", "of the model in the file (default: its own)"

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from srlm_fast.made_by import hold, refuse_other
-from srlm_fast.records import InputError
+from srlm_fast.records import InputError, write_json_atomic
+from srlm_fast.run import DONE
 from srlm_fast.run_folder import read_json
 
 from .command import Command, is_there
+
+SEAL = "--out (its content)"
 
 
 def note_of(out: Path) -> Path:
@@ -38,11 +41,32 @@ def is_made(command: Command, arguments: argparse.Namespace) -> bool:
     found = read_json(note_of(out))
     if not found or not is_there(out):
         return False
-    where = f"--out {out}: is there already, made"
-    refuse_other(where, found, made_with(command, arguments), "name")
+    where = f"--out {out}: is there already"
+    sealed = found.pop(SEAL, None)
+    refuse_other(f"{where}, made", found, made_with(command, arguments), "name")
+    if sealed not in (None, seal_of(out)):
+        raise InputError(f"{where}, changed since it was made; wanted a new name")
     rows_of(out).unlink(missing_ok=True)
     print(f"{out}: is there already, made by the same command")
     return True
+
+
+def make(command: Command, arguments: argparse.Namespace) -> int:
+    """Do it, unless it is done; note what came out. Returns the exit status. Raises InputError."""
+    if is_made(command, arguments):
+        return DONE
+    status = command.run(arguments)
+    out = Path(arguments.out).expanduser()
+    write_json_atomic(note_of(out), made_with(command, arguments) | {SEAL: seal_of(out)})
+    return status
+
+
+def seal_of(out: Path) -> str:
+    """Of a file its digest, of a folder that of its files' names and sizes."""
+    if out.is_file():
+        return digest("--out", out)
+    sizes = sorted((path.name, path.stat().st_size) for path in out.iterdir())
+    return hashlib.sha256(repr(sizes).encode()).hexdigest()[:16]
 
 
 def is_noted(command: Command, arguments: argparse.Namespace) -> bool:

@@ -10,12 +10,13 @@ from typing import Any
 from srlm_fast.damage import way_out
 from srlm_fast.options import DTYPE_ALIASES, DTYPES, Option, one_of
 from srlm_fast.records import InputError
-from srlm_fast.run import DONE
+from srlm_fast.run import DONE, in_one_line
 from srlm_fast.run_folder import SUMMARY_FILE
+from srlm_fast.run_models import label
 
-from .command import Command, check_new, in_one_line, out_option
+from .command import Command, check_new, out_option
 from .made import digest, note
-from .source import find_in_run, label
+from .source import find_in_run
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -15,12 +15,12 @@ from typing import Any
 from srlm_fast.options import Option, real, whole
 from srlm_fast.records import write_jsonl
 from srlm_fast.run import DONE
+from srlm_fast.run_models import find_model, label
 
 from .answering import Dialogue
 from .command import MODEL, Command, check_new_file, file_option, naming, out_option
 from .generating import DEFAULTS, DEVICE, NAME, SAMPLING, generate, inputs
 from .made import rows_of
-from .source import find_model, label
 
 Row = dict[str, Any]
 FORM = '{"question_id": 81, "category": "writing", "turns": ["...", "..."]}'

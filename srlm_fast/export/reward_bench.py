@@ -18,13 +18,13 @@ from typing import Any
 from srlm_fast import judge_command
 from srlm_fast.options import OPTIONS
 from srlm_fast.records import write_json_atomic
-from srlm_fast.run import DONE
+from srlm_fast.run import DONE, in_one_line
 from srlm_fast.run_folder import check_file
+from srlm_fast.run_models import find_model, label
 
-from .command import MODEL, Command, check_new_file, in_one_line, naming, out_option
+from .command import MODEL, Command, check_new_file, naming, out_option
 from .generating import NAME
 from .made import is_noted, note
-from .source import find_model, label
 
 Row = dict[str, Any]
 FORM = '{"prompt": "...", "chosen": "...", "rejected": "..."}'

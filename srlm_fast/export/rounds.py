@@ -13,11 +13,11 @@ from srlm_fast.options import Kind, Option
 from srlm_fast.records import InputError
 from srlm_fast.report.rows import rows_of
 from srlm_fast.run_folder import is_run_folder
+from srlm_fast.run_models import meant
 
 from .command import check_new_file
 from .made import digest
 from .row_file import check_suffix
-from .source import meant
 
 Row = dict[str, Any]
 

@@ -7,10 +7,7 @@ from pathlib import Path
 from srlm_fast.damage import not_a_run
 from srlm_fast.records import InputError
 from srlm_fast.run_folder import SUMMARY_FILE, is_run_folder, read_json
-from srlm_fast.run_models import ModelAt, listed, models_of, resolve_model
-from srlm_fast.run_models import find_model as find_model
-from srlm_fast.run_models import label as label
-from srlm_fast.run_models import meant as meant
+from srlm_fast.run_models import ModelAt, find_model, listed, meant, models_of, resolve_model
 
 
 def find_in_run(word: str, best: bool = False) -> ModelAt:

@@ -56,7 +56,7 @@ def run(
 
     ranks: the processes that do it together, each with a call of its own; None: this one alone.
     on_model: called on the first of them with the number of each model that has its figures.
-    Raises InputError and ModelError for what the user gave, StoppedError when a round gives nothing
+    Raises InputError for what the user gave, StoppedError when a round gives nothing
     to learn from, KeyboardInterrupt at the next safe point after `stop()` is true, on one rank or
     several, and RankEndedError where another rank raised something.
     """

@@ -29,7 +29,7 @@ COLUMNS = 100
 
 
 def print_plan(config: Config, devices: str | None) -> None:
-    """Print the plan of a run. Raises InputError or ModelError for an unknown model or device."""
+    """Print the plan of a run. Raises InputError for an unknown model or device."""
     print("\n".join(plan_lines(config, parse_devices(devices) if devices else at_hand(config))))
 
 

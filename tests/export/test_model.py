@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from srlm_fast.export.source import find_model, label
 from srlm_fast.loop.state import weights_hash
 from srlm_fast.model import ModelError, chat, load_model
 from srlm_fast.model.load import find_folder
 from srlm_fast.model.save import save_model
+from srlm_fast.run_models import find_model, label
 
 from .conftest import logits_of
 

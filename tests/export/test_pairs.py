@@ -242,6 +242,10 @@ def test_the_same_command_again_is_done(what, made, tmp_path, export, complaint,
     there = {"pairs": "--round all, found m2", "sft": "--kind all", "model": "--best no"}[what]
     said = complaint(what, run, "--out", out, *other.split("="))
     assert f"is there already, made with {there}" in said and "None" not in said
+    last = max(out.iterdir() if out.is_dir() else [out])
+    last.write_bytes(before[last.name] + b"x")
+    assert "is there already, changed since it was made" in complaint(what, run, "--out", out)
+    last.write_bytes(before[last.name])
     read = {"pairs": "m2/pairs.jsonl", "sft": "m1/sft.jsonl", "model": "m2/model/config.json"}[what]
     with (run / read).open("a") as file:
         file.write("\n" if what == "model" else (run / read).read_text())
