@@ -307,7 +307,7 @@ def test_another_comparison_is_refused(made, tmp_path, complaint):
     file.write_text(
         "".join(json.dumps({"prompt": p.text}) + "\n" for p in held_out(made)[::-1][:6])
     )
-    assert "--prompts (their content)" in complaint(*models, *FEW, "--prompts", file)
+    assert "--prompts of other content" in complaint(*models, *FEW, "--prompts", file)
     assert "--judge-kind gold" in complaint(*models, *FEW, "--judge", "B", *SHORT)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert "files that are not of a comparison" in complaint(

@@ -97,7 +97,7 @@ def test_rows_of_another_measurement_are_refused(made, ranked, tmp_path, complai
     said = complaint(*command, *LIMITS, "--limit", "2", "--seed", "4")
     assert f"--rows {rows}" in said and "--seed 0, found 4" in said
     write(Path(ranked), seeds.eft_eval()[2:8])
-    assert "--data (the file's content)" in complaint(*command, *LIMITS, "--limit", "2")
+    assert "--data of other content" in complaint(*command, *LIMITS, "--limit", "2")
     assert rows.read_bytes() == before
 
 
@@ -181,7 +181,7 @@ def test_a_rubric_of_ones_own_with_its_range(made, ranked, tmp_path, capsys):
     assert found["n"]["five_best"] == sum(min(given) == 3 for given in scores.values()) > 0
     rubric.write_text(rubric.read_text() + " ")
     assert main([*command, *LIMITS, "--rows", str(rows)]) == 2
-    assert "--rubric (the file's content)" in capsys.readouterr().err
+    assert "--rubric of other content" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -55,9 +55,9 @@ def test_later_turns_of_open_assistant_are_conversations(tmp_path):
 
 def test_judgements_of_a_conversation_are_measured_as_one(tmp_path):
     rows = [
-        {"turns": SPOKEN[:2], "prompt": f"Q{i}?", "response": f"{n}", "score": n, "judgement": "J"}
+        {"turns": SPOKEN[:2], "prompt": f"Q{i}?", "response": f"{n}", "score": n, "judgement": said}
         for i in range(10)
-        for n in (1, 4)
+        for n, said in ((1, "Poor.\nScore: 1"), (4, "Good.\nScore: 4"))
     ]
     found = material(tmp_path, ift=ift_rows(9), eft=rows, prompts=[{"prompt": "Task"}] * 2)
     (row,) = found.human_text
