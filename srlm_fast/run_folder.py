@@ -31,7 +31,7 @@ def check_out(folder: Path, key: str = "run") -> None:
     """
     check_place(folder)
     if folder.exists() and not is_run_folder(folder, key) and not is_blank(folder):
-        if (folder / STATE_FILE).is_file():
+        if key == "run" and (folder / STATE_FILE).is_file():
             raise InputError(
                 f"--out {folder}: found a run whose {CONFIG_FILE} is missing or cannot be read; "
                 "restore it, or give another folder"
