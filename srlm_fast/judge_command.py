@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srlm_fast import judge_options, made_by
+from srlm_fast import judge_options, provenance
 from srlm_fast.judge_options import PLACE, RUBRIC, drawn, judging
 from srlm_fast.options import OPTIONS, Option, text, whole
 from srlm_fast.records import InputError, write_json_atomic
@@ -130,7 +130,7 @@ def judge(arguments: argparse.Namespace, display: Display) -> tuple[Config, Judg
             path = Path(arguments.rows or Path(scratch) / "rows.jsonl")
             beside = path.with_name(f"{path.name}.settings.json")
             made = f"--rows {path}: holds judgements made"
-            made_by.hold(path, beside, made, settings(config, arguments))
+            provenance.hold(path, beside, made, settings(config, arguments))
             return config, measure(config, drawn(rows, arguments.limit, config.seed), path, display)
 
 

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, NoReturn
 from srlm_fast import __version__, run_folder
 from srlm_fast.damage import check_going_on, forget_removed
 from srlm_fast.defaults import help_of
-from srlm_fast.made_by import told_apart
 from srlm_fast.options import GROUPS, OPTIONS, Option, nearest
+from srlm_fast.provenance import told_apart
 from srlm_fast.records import InputError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 
 from srlm_fast import damage, report_command, run_folder
 from srlm_fast.loop.state import RunState
-from srlm_fast.made_by import told_apart
+from srlm_fast.provenance import told_apart
 from srlm_fast.records import InputError, write_jsonl
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srlm_fast.judge_options import judging
-from srlm_fast.made_by import refuse_other
 from srlm_fast.options import JUDGES
+from srlm_fast.provenance import refuse_other
 from srlm_fast.records import dump_row
 from srlm_fast.run_folder import CONFIG_FILE, read_json, write_config
 from srlm_fast.run_models import ModelAt

@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from srlm_fast.made_by import hold, refuse_other
+from srlm_fast.provenance import hold, refuse_other
 from srlm_fast.records import InputError, write_json_atomic
 from srlm_fast.run import DONE
 from srlm_fast.run_folder import read_json
@@ -57,7 +57,7 @@ def make(command: Command, arguments: argparse.Namespace) -> int:
         return DONE
     status = command.run(arguments)
     out = Path(arguments.out).expanduser()
-    write_json_atomic(note_of(out), made_with(command, arguments) | {SEAL: seal_of(out)})
+    write_json_atomic(note_of(out), read_json(note_of(out)) | {SEAL: seal_of(out)})
     return status
 
 
